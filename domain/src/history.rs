@@ -1,0 +1,202 @@
+//! What the model sees: messages, rebuilt from items, the same every time they are rebuilt.
+//!
+//! One model call made one run of items (reasoning, text, tool calls); they become one assistant message
+//! followed by a tool message per call. An item marked superseded belongs to an answer that was cut off
+//! and asked for again, so no model sees it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::record::{Item, ItemKind};
+
+/// Metadata key of an item whose answer was cut off and requested again.
+pub const SUPERSEDED: &str = "superseded";
+/// Metadata key: which model call of its turn made the item, from 1.
+pub const CALL: &str = "call";
+
+/// One message of a conversation, in the terms that chat models share.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "snake_case")]
+pub enum Message {
+    System { content: String },
+    User { content: String },
+    Assistant { content: String, reasoning: String, tool_calls: Vec<ToolCall> },
+    Tool { call_id: String, content: String },
+}
+
+/// A tool call as the model asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// The provider's name for the call.
+    pub call_id: String,
+    pub name: String,
+    /// The arguments as text: a JSON object, unless the model wrote something else.
+    pub arguments: String,
+}
+
+impl ToolCall {
+    /// The arguments as items show them: an object where they are one, otherwise the raw text.
+    pub fn arguments_value(&self) -> Value {
+        match serde_json::from_str::<Value>(&self.arguments) {
+            Ok(object @ Value::Object(_)) => object,
+            _ => Value::String(self.arguments.clone()),
+        }
+    }
+}
+
+/// Builds the messages of a conversation, an item at a time, oldest first.
+#[derive(Debug, Default)]
+pub struct History {
+    messages: Vec<Message>,
+    /// The assistant message that is being put together, and the call that made it.
+    open: Option<(Option<u64>, Message)>,
+    results: Vec<Message>,
+}
+
+impl History {
+    /// Starts with the system prompt, if there is one.
+    pub fn new(system_prompt: Option<&str>) -> Self {
+        let system = system_prompt.map(|content| Message::System { content: content.to_owned() });
+        Self { messages: system.into_iter().collect(), ..Self::default() }
+    }
+
+    /// Adds the next item.
+    pub fn push(&mut self, item: &Item) {
+        if item.metadata.get(SUPERSEDED).is_some() {
+            return;
+        }
+        match item.kind {
+            ItemKind::UserMessage => {
+                self.close();
+                self.messages.push(Message::User { content: item.detail.clone() });
+            }
+            ItemKind::AgentMessage => self.assistant(item, |content, _, _| content.push_str(&item.detail)),
+            ItemKind::Reasoning => self.assistant(item, |_, reasoning, _| reasoning.push_str(&item.detail)),
+            ItemKind::ToolCall | ItemKind::CommandExecution | ItemKind::FileChange => {
+                let text = |key: &str| item.metadata.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+                let arguments = match item.metadata.get("arguments") {
+                    Some(Value::String(raw)) => raw.clone(),
+                    Some(value) => value.to_string(),
+                    None => String::new(),
+                };
+                let call = ToolCall { call_id: text("call_id"), name: text("tool"), arguments };
+                self.results.push(Message::Tool { call_id: call.call_id.clone(), content: item.detail.clone() });
+                self.assistant(item, |_, _, calls| calls.push(call));
+            }
+            // Told to people, not to models.
+            ItemKind::ContextCompaction | ItemKind::Status | ItemKind::Error => {}
+        }
+    }
+
+    /// The messages so far.
+    pub fn finish(mut self) -> Vec<Message> {
+        self.close();
+        self.messages
+    }
+
+    fn assistant(&mut self, item: &Item, add: impl FnOnce(&mut String, &mut String, &mut Vec<ToolCall>)) {
+        let call = item.metadata.get(CALL).and_then(Value::as_u64);
+        if self.open.as_ref().is_some_and(|(open, _)| *open != call) {
+            // The result just pushed, if any, belongs to the message that is about to open.
+            let own = matches!(item.kind, ItemKind::ToolCall | ItemKind::CommandExecution | ItemKind::FileChange)
+                .then(|| self.results.pop())
+                .flatten();
+            self.close();
+            self.results.extend(own);
+        }
+        let empty =
+            || (call, Message::Assistant { content: String::new(), reasoning: String::new(), tool_calls: Vec::new() });
+        let (_, message) = self.open.get_or_insert_with(empty);
+        if let Message::Assistant { content, reasoning, tool_calls } = message {
+            add(content, reasoning, tool_calls);
+        }
+    }
+
+    fn close(&mut self) {
+        self.messages.extend(self.open.take().map(|(_, message)| message));
+        self.messages.append(&mut self.results);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        id::{ItemId, TurnId},
+        record::TurnStatus,
+        time::UnixMs,
+    };
+
+    fn item(kind: ItemKind, detail: &str, metadata: Value) -> Item {
+        Item {
+            id: ItemId::new(Uuid::nil()),
+            turn_id: TurnId::new(Uuid::nil()),
+            kind,
+            status: TurnStatus::Completed,
+            summary: String::new(),
+            detail: detail.to_owned(),
+            metadata: metadata.as_object().cloned().unwrap_or_default(),
+            artifact_refs: Vec::new(),
+            started_at: UnixMs(0),
+            ended_at: None,
+        }
+    }
+
+    fn history(items: &[Item]) -> Vec<Message> {
+        let mut history = History::new(Some("be kind"));
+        items.iter().for_each(|item| history.push(item));
+        history.finish()
+    }
+
+    fn assistant(content: &str, reasoning: &str, calls: &[(&str, &str, &str)]) -> Message {
+        let tool_calls = calls
+            .iter()
+            .map(|(call_id, name, arguments)| ToolCall {
+                call_id: (*call_id).into(),
+                name: (*name).into(),
+                arguments: (*arguments).into(),
+            })
+            .collect();
+        Message::Assistant { content: content.into(), reasoning: reasoning.into(), tool_calls }
+    }
+
+    #[test]
+    fn the_items_of_one_call_are_one_message_followed_by_its_results() {
+        let items = [
+            item(ItemKind::UserMessage, "hi", json!({})),
+            item(ItemKind::Reasoning, "hm", json!({"call": 1})),
+            item(ItemKind::AgentMessage, "let me look", json!({"call": 1})),
+            item(ItemKind::ToolCall, "a.txt", json!({"call": 1, "call_id": "c1", "tool": "ls", "arguments": {"p": 1}})),
+            item(ItemKind::ToolCall, "b.txt", json!({"call": 1, "call_id": "c2", "tool": "ls", "arguments": "not json"})),
+            item(ItemKind::ToolCall, "c.txt", json!({"call": 2, "call_id": "c3", "tool": "ls", "arguments": {}})),
+            item(ItemKind::AgentMessage, "done", json!({"call": 3})),
+        ];
+        let tool = |id: &str, content: &str| Message::Tool { call_id: id.into(), content: content.into() };
+        assert_eq!(
+            history(&items),
+            [
+                Message::System { content: "be kind".into() },
+                Message::User { content: "hi".into() },
+                assistant("let me look", "hm", &[("c1", "ls", "{\"p\":1}"), ("c2", "ls", "not json")]),
+                tool("c1", "a.txt"),
+                tool("c2", "b.txt"),
+                assistant("", "", &[("c3", "ls", "{}")]),
+                tool("c3", "c.txt"),
+                assistant("done", "", &[]),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_superseded_part_of_an_answer_is_not_shown_to_the_model() {
+        let items = [
+            item(ItemKind::UserMessage, "hi", json!({})),
+            item(ItemKind::AgentMessage, "hel", json!({"call": 1, "superseded": true})),
+            item(ItemKind::AgentMessage, "hello", json!({"call": 2})),
+        ];
+        assert_eq!(history(&items)[2..], [assistant("hello", "", &[])]);
+    }
+}

@@ -1,0 +1,17 @@
+//! The rules of raddle, in reading order: names, time, the records, the words of the log, the thread
+//! machine, what a model sees, and what the rules need from the world.
+//!
+//! Absent on purpose: clocks, randomness, I/O, async runtimes. Time and fresh ids are arguments.
+
+pub mod id;
+pub mod time;
+
+pub mod record;
+
+pub mod event;
+
+pub mod command;
+
+pub mod history;
+
+pub mod ports;

@@ -1,0 +1,398 @@
+//! What the rules need from the world, and the errors each part of it may return.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures_core::Stream;
+use uuid::Uuid;
+
+use crate::{
+    history::{Message, ToolCall},
+    id::{Seq, TenantId, ThreadKey, TurnId},
+    record::{ModelChoice, Usage},
+    time::UnixMs,
+};
+
+// ---- time and names ------------------------------------------------------------------------------
+
+/// The one place where time comes from.
+pub trait Clock: Send + Sync + 'static {
+    fn now(&self) -> UnixMs;
+}
+
+/// The one place where fresh names come from.
+pub trait Ids: Send + Sync + 'static {
+    /// A UUIDv7 that no earlier call returned.
+    fn mint(&self) -> Uuid;
+}
+
+// ---- models --------------------------------------------------------------------------------------
+
+/// Everything one model call is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelRequest {
+    /// The model's name at its provider.
+    pub model: String,
+    pub messages: Vec<Message>,
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub max_tokens: Option<u32>,
+}
+
+/// A piece of an answer, as it arrives.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fragment {
+    Text(String),
+    Reasoning(String),
+    /// A part of the tool call at `index`; `arguments` are appended in order.
+    ToolCall {
+        index: u32,
+        call_id: Option<String>,
+        name: Option<String>,
+        arguments: String,
+    },
+    Usage(Usage),
+    /// Why the answer ended. A stream that ends without one was cut off.
+    Finish(FinishReason),
+}
+
+/// Why a model stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FinishReason {
+    Stop,
+    ToolCalls,
+    /// The token limit of the call.
+    Length,
+    /// Any other reason, in the provider's word.
+    Other(String),
+}
+
+impl FinishReason {
+    /// The word that item metadata carries.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Stop => "stop",
+            Self::ToolCalls => "tool_calls",
+            Self::Length => "length",
+            Self::Other(word) => word,
+        }
+    }
+}
+
+/// A whole answer's end: what the fragments do not carry on their own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answered {
+    pub reason: FinishReason,
+    /// `None` when the provider reported none.
+    pub usage: Option<Usage>,
+    pub tool_calls: Vec<ToolCall>,
+}
+
+/// Why a model call failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ModelError {
+    pub kind: ModelErrorKind,
+    /// A sentence for the caller; never holds a secret.
+    pub message: String,
+    /// How long the provider asked to wait.
+    pub retry_after: Option<Duration>,
+}
+
+/// The sorts of failure, as far as anyone acts on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelErrorKind {
+    /// No connection.
+    Unreachable,
+    /// No answer, or none that goes on, within the time allowed.
+    Timeout,
+    /// 429.
+    RateLimited,
+    /// 5xx, or an error object that says overloaded.
+    Unavailable,
+    /// The stream ended before the answer did.
+    CutOff,
+    /// Bytes that are not an answer.
+    Malformed,
+    /// Refused for good: bad request, bad key, unknown model.
+    Rejected,
+    /// The answer grew beyond the item limit of this server.
+    TooLarge,
+}
+
+impl ModelErrorKind {
+    /// Whether the same call may succeed later.
+    pub const fn is_transient(self) -> bool {
+        match self {
+            Self::Unreachable | Self::Timeout | Self::RateLimited | Self::Unavailable | Self::CutOff => true,
+            Self::Malformed | Self::Rejected | Self::TooLarge => false,
+        }
+    }
+
+    /// The code a failed turn carries.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Unreachable => "model-unreachable",
+            Self::Timeout => "model-timeout",
+            Self::RateLimited => "model-rate-limited",
+            Self::Unavailable => "model-unavailable",
+            Self::CutOff => "model-cut-off",
+            Self::Malformed => "model-malformed",
+            Self::Rejected => "model-rejected",
+            Self::TooLarge => "output-too-large",
+        }
+    }
+}
+
+/// An answer as it comes. Dropping it cancels the call.
+pub type ModelStream = Pin<Box<dyn Stream<Item = Result<Fragment, ModelError>> + Send>>;
+
+/// One provider of models.
+pub trait Model: Send + Sync + 'static {
+    /// Makes one call. Failures to connect are the stream's first item.
+    fn call(&self, request: ModelRequest) -> ModelStream;
+}
+
+/// The models that are configured.
+pub trait Models: Send + Sync + 'static {
+    /// Finds the model that `engine` and `model` mean; nothing given means the default.
+    fn resolve(&self, engine: Option<&str>, model: Option<&str>) -> Result<ModelChoice, UnknownModel>;
+
+    /// The provider named by a choice that [`Models::resolve`] once made; gone when the configuration changed.
+    fn engine(&self, engine: &str) -> Option<Arc<dyn Model>>;
+
+    /// The names of the engines, for people.
+    fn engines(&self) -> Vec<String>;
+}
+
+/// A name that no configured model answers to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UnknownModel(pub String);
+
+// ---- the log -------------------------------------------------------------------------------------
+
+/// Serialised events that stand side by side in a log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Chunk {
+    /// The seq of `events[0]`.
+    pub first: Seq,
+    pub events: Vec<StoredEvent>,
+}
+
+impl Chunk {
+    /// The seq of the last event; `first - 1` when there is none.
+    pub fn last(&self) -> Seq {
+        self.first + self.events.len() as Seq - 1
+    }
+}
+
+/// One event as the bytes that are stored, streamed and paged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// The wire name, so that a stream is framed without parsing.
+    pub name: String,
+    /// The record as JSON.
+    pub json: Vec<u8>,
+}
+
+/// The one row of a thread: what is true now, and from where to rebuild the rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ThreadRow {
+    pub head: RowHead,
+    /// The thread record as JSON, exactly as the API shows it.
+    pub view: Arc<[u8]>,
+    /// The state of the thread's machine as of `head.snapshot_seq`.
+    pub snapshot: Arc<[u8]>,
+}
+
+/// The fixed part of a thread row; the store keeps its indexes by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RowHead {
+    /// The newest event of the log.
+    pub last_seq: Seq,
+    /// The event up to which the snapshot holds; what follows is folded from the log.
+    pub snapshot_seq: Seq,
+    /// The epoch of the writer: a store refuses a writer older than the row.
+    pub fence: u64,
+    /// Where the thread stands in listings, most recent first.
+    pub listed_at: UnixMs,
+    /// Since when the thread has had work that must go on by itself.
+    pub owes_since: Option<UnixMs>,
+    /// When a thread that only waits must be woken, loaded or not.
+    pub wake_at: Option<UnixMs>,
+    pub archived: bool,
+}
+
+/// A turn that ended, with the places in the log of its items' final events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettledTurn {
+    pub id: TurnId,
+    /// The seq of `turn.started`: turns are in this order.
+    pub started_seq: Seq,
+    /// The turn record as JSON.
+    pub turn: Vec<u8>,
+    /// The seq of each item's `item.completed`, in item order.
+    pub items: Vec<Seq>,
+}
+
+/// The stored reply to a request that named an idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// SHA-256 over method, route and key.
+    pub key: [u8; 32],
+    /// SHA-256 over the request.
+    pub request: [u8; 32],
+    /// The reply as JSON.
+    pub reply: Vec<u8>,
+    pub expires_at: UnixMs,
+}
+
+/// One step of one thread, to be stored whole or not at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    Append(Append),
+    /// Removes every record of the thread.
+    Erase {
+        key: ThreadKey,
+        fence: u64,
+        expected: Seq,
+    },
+}
+
+/// New events of a thread and what follows from them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Append {
+    pub key: ThreadKey,
+    /// The last seq that the writer knows; 0 for a thread that is to be created.
+    pub expected: Seq,
+    /// `chunk.first == expected + 1`.
+    pub chunk: Chunk,
+    /// `row.head.last_seq == chunk.last()`, `row.head.fence` is the writer's.
+    pub row: ThreadRow,
+    pub settled: Vec<SettledTurn>,
+    pub receipts: Vec<Receipt>,
+}
+
+impl Write {
+    /// Whose step it is.
+    pub const fn key(&self) -> ThreadKey {
+        match self {
+            Self::Append(append) => append.key,
+            Self::Erase { key, .. } => *key,
+        }
+    }
+}
+
+/// Why one write of a batch was refused, while the others were stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WriteRefused {
+    /// Somebody else wrote to the thread: the writer's state is stale.
+    #[error("expected the log to end at {expected}, it ends at {found}")]
+    Conflict { expected: Seq, found: Seq },
+    /// A younger writer owns the thread.
+    #[error("fenced: writer {fence}, owner {owner}")]
+    Fenced { fence: u64, owner: u64 },
+    /// The thread's row cannot be read.
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+}
+
+/// A record that is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("record {record} is corrupt: {why}")]
+pub struct Corrupt {
+    /// Table and key, for a person.
+    pub record: String,
+    pub why: String,
+}
+
+/// Why the store could not do what was asked, for anyone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The disk is full; nothing of this write is stored.
+    #[error("the disk is full")]
+    Full,
+    /// An I/O error; what was being written may be stored or not.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+}
+
+/// Where threads are kept. Writes are durable when `commit` returns; reads see one commit, whole.
+pub trait LogStore: Send + Sync + 'static {
+    /// Stores `writes` in order, in one transaction. The inner results are per write; the outer error
+    /// refuses all of them, and unless it is [`StoreError::Full`] any prefix may nevertheless be stored.
+    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<(), WriteRefused>>, StoreError>;
+
+    /// A consistent view of the last commit. Short-lived: it holds space on the disk.
+    fn view(&self) -> Result<Box<dyn View + '_>, StoreError>;
+
+    /// How often this store was opened: the fence of this process. Starts at 1.
+    fn epoch(&self) -> u64;
+
+    /// Removes receipts that expired before `now`, at most `limit`; returns how many.
+    fn sweep_receipts(&self, now: UnixMs, limit: usize) -> Result<usize, StoreError>;
+
+    /// Does what makes the next open quick. Called when nothing else is to do, and at the end.
+    fn rest(&self) -> Result<(), StoreError>;
+
+    /// Tries to become writable again after an error; `Ok` when it is.
+    fn reopen(&self) -> Result<(), StoreError>;
+}
+
+/// A consistent, read-only view.
+pub trait View {
+    fn row(&self, key: ThreadKey) -> Result<Option<ThreadRow>, StoreError>;
+
+    /// Events after `after`, oldest first, until `limit` events or about `bytes` bytes; at least one if there is one.
+    /// Chunks may be cut at their beginning (to start right after `after`) and at their end.
+    fn events(&self, key: ThreadKey, after: Seq, limit: usize, bytes: usize) -> Result<Vec<Chunk>, StoreError>;
+
+    /// The event at `seq`.
+    fn event(&self, key: ThreadKey, seq: Seq) -> Result<Option<StoredEvent>, StoreError>;
+
+    /// Turns that ended, in order, with `started_seq > after`.
+    fn turns(&self, key: ThreadKey, after: Seq, limit: usize) -> Result<Vec<SettledTurn>, StoreError>;
+
+    /// A turn that ended.
+    fn turn(&self, key: ThreadKey, id: TurnId) -> Result<Option<SettledTurn>, StoreError>;
+
+    /// Threads of a tenant, most recent first, after the place `cursor`: what owes work stands where it began to,
+    /// the others where they last settled. Unreadable rows are in the list as errors.
+    fn list(&self, tenant: TenantId, cursor: Option<Place>, limit: usize) -> Result<Vec<Listed>, StoreError>;
+
+    /// The reply once given under this key, if it has not expired.
+    fn receipt(&self, tenant: TenantId, key: &[u8; 32], now: UnixMs) -> Result<Option<Receipt>, StoreError>;
+
+    /// Threads that owe work, after `cursor`, of all tenants.
+    fn owing(&self, cursor: Option<OwingPlace>, limit: usize) -> Result<Vec<OwingPlace>, StoreError>;
+
+    /// Threads to be woken at or before `until`, earliest first, with their times.
+    fn due(&self, until: UnixMs, limit: usize) -> Result<Vec<(UnixMs, ThreadKey)>, StoreError>;
+
+    /// The earliest wake time of any thread.
+    fn next_wake(&self) -> Result<Option<UnixMs>, StoreError>;
+}
+
+/// Where in a tenant's listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub at: UnixMs,
+    pub thread: crate::id::ThreadId,
+}
+
+/// Where in the list of threads that owe work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwingPlace {
+    pub tenant: TenantId,
+    pub since: UnixMs,
+    pub thread: crate::id::ThreadId,
+}
+
+/// A row of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub place: Place,
+    pub row: Result<ThreadRow, Corrupt>,
+}

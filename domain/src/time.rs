@@ -1,0 +1,68 @@
+//! Time as an argument: milliseconds since the Unix epoch, written as RFC 3339 UTC with milliseconds.
+
+use std::{fmt, time::Duration};
+
+use chrono::{DateTime, SecondsFormat};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// An instant, in milliseconds since 1970-01-01T00:00:00Z.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct UnixMs(pub u64);
+
+impl UnixMs {
+    /// The instant `span` later.
+    pub const fn after(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(span.as_millis() as u64))
+    }
+
+    /// Milliseconds from `earlier` to here; zero when the clock went backwards.
+    pub const fn since(self, earlier: UnixMs) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl fmt::Display for UnixMs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match i64::try_from(self.0).ok().and_then(DateTime::from_timestamp_millis) {
+            Some(instant) => f.write_str(&instant.to_rfc3339_opts(SecondsFormat::Millis, true)),
+            None => f.write_str("9999-12-31T23:59:59.999Z"),
+        }
+    }
+}
+
+impl Serialize for UnixMs {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for UnixMs {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(from)?;
+        let instant = DateTime::parse_from_rfc3339(&text).map_err(serde::de::Error::custom)?;
+        u64::try_from(instant.timestamp_millis()).map(Self).map_err(|_| serde::de::Error::custom("an instant before 1970"))
+    }
+}
+
+impl utoipa::PartialSchema for UnixMs {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .format(Some(utoipa::openapi::SchemaFormat::KnownFormat(utoipa::openapi::KnownFormat::DateTime)))
+            .into()
+    }
+}
+impl utoipa::ToSchema for UnixMs {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instant_reads_back_from_its_text() {
+        let instant = UnixMs(1_795_000_000_007);
+        let text = serde_json::to_string(&instant).unwrap();
+        assert_eq!(text, "\"2026-11-18T11:06:40.007Z\"");
+        assert_eq!(serde_json::from_str::<UnixMs>(&text).unwrap(), instant);
+    }
+}
