@@ -13,7 +13,6 @@ use crate::{
 /// What a caller, an engine or the clock wants of one thread.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
-    Create(NewThread),
     Patch(ThreadPatch),
     Delete,
     Start(StartTurn),
@@ -135,7 +134,10 @@ pub enum Reply {
     Thread(Box<Thread>),
     Deleted,
     Started(Box<Turn>),
-    Queued { admission: Box<Admission>, active_turn: TurnId },
+    Queued {
+        admission: Box<Admission>,
+        active_turn: TurnId,
+    },
     Interrupted(Box<InterruptReceipt>),
     /// Engine reports and ticks need no answer.
     Noted,

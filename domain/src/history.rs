@@ -170,7 +170,11 @@ mod tests {
             item(ItemKind::Reasoning, "hm", json!({"call": 1})),
             item(ItemKind::AgentMessage, "let me look", json!({"call": 1})),
             item(ItemKind::ToolCall, "a.txt", json!({"call": 1, "call_id": "c1", "tool": "ls", "arguments": {"p": 1}})),
-            item(ItemKind::ToolCall, "b.txt", json!({"call": 1, "call_id": "c2", "tool": "ls", "arguments": "not json"})),
+            item(
+                ItemKind::ToolCall,
+                "b.txt",
+                json!({"call": 1, "call_id": "c2", "tool": "ls", "arguments": "not json"}),
+            ),
             item(ItemKind::ToolCall, "c.txt", json!({"call": 2, "call_id": "c3", "tool": "ls", "arguments": {}})),
             item(ItemKind::AgentMessage, "done", json!({"call": 3})),
         ];

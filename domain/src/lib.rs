@@ -12,6 +12,8 @@ pub mod event;
 
 pub mod command;
 
+pub mod thread;
+
 pub mod history;
 
 pub mod ports;

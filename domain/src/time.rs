@@ -40,7 +40,9 @@ impl<'de> Deserialize<'de> for UnixMs {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(from)?;
         let instant = DateTime::parse_from_rfc3339(&text).map_err(serde::de::Error::custom)?;
-        u64::try_from(instant.timestamp_millis()).map(Self).map_err(|_| serde::de::Error::custom("an instant before 1970"))
+        u64::try_from(instant.timestamp_millis())
+            .map(Self)
+            .map_err(|_| serde::de::Error::custom("an instant before 1970"))
     }
 }
 
