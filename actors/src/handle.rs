@@ -1,22 +1,58 @@
 //! What hosts hold: every verb of the runtime as an async function, callable from any tokio program.
+//!
+//! Admission is here, before any mailbox: a command takes a place among all that are under way and among those of
+//! its thread, or is told to come back. Once sent it runs to its end, whether or not its caller still waits; the
+//! outcome is found again by its idempotency key.
 
-use std::{sync::Arc, time::Duration};
-
-use raddle_domain::{
-    command::{NewThread, Refused, StartTurn, ThreadPatch},
-    id::{ItemId, Seq, TenantId, ThreadKey, TurnId},
-    ports::{Chunk, Models, Place, StoreError},
-    record::{Admission, InterruptReceipt, Item, ItemKind, Thread, ThreadStatus, Turn},
+use std::{
+    sync::{
+        Arc,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
+    time::Duration,
 };
 
-use crate::batch::Batch;
+use actix::dev::SendError;
+use dashmap::DashSet;
+use raddle_domain::{
+    command::{Command, NewThread, Refused, Reply, Request, StartTurn, ThreadPatch},
+    id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    ports::{Models, StoreError, View, Write},
+    record::{Admission, InterruptReceipt, Thread, Turn},
+    thread::{Cx, ThreadState},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 
-/// The runtime: cheap to clone, `Send`, and gone when `shutdown` was awaited.
+use crate::{
+    bus::{Subscribe, Watch},
+    config::{Config, Ports, StartError},
+    host::{self, Steps},
+    registry::{Health, Ticket},
+    store::AppendError,
+    subscription::{Next, Subscription},
+    supervisor::Load,
+    system::{Shared, Threads},
+    thread::{Answer, Envelope, Held, Outcome, Park, StoredReply, receipt},
+};
+
+/// The runtime: cheap to clone, `Send`, and gone when [`Runtime::shutdown`] was awaited or the last clone dropped.
 #[derive(Clone)]
-pub struct Runtime {}
+pub struct Runtime {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    commands: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
+    subscribers: Arc<Semaphore>,
+    in_flight: Arc<DashSet<(TenantId, [u8; 32])>>,
+    threads: std::sync::Mutex<Option<Threads>>,
+}
 
 /// What every verb may carry beside its own fields.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Call {
     pub idempotency: Option<Idempotency>,
     /// Refuse unless the thread's log ends here.
@@ -77,173 +113,401 @@ pub enum Error {
     Internal(String),
 }
 
-/// Which threads to list.
-#[derive(Debug, Clone, Default)]
-pub struct ThreadQuery {
-    pub archived: Archived,
-    pub status: Option<ThreadStatus>,
-    /// Case-insensitive part of the title or of the id.
-    pub q: Option<String>,
-    pub after: Option<Place>,
-    pub limit: usize,
+/// An idempotency key that is in use until this is dropped.
+pub(crate) struct InFlight {
+    keys: Arc<DashSet<(TenantId, [u8; 32])>>,
+    key: (TenantId, [u8; 32]),
 }
 
-/// Whether archived threads are listed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Archived {
-    #[default]
-    Without,
-    With,
-    Only,
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.keys.remove(&self.key);
+    }
 }
 
-/// A part of a list, and where the rest begins. A page may be shorter than asked for and still have a `next`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Page<T, C> {
-    pub data: Vec<T>,
-    pub next: Option<C>,
-}
-
-/// Which items to list; oldest first.
-#[derive(Debug, Clone, Default)]
-pub struct ItemQuery {
-    pub turn: Option<TurnId>,
-    pub kind: Option<ItemKind>,
-    pub after: Option<ItemPlace>,
-    pub limit: usize,
-}
-
-/// Where in a thread's items: the turn, by the seq of its start, and how many of its items are behind us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ItemPlace {
-    pub turn_started: Seq,
-    pub items: u32,
-}
-
-/// A thread, whole, as of `seq`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Snapshot {
-    pub thread: Thread,
-    pub turns: Vec<Turn>,
-    pub items: Vec<Item>,
-    pub inbox: Vec<Admission>,
-    pub seq: Seq,
-}
-
-/// A piece of a log.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Events {
-    pub chunks: Vec<Chunk>,
-    /// Where the log ended when it was read.
-    pub head: Seq,
-}
-
-/// A watcher of one thread: what is stored after its cursor, then what happens, each event once and in order.
-pub struct Subscription {}
-
-/// What a watcher gets next.
-#[derive(Debug, Clone)]
-pub enum Next {
-    /// Events from the log, read for this watcher alone.
-    Stored(Vec<Chunk>),
-    /// Events as they were committed; the first `skip` of them were seen already.
-    Live { batch: Arc<Batch>, skip: usize },
-    /// The watcher was too slow and is cut off; it resumes after this seq. Nothing follows.
-    Gap { after: Seq },
-    /// The server is going down; the watcher resumes after this seq. Nothing follows.
-    Shutdown { after: Seq },
-    /// The thread is gone. Nothing follows.
-    Deleted,
-}
-
-/// How the runtime is, for health checks and metrics.
-#[derive(Debug, Clone, Default)]
-pub struct Health {
-    pub store_writable: bool,
-    pub draining: bool,
-    pub loaded_threads: u64,
-    pub loaded_bytes: u64,
-    pub running_turns: u64,
-    pub subscribers: u64,
-    pub commits: u64,
-    pub steps: u64,
-    pub events: u64,
-    pub store_errors: u64,
-    pub evictions: u64,
-    pub subscribers_dropped: u64,
-    pub commands_in_flight: u64,
-    pub commands_refused_busy: u64,
+/// What an idempotency key leads to: a reply of before, or the right to go ahead.
+enum Known {
+    Replay(StoredReply),
+    New(Option<InFlight>),
 }
 
 impl Runtime {
+    /// Opens the store, starts the actor threads, and continues every turn that was open. Call it in any tokio
+    /// runtime; the actors have threads of their own.
+    pub async fn start(config: Config, ports: Ports) -> Result<Self, StartError> {
+        let (commands, reads) = (config.commands_in_flight, config.reads_in_flight);
+        let subscribers = config.subscribers;
+        let (threads, shared) = Threads::start(config, ports).await?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                shared,
+                commands: Arc::new(Semaphore::new(commands)),
+                reads: Arc::new(Semaphore::new(reads)),
+                subscribers: Arc::new(Semaphore::new(subscribers)),
+                in_flight: Arc::default(),
+                threads: std::sync::Mutex::new(Some(threads)),
+            }),
+        })
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.inner.shared
+    }
+
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.shared().stopping.clone()
+    }
+
     /// The models that are configured.
     pub fn models(&self) -> &Arc<dyn Models> {
-        unimplemented!()
+        &self.shared().models
     }
+
+    /// The bounds it keeps to.
+    pub fn config(&self) -> &Config {
+        &self.shared().config
+    }
+
+    // ---- verbs -----------------------------------------------------------------------------------
+
+    /// Makes a thread.
     pub async fn create_thread(&self, tenant: TenantId, new: NewThread, call: Call) -> Result<Done<Thread>, Error> {
-        unimplemented!()
+        let place = self.admit()?;
+        let in_flight = match self.known(tenant, call.idempotency).await? {
+            Known::Replay(stored) => return replay(stored, thread_of),
+            Known::New(in_flight) => in_flight,
+        };
+        let shared = self.shared().clone();
+        let key = ThreadKey { tenant, thread: ThreadId::new(shared.ids.mint()) };
+        let now = shared.clock.now();
+        let cx = Cx { now, ids: &*shared.ids, limits: &shared.config.limits };
+        let (state, step) = ThreadState::create(key.thread, new, cx)?;
+        let mut steps = Steps::default();
+        steps.add(&step);
+        let seq = state.seq();
+        steps.receipts.extend(call.idempotency.map(|known| receipt(known, seq, &step.reply, now)));
+        // Nobody else knows the thread yet, so no actor is needed to keep its order.
+        let (append, _) = steps.append(key, shared.store.epoch(), &state, None);
+        let saved = shared.store_handle.append(Write::Append(append));
+        // In a task of its own, so that the key stays taken until the store has answered, whoever still waits.
+        let saved = shared.engines.spawn(async move {
+            let saved = saved.await;
+            drop((place, in_flight));
+            saved
+        });
+        saved.await.map_err(|why| Error::Internal(why.to_string()))?.map_err(append_error)?;
+        Ok(Done { value: thread_of(step.reply)?, seq, replayed: false })
     }
+
+    /// Changes settings of a thread.
     pub async fn patch_thread(&self, key: ThreadKey, patch: ThreadPatch, call: Call) -> Result<Done<Thread>, Error> {
-        unimplemented!()
+        self.command(key, Command::Patch(patch), call, thread_of).await
     }
+
+    /// Removes a thread with everything that was ever stored of it.
     pub async fn delete_thread(&self, key: ThreadKey, call: Call) -> Result<Done<()>, Error> {
-        unimplemented!()
+        self.command(key, Command::Delete, call, |reply| match reply {
+            Reply::Deleted => Ok(()),
+            other => Err(unexpected(&other)),
+        })
+        .await
     }
+
+    /// Starts a turn, or queues its prompt behind the open one.
     pub async fn start_turn(&self, key: ThreadKey, start: StartTurn, call: Call) -> Result<Done<Started>, Error> {
-        unimplemented!()
+        self.command(key, Command::Start(start), call, |reply| match reply {
+            Reply::Started(turn) => Ok(Started::Turn(turn)),
+            Reply::Queued { admission, active_turn } => Ok(Started::Queued { admission, active_turn }),
+            other => Err(unexpected(&other)),
+        })
+        .await
     }
+
+    /// Ends the open turn, if it is `turn`.
     pub async fn interrupt(&self, key: ThreadKey, turn: TurnId, call: Call) -> Result<Done<InterruptReceipt>, Error> {
-        unimplemented!()
+        let interrupted = self.command(key, Command::Interrupt(turn), call, |reply| match reply {
+            Reply::Interrupted(receipt) => Ok(*receipt),
+            other => Err(unexpected(&other)),
+        });
+        match interrupted.await {
+            // A turn that never was is told apart from one that is over.
+            Err(Error::Refused(refused @ Refused::TurnNotActive { .. })) => {
+                self.turn(key, turn).await?;
+                Err(refused.into())
+            }
+            done => done,
+        }
     }
-    pub async fn thread(&self, key: ThreadKey) -> Result<Thread, Error> {
-        unimplemented!()
+
+    async fn command<T>(
+        &self,
+        key: ThreadKey,
+        command: Command,
+        call: Call,
+        expect: impl Fn(Reply) -> Result<T, Error>,
+    ) -> Result<Done<T>, Error> {
+        let mut place = self.admit()?;
+        let mut in_flight = match self.known(key.tenant, call.idempotency).await? {
+            Known::Replay(stored) => return replay(stored, expect),
+            Known::New(in_flight) => in_flight,
+        };
+        let request = Request { command, if_match: call.if_match };
+        // A thread may stop between being found and being reached; then it is loaded anew. Not for ever: one that
+        // stops each time has something that a caller should hear of.
+        for _ in 0..4 {
+            let ticket = self.ticket(key).await?;
+            let addr = ticket.addr().clone();
+            let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, in_flight });
+            let envelope = Envelope { request: request.clone(), idempotency: call.idempotency, answer };
+            // Closed or full: the envelope comes back, or is dropped; either way it says that it did not run.
+            if let Err(SendError::Closed(unsent) | SendError::Full(unsent)) = addr.try_send(envelope) {
+                drop(unsent);
+            }
+            match outcome.await {
+                Ok(Outcome::Done { reply, seq }) => return Ok(Done { value: expect(reply)?, seq, replayed: false }),
+                Ok(Outcome::Failed(error)) => return Err(error),
+                Ok(Outcome::NotRun(held)) => {
+                    let Some(held) = held else { break };
+                    (place, in_flight) = (held.place, held.in_flight);
+                    self.shared().registry.forget_closed(&key, &addr);
+                    tokio::task::yield_now().await;
+                }
+                Err(_) => return Err(Error::Internal("a thread failed while it ran a command".to_owned())),
+            }
+        }
+        Err(StoreError::Unavailable("the thread stops as soon as it is loaded".to_owned()).into())
     }
-    pub async fn threads(&self, tenant: TenantId, query: ThreadQuery) -> Result<Page<Thread, Place>, Error> {
-        unimplemented!()
+
+    /// A place among the commands that are under way.
+    fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        if self.shared().draining() {
+            return Err(Error::Draining);
+        }
+        self.inner.commands.clone().try_acquire_owned().map_err(|_| self.busy("the command queue"))
     }
-    pub async fn snapshot(&self, key: ThreadKey) -> Result<Snapshot, Error> {
-        unimplemented!()
+
+    fn busy(&self, what: &'static str) -> Error {
+        self.shared().registry.counters.busy.fetch_add(1, Relaxed);
+        Error::Busy { what, retry_after: Duration::from_secs(1) }
     }
-    /// Turns in order; the cursor is the seq at which the last one of the page started.
-    pub async fn turns(&self, key: ThreadKey, after: Option<Seq>, limit: usize) -> Result<Page<Turn, Seq>, Error> {
-        unimplemented!()
+
+    async fn known(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Known, Error> {
+        let Some(Idempotency { key, request }) = call else { return Ok(Known::New(None)) };
+        if !self.inner.in_flight.insert((tenant, key)) {
+            return Err(Error::InFlight);
+        }
+        let in_flight = InFlight { keys: self.inner.in_flight.clone(), key: (tenant, key) };
+        let now = self.shared().clock.now();
+        match self.read(move |view| view.receipt(tenant, &key, now)).await? {
+            None => Ok(Known::New(Some(in_flight))),
+            Some(receipt) if receipt.request != request => Err(Error::IdempotencyMismatch),
+            Some(receipt) => serde_json::from_slice(&receipt.reply)
+                .map(Known::Replay)
+                .map_err(|why| Error::Internal(format!("a stored reply cannot be read: {why}"))),
+        }
     }
-    pub async fn turn(&self, key: ThreadKey, turn: TurnId) -> Result<Turn, Error> {
-        unimplemented!()
+
+    async fn ticket(&self, key: ThreadKey) -> Result<Ticket, Error> {
+        let ticket = match self.shared().registry.ticket(&key) {
+            Some(ticket) => ticket,
+            None => {
+                let (reply, loaded) = oneshot::channel();
+                self.shared().supervisor.do_send(Load { key, reply });
+                loaded.await.map_err(|_| Error::Draining)??
+            }
+        };
+        if ticket.count() > self.shared().config.commands_per_thread {
+            return Err(self.busy("the thread's command queue"));
+        }
+        Ok(ticket)
     }
-    pub async fn items(&self, key: ThreadKey, query: ItemQuery) -> Result<Page<Item, ItemPlace>, Error> {
-        unimplemented!()
-    }
-    /// Prompts that wait, in the order in which they will run.
-    pub async fn inbox(&self, key: ThreadKey) -> Result<Vec<Admission>, Error> {
-        unimplemented!()
-    }
-    /// Stored events after `after`, at most `limit`. An `after` beyond the head is refused as invalid.
-    pub async fn events(&self, key: ThreadKey, after: Seq, limit: usize) -> Result<Events, Error> {
-        unimplemented!()
-    }
-    /// An `after` beyond the head is refused as invalid.
+
+    // ---- watching --------------------------------------------------------------------------------
+
+    /// Watches a thread from right after `after`. An `after` beyond the head is refused as invalid.
     pub async fn subscribe(&self, key: ThreadKey, after: Seq) -> Result<Subscription, Error> {
-        unimplemented!()
+        let place =
+            self.inner.subscribers.clone().try_acquire_owned().map_err(|_| self.busy("the list of watchers"))?;
+        let watch = self.watch(key).await?;
+        let head = self.head(key).await?;
+        if after > head {
+            return Err(beyond(after, head));
+        }
+        Ok(Subscription::new(self.clone(), key, after, watch, place))
     }
+
+    pub(crate) async fn watch(&self, key: ThreadKey) -> Result<Watch, Error> {
+        let (reply, watch) = oneshot::channel();
+        self.shared().bus.do_send(Subscribe { key, reply });
+        watch.await.map_err(|_| Error::Draining)
+    }
+
     /// The turn, once it is terminal or `timeout` has passed.
     pub async fn wait_turn(&self, key: ThreadKey, turn: TurnId, timeout: Duration) -> Result<Turn, Error> {
-        unimplemented!()
+        let ended = async {
+            loop {
+                // Watch first: an end that comes between the two is then seen by one of them.
+                let mut subscription = self.subscribe(key, self.head(key).await?).await?;
+                let found = self.turn(key, turn).await?;
+                if found.status.is_terminal() {
+                    return Ok(found);
+                }
+                loop {
+                    match subscription.next().await? {
+                        Next::Stored(_) => break,
+                        Next::Live { batch, .. } => {
+                            if batch.chunk.events.iter().any(|event| event.name == "turn.completed") {
+                                break;
+                            }
+                        }
+                        Next::Gap { .. } => break,
+                        Next::Shutdown { .. } => return Err(Error::Draining),
+                        Next::Deleted => return Err(Error::Deleted),
+                    }
+                }
+            }
+        };
+        match tokio::time::timeout(timeout, ended).await {
+            Ok(ended) => ended,
+            Err(_) => self.turn(key, turn).await,
+        }
     }
+
+    // ---- the rest --------------------------------------------------------------------------------
+
+    /// Reads from a consistent view, off the async threads.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn View) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Error> {
+        let place = self.inner.reads.clone().try_acquire_owned().map_err(|_| self.busy("the read queue"))?;
+        let store = self.shared().store.clone();
+        let read = self.shared().engines.spawn_blocking(move || {
+            let _place = place;
+            read(&*store.view()?)
+        });
+        match read.await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(StoreError::Corrupt(corrupt))) => Err(Error::ThreadUnavailable(corrupt.to_string())),
+            Ok(Err(error)) => Err(error.into()),
+            Err(why) => Err(Error::Internal(why.to_string())),
+        }
+    }
+
+    /// How the runtime is.
     pub fn health(&self) -> Health {
-        unimplemented!()
+        let (shared, config) = (self.shared(), &self.shared().config);
+        let (registry, counters) = (&shared.registry, &shared.registry.counters);
+        let taken = |all: usize, free: &Semaphore| all.saturating_sub(free.available_permits()) as u64;
+        let store = shared.store_handle.stats();
+        Health {
+            store_writable: store.writable.load(Relaxed),
+            draining: shared.draining(),
+            loaded_threads: registry.len() as u64,
+            loaded_bytes: registry.bytes() as u64,
+            running_turns: registry.running() as u64,
+            subscribers: taken(config.subscribers, &self.inner.subscribers),
+            commits: store.commits.load(Relaxed),
+            steps: counters.steps.load(Relaxed),
+            events: counters.events.load(Relaxed),
+            store_errors: store.errors.load(Relaxed),
+            evictions: counters.evictions.load(Relaxed),
+            subscribers_dropped: counters.subscribers_dropped.load(Relaxed),
+            commands_in_flight: taken(config.commands_in_flight, &self.inner.commands),
+            commands_refused_busy: counters.busy.load(Relaxed),
+        }
     }
+
     /// Refuses new commands, waits up to `deadline` for open turns to end, ends every subscription, makes the
     /// store rest, stops the actor threads. What is still open continues at the next start.
     pub async fn shutdown(&self, deadline: Duration) {
-        unimplemented!()
+        let shared = self.shared();
+        shared.draining.store(true, SeqCst);
+        let resting = async {
+            loop {
+                let rested = shared.registry.rested.notified();
+                if shared.registry.running() == 0 {
+                    return;
+                }
+                rested.await;
+            }
+        };
+        if tokio::time::timeout(deadline, resting).await.is_err() {
+            tracing::info!(
+                turns = shared.registry.running(),
+                "the deadline has passed; open turns continue at the next start"
+            );
+        }
+        let parked = shared.registry.all().into_iter().map(|addr| {
+            let (done, parked) = oneshot::channel();
+            addr.do_send(Park(done));
+            parked
+        });
+        futures_util::future::join_all(parked.collect::<Vec<_>>()).await;
+        shared.stopping.cancel();
+        let threads = self.inner.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(threads) = threads {
+            // Watchers still read what they have not seen, so the readers' threads go last.
+            drop(tokio::task::spawn_blocking(move || threads.stop()).await);
+        }
     }
 }
 
-impl Subscription {
-    /// The next piece; after `Gap`, `Shutdown`, `Deleted` or an error there is nothing more.
-    /// Cancel-safe: a dropped call loses nothing.
-    pub async fn next(&mut self) -> Result<Next, Error> {
-        unimplemented!()
+fn replay<T>(stored: StoredReply, expect: impl Fn(Reply) -> Result<T, Error>) -> Result<Done<T>, Error> {
+    Ok(Done { value: expect(stored.reply)?, seq: stored.seq, replayed: true })
+}
+
+fn thread_of(reply: Reply) -> Result<Thread, Error> {
+    match reply {
+        Reply::Thread(thread) => Ok(*thread),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    Error::Internal(format!("a machine gave another verb's reply: {reply:?}"))
+}
+
+pub(crate) fn beyond(after: Seq, head: Seq) -> Error {
+    let why = format!("is {after}, beyond the newest event, {head}");
+    Refused::Invalid { field: "after", why }.into()
+}
+
+/// What a failed save means to a caller.
+pub(crate) fn append_error(error: AppendError) -> Error {
+    use raddle_domain::ports::WriteRefused;
+    match error {
+        AppendError::Store(error) => error.into(),
+        AppendError::Refused(WriteRefused::Corrupt(corrupt)) => Error::ThreadUnavailable(corrupt.to_string()),
+        AppendError::Refused(refused @ (WriteRefused::Conflict { .. } | WriteRefused::Fenced { .. })) => {
+            Error::Internal(refused.to_string())
+        }
+        AppendError::Closed => StoreError::Unavailable("the store has stopped".to_owned()).into(),
+    }
+}
+
+impl Runtime {
+    pub(crate) async fn head(&self, key: ThreadKey) -> Result<Seq, Error> {
+        let row = self.read(move |view| view.row(key)).await?;
+        row.map(|row| row.head.last_seq).ok_or(Error::NotFound("thread"))
+    }
+
+    pub(crate) async fn log_page(
+        &self,
+        key: ThreadKey,
+        after: Seq,
+        limit: usize,
+        bytes: usize,
+    ) -> Result<Vec<raddle_domain::ports::Chunk>, Error> {
+        self.read(move |view| view.events(key, after, limit, bytes)).await
+    }
+
+    #[doc(hidden)]
+    pub async fn model_history(&self, key: ThreadKey) -> Result<Vec<raddle_domain::history::Message>, Error> {
+        let store = self.shared().store.clone();
+        let loaded = self.read(move |view| host::load(view, key)).await?.ok_or(Error::NotFound("thread"))?;
+        let prompt = loaded.state.view().system_prompt.clone();
+        let open: Vec<_> = loaded.state.open().map(|open| open.items().cloned().collect()).unwrap_or_default();
+        self.read(move |_| crate::engine::messages(&*store, key, prompt.as_deref(), &open)).await
     }
 }

@@ -1,3 +1,39 @@
 //! Who waits for whom in raddle.
+//!
+//! ```text
+//!   Runtime (any tokio program)                                 one OS thread runs the actix System
+//!     │  command, admitted under bounds                           ├─ store arbiter:  StoreActor
+//!     ├──────────────▶ ThreadActor ──append──▶ StoreActor         ├─ bus arbiter:    Supervisor, EventBusActor, Timers
+//!     │ miss: load        │   ▲                   │ committed     ├─ N arbiters:     ThreadActors
+//!     ├──▶ Supervisor     │   └── engine task     ▼               └─ a tokio runtime for engines and reads
+//!     └──▶ reads: short MVCC views          EventBusActor ──▶ Subscriptions
+//! ```
+//!
+//! Actors only write. Every read is made from the store, whose last commit holds whatever was acknowledged.
+//!
+//! Absent on purpose: HTTP, and the name of any model provider.
+
 pub mod batch;
-pub mod handle;
+mod bus;
+mod clock;
+mod config;
+mod engine;
+mod handle;
+mod host;
+mod reads;
+mod registry;
+pub mod store;
+mod subscription;
+mod supervisor;
+mod system;
+mod thread;
+mod timers;
+
+pub use self::{
+    clock::{SystemClock, UuidIds},
+    config::{Config, Ports, StartError},
+    handle::{Call, Done, Error, Idempotency, Runtime, Started},
+    reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
+    registry::Health,
+    subscription::{Next, Subscription},
+};

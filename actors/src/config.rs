@@ -1,0 +1,84 @@
+//! The bounds of a runtime and what it is made of. Every queue has its bound here.
+
+use std::{path::PathBuf, sync::Arc};
+
+use raddle_domain::{
+    command::Limits,
+    ports::{Clock, Ids, LogStore, Models, StoreError},
+};
+
+use crate::{
+    clock::{SystemClock, UuidIds},
+    store::redb::{OpenError, RedbConfig},
+};
+
+/// How a runtime is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the database is, and how it is kept. One runtime per directory.
+    pub store: RedbConfig,
+    /// What one thread keeps to.
+    pub limits: Limits,
+    /// Threads held in memory. Those with a running engine are never unloaded, so the cap holds once they rest.
+    pub loaded_threads: usize,
+    /// Bytes that loaded threads may hold together, about.
+    pub loaded_bytes: usize,
+    /// Commands that are under way at once; beyond it callers are told to come back.
+    pub commands_in_flight: usize,
+    /// The same, of one thread.
+    pub commands_per_thread: usize,
+    /// Reads that are under way at once.
+    pub reads_in_flight: usize,
+    /// Watchers at once.
+    pub subscribers: usize,
+    /// Bytes of events that wait for one watcher; beyond it the watcher is cut off with a cursor.
+    pub subscriber_bytes: usize,
+    /// Arbiters that thread actors are spread over.
+    pub arbiters: usize,
+}
+
+impl Config {
+    /// The defaults, in `data_dir`.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            store: RedbConfig::new(data_dir),
+            limits: Limits::default(),
+            loaded_threads: 1_000,
+            loaded_bytes: 256 * 1024 * 1024,
+            commands_in_flight: 4_096,
+            commands_per_thread: 256,
+            reads_in_flight: 1_024,
+            subscribers: 4_096,
+            subscriber_bytes: 256 * 1024,
+            arbiters: std::thread::available_parallelism().map_or(2, usize::from),
+        }
+    }
+}
+
+/// What a runtime gets from its host.
+#[derive(Clone)]
+pub struct Ports {
+    pub models: Arc<dyn Models>,
+    pub clock: Arc<dyn Clock>,
+    pub ids: Arc<dyn Ids>,
+    /// A store other than the one in `data_dir`, which is then not opened.
+    pub store: Option<Arc<dyn LogStore>>,
+}
+
+impl Ports {
+    /// The real clock, fresh ids, the store in the data directory.
+    pub fn with_models(models: Arc<dyn Models>) -> Self {
+        Self { models, clock: Arc::new(SystemClock), ids: Arc::new(UuidIds), store: None }
+    }
+}
+
+/// Why a runtime did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot start the actor threads: {0}")]
+    Threads(#[from] std::io::Error),
+}

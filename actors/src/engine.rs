@@ -1,0 +1,242 @@
+//! One model call: built from the log, driven as a tokio task, told to its thread through an outbox.
+//!
+//! The outbox is where streamed text coalesces: whatever comes while the thread's last append is under way is one
+//! delta of the next. It is bounded, so a model that is faster than the disk waits.
+//!
+//! Absent on purpose: retries and deadlines, which the thread's machine decides.
+
+use std::{
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures_util::{FutureExt, StreamExt};
+use raddle_domain::{
+    command::{Report, TextKind},
+    history::{History, Message, ToolCall},
+    id::{ThreadKey, TurnId},
+    ports::{Answered, FinishReason, Fragment, LogStore, ModelError, ModelErrorKind, ModelRequest, Models, StoreError},
+    record::{Item, TurnSettings, Usage},
+};
+use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
+
+use crate::host;
+
+/// Text that may wait in an outbox before the model must.
+const OUTBOX_BYTES: usize = 64 * 1024;
+
+/// What an engine is started with.
+pub(crate) struct EngineCall {
+    pub key: ThreadKey,
+    pub turn: TurnId,
+    pub call: u32,
+    pub settings: TurnSettings,
+    pub system_prompt: Option<String>,
+    /// The items of the open turn so far.
+    pub items: Vec<Item>,
+}
+
+/// A running call. Dropping it cancels the call.
+pub(crate) struct Engine {
+    pub turn: TurnId,
+    pub call: u32,
+    pub outbox: Arc<Outbox>,
+    task: AbortHandle,
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What the engine has said and the thread has not yet taken.
+pub(crate) struct Outbox {
+    said: Mutex<Said>,
+    room: Notify,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+#[derive(Default)]
+struct Said {
+    text: Vec<(TextKind, String)>,
+    bytes: usize,
+    end: Option<Result<Answered, ModelError>>,
+    /// Whether the thread knows that there is something.
+    told: bool,
+}
+
+impl Outbox {
+    fn new(wake: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self { said: Mutex::default(), room: Notify::new(), wake }
+    }
+
+    fn said(&self) -> std::sync::MutexGuard<'_, Said> {
+        // Nothing below can leave it half changed.
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds text, once there is room for it.
+    async fn say(&self, kind: TextKind, text: String) {
+        loop {
+            let room = self.room.notified();
+            {
+                let mut said = self.said();
+                if said.bytes < OUTBOX_BYTES {
+                    said.bytes += text.len();
+                    match said.text.last_mut() {
+                        Some((last, before)) if *last == kind => before.push_str(&text),
+                        _ => said.text.push((kind, text)),
+                    }
+                    self.tell(said);
+                    return;
+                }
+            }
+            room.await;
+        }
+    }
+
+    fn end(&self, end: Result<Answered, ModelError>) {
+        let mut said = self.said();
+        said.end = Some(end);
+        self.tell(said);
+    }
+
+    fn tell(&self, mut said: std::sync::MutexGuard<'_, Said>) {
+        if !std::mem::replace(&mut said.told, true) {
+            drop(said);
+            (self.wake)();
+        }
+    }
+
+    /// Bytes that wait, and whether the call has ended.
+    pub fn waiting(&self) -> (usize, bool) {
+        let said = self.said();
+        (said.bytes, said.end.is_some())
+    }
+
+    /// Takes everything.
+    pub fn take(&self, turn: TurnId, call: u32) -> Option<Report> {
+        let said = std::mem::take(&mut *self.said());
+        self.room.notify_one();
+        let Said { text, end, .. } = said;
+        (!text.is_empty() || end.is_some()).then_some(Report { turn, call, text, end })
+    }
+}
+
+impl Engine {
+    /// Starts a call on `runtime`; `wake` is called when the outbox has something and the thread does not know it.
+    pub fn start(
+        call: EngineCall,
+        store: Arc<dyn LogStore>,
+        models: Arc<dyn Models>,
+        runtime: &Handle,
+        wake: Box<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        let (turn, number) = (call.turn, call.call);
+        let outbox = Arc::new(Outbox::new(wake));
+        let told = outbox.clone();
+        let task = runtime.spawn(async move {
+            let driven = AssertUnwindSafe(drive(call, store, models, &told)).catch_unwind().await;
+            told.end(driven.unwrap_or_else(|_| Err(broken("the engine failed; this is a defect".to_owned()))));
+        });
+        Self { turn, call: number, outbox, task: task.abort_handle() }
+    }
+}
+
+async fn drive(
+    call: EngineCall,
+    store: Arc<dyn LogStore>,
+    models: Arc<dyn Models>,
+    outbox: &Outbox,
+) -> Result<Answered, ModelError> {
+    let EngineCall { key, settings, system_prompt, items, .. } = call;
+    let model = models.engine(&settings.engine).ok_or_else(|| {
+        let message = format!("the engine `{}` is not configured", settings.engine);
+        ModelError { kind: ModelErrorKind::Rejected, message, retry_after: None }
+    })?;
+    let read = move || messages(&*store, key, system_prompt.as_deref(), &items);
+    let messages = tokio::task::spawn_blocking(read).await.map_err(|why| broken(why.to_string()))?;
+    let messages = messages.map_err(|why| broken(format!("the conversation cannot be read: {why}")))?;
+    let request = ModelRequest {
+        model: settings.model,
+        messages,
+        temperature: settings.temperature,
+        top_p: settings.top_p,
+        max_tokens: settings.max_tokens,
+    };
+    let mut answer = model.call(request);
+    let mut rest = Rest::default();
+    while let Some(fragment) = answer.next().await {
+        match fragment? {
+            Fragment::Text(text) => outbox.say(TextKind::Answer, text).await,
+            Fragment::Reasoning(text) => outbox.say(TextKind::Reasoning, text).await,
+            Fragment::ToolCall { index, call_id, name, arguments } => rest.tool_call(index, call_id, name, &arguments),
+            Fragment::Usage(usage) => rest.usage = Some(usage),
+            Fragment::Finish(reason) => rest.finish = Some(reason),
+        }
+    }
+    rest.answered()
+}
+
+fn broken(message: String) -> ModelError {
+    ModelError { kind: ModelErrorKind::Malformed, message, retry_after: None }
+}
+
+/// What of an answer is only known when it is whole.
+#[derive(Default)]
+struct Rest {
+    usage: Option<Usage>,
+    finish: Option<FinishReason>,
+    tool_calls: BTreeMap<u32, ToolCall>,
+}
+
+impl Rest {
+    fn tool_call(&mut self, index: u32, call_id: Option<String>, name: Option<String>, arguments: &str) {
+        let call = self.tool_calls.entry(index).or_default();
+        // Some providers repeat the id and the name with every fragment, some leave them empty after the first.
+        if let Some(call_id) = call_id.filter(|id| !id.is_empty()) {
+            call.call_id = call_id;
+        }
+        if let Some(name) = name.filter(|name| !name.is_empty()) {
+            call.name = name;
+        }
+        call.arguments.push_str(arguments);
+    }
+
+    fn answered(self) -> Result<Answered, ModelError> {
+        let Some(reason) = self.finish else {
+            let message = "the model's answer was cut off".to_owned();
+            return Err(ModelError { kind: ModelErrorKind::CutOff, message, retry_after: None });
+        };
+        Ok(Answered { reason, usage: self.usage, tool_calls: self.tool_calls.into_values().collect() })
+    }
+}
+
+/// What the model is to see: every settled turn from the log, then the open one.
+pub(crate) fn messages(
+    store: &dyn LogStore,
+    key: ThreadKey,
+    system_prompt: Option<&str>,
+    open: &[Item],
+) -> Result<Vec<Message>, StoreError> {
+    const TURNS: usize = 256;
+    let mut history = History::new(system_prompt);
+    let view = store.view()?;
+    let mut after = 0;
+    loop {
+        let turns = view.turns(key, after, TURNS)?;
+        for turn in &turns {
+            after = turn.started_seq;
+            for item in host::items(&*view, key, turn)? {
+                history.push(&item);
+            }
+        }
+        if turns.len() < TURNS {
+            break;
+        }
+    }
+    open.iter().for_each(|item| history.push(item));
+    Ok(history.finish())
+}

@@ -1,0 +1,223 @@
+//! Which threads are loaded, and the counts that bounds and metrics are made of.
+//!
+//! Invariant: a slot is taken out only while nobody holds a [`Ticket`] for it and its engine rests, and a ticket is
+//! made under the same map entry; so a command that found a thread always reaches it.
+//!
+//! A map guard never lives across an await or another call on the map: what is found is cloned out.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+};
+
+use actix::Addr;
+use dashmap::DashMap;
+use raddle_domain::{id::ThreadKey, time::UnixMs};
+use tokio::sync::Notify;
+
+use crate::thread::ThreadActor;
+
+/// The loaded threads.
+#[derive(Default)]
+pub(crate) struct Registry {
+    slots: DashMap<ThreadKey, Slot>,
+    /// Logical time of use.
+    uses: AtomicU64,
+    bytes: AtomicUsize,
+    running: AtomicUsize,
+    pub(crate) rested: Notify,
+    pub(crate) counters: Counters,
+}
+
+/// What happened since the start.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub steps: AtomicU64,
+    pub events: AtomicU64,
+    pub evictions: AtomicU64,
+    pub subscribers_dropped: AtomicU64,
+    pub busy: AtomicU64,
+}
+
+/// How the runtime is, for health checks and metrics.
+#[derive(Debug, Clone, Default)]
+pub struct Health {
+    pub store_writable: bool,
+    pub draining: bool,
+    pub loaded_threads: u64,
+    pub loaded_bytes: u64,
+    pub running_turns: u64,
+    pub subscribers: u64,
+    pub commits: u64,
+    pub steps: u64,
+    pub events: u64,
+    pub store_errors: u64,
+    pub evictions: u64,
+    pub subscribers_dropped: u64,
+    pub commands_in_flight: u64,
+    pub commands_refused_busy: u64,
+}
+
+/// A loaded thread, as its callers find it.
+#[derive(Clone)]
+pub(crate) struct Slot {
+    pub addr: Addr<ThreadActor>,
+    pub gauge: Arc<Gauge>,
+}
+
+/// What a thread's actor tells of itself, and what is known of its use.
+pub(crate) struct Gauge {
+    tickets: AtomicUsize,
+    /// Set while the actor has anything under way: an engine, an append, a command.
+    pinned: AtomicBool,
+    running: AtomicBool,
+    used: AtomicU64,
+    bytes: AtomicUsize,
+    /// When the thread must be awake again; 0 for never.
+    wake_at: AtomicU64,
+}
+
+/// The right to send one command to a loaded thread: it is not unloaded meanwhile.
+pub(crate) struct Ticket(Slot);
+
+impl Registry {
+    /// A ticket for a loaded thread, if it is loaded.
+    pub fn ticket(&self, key: &ThreadKey) -> Option<Ticket> {
+        let slot = self.slots.get(key)?;
+        Some(self.admit(&slot))
+    }
+
+    /// Puts a thread in, with the first ticket for it.
+    pub fn insert(&self, key: ThreadKey, slot: Slot) -> Ticket {
+        let ticket = self.admit(&slot);
+        self.slots.insert(key, slot);
+        ticket
+    }
+
+    fn admit(&self, slot: &Slot) -> Ticket {
+        slot.gauge.tickets.fetch_add(1, SeqCst);
+        slot.gauge.used.store(self.uses.fetch_add(1, Relaxed) + 1, Relaxed);
+        Ticket(slot.clone())
+    }
+
+    /// Takes a thread out if it rests; its actor may then be told to stop.
+    pub fn evict(&self, key: &ThreadKey) -> Option<Slot> {
+        let (_, slot) = self.slots.remove_if(key, |_, slot| slot.gauge.rests())?;
+        self.counters.evictions.fetch_add(1, Relaxed);
+        Some(slot)
+    }
+
+    /// Forgets a thread whose actor is gone. Another actor of the same thread stays.
+    pub fn forget(&self, key: &ThreadKey, gauge: &Arc<Gauge>) {
+        self.slots.remove_if(key, |_, slot| Arc::ptr_eq(&slot.gauge, gauge));
+        self.set_running(gauge, false);
+        self.set_bytes(gauge, 0);
+    }
+
+    pub fn contains(&self, key: &ThreadKey) -> bool {
+        self.slots.contains_key(key)
+    }
+
+    /// Forgets a thread whose actor can no longer be reached, before the actor's end says so.
+    pub fn forget_closed(&self, key: &ThreadKey, addr: &Addr<ThreadActor>) {
+        self.slots.remove_if(key, |_, slot| slot.addr == *addr && !slot.addr.connected());
+    }
+
+    /// When a loaded thread was last used, in logical time.
+    pub fn last_use(&self, key: &ThreadKey) -> Option<u64> {
+        self.slots.get(key).map(|slot| slot.gauge.used.load(Relaxed))
+    }
+
+    /// Counts a loaded thread as used now.
+    pub fn touch(&self, key: &ThreadKey) -> Option<u64> {
+        let slot = self.slots.get(key)?;
+        let used = self.uses.fetch_add(1, Relaxed) + 1;
+        slot.gauge.used.store(used, Relaxed);
+        Some(used)
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Relaxed)
+    }
+
+    pub fn running(&self) -> usize {
+        self.running.load(SeqCst)
+    }
+
+    /// The loaded threads, now.
+    pub fn all(&self) -> Vec<Addr<ThreadActor>> {
+        self.slots.iter().map(|entry| entry.addr.clone()).collect()
+    }
+
+    /// Notes whether a thread's engine runs.
+    pub fn set_running(&self, gauge: &Gauge, running: bool) {
+        match (gauge.running.swap(running, SeqCst), running) {
+            (false, true) => {
+                self.running.fetch_add(1, SeqCst);
+            }
+            (true, false) => {
+                self.running.fetch_sub(1, SeqCst);
+                self.rested.notify_waiters();
+            }
+            _ => {}
+        }
+    }
+
+    /// Notes what a thread holds.
+    pub fn set_bytes(&self, gauge: &Gauge, bytes: usize) {
+        let before = gauge.bytes.swap(bytes, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+        self.bytes.fetch_sub(before, Relaxed);
+    }
+}
+
+impl Gauge {
+    /// The gauge of a thread that is about to start, and so is pinned.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            tickets: AtomicUsize::new(0),
+            pinned: AtomicBool::new(true),
+            running: AtomicBool::new(false),
+            used: AtomicU64::new(0),
+            bytes: AtomicUsize::new(0),
+            wake_at: AtomicU64::new(0),
+        })
+    }
+
+    pub fn set_pinned(&self, pinned: bool) {
+        self.pinned.store(pinned, SeqCst);
+    }
+
+    fn rests(&self) -> bool {
+        self.tickets.load(SeqCst) == 0 && !self.pinned.load(SeqCst)
+    }
+
+    pub fn set_wake_at(&self, at: Option<UnixMs>) {
+        self.wake_at.store(at.map_or(0, |at| at.0), Relaxed);
+    }
+
+    pub fn wake_at(&self) -> Option<UnixMs> {
+        Some(UnixMs(self.wake_at.load(Relaxed))).filter(|at| at.0 > 0)
+    }
+}
+
+impl Ticket {
+    pub fn addr(&self) -> &Addr<ThreadActor> {
+        &self.0.addr
+    }
+
+    /// Commands of this thread that are under way, this one included.
+    pub fn count(&self) -> usize {
+        self.0.gauge.tickets.load(SeqCst)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.gauge.tickets.fetch_sub(1, SeqCst);
+    }
+}

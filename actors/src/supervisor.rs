@@ -1,0 +1,277 @@
+//! Loads threads, keeps the loaded ones under their caps, and brings back those that stopped while they owed work.
+//!
+//! The least recently used thread at rest is unloaded first, until both caps hold again. A thread that has anything
+//! under way is passed over and counts as used now.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::prelude::*;
+use raddle_domain::{
+    id::ThreadKey,
+    ports::{OwingPlace, StoreError},
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    handle::Error,
+    host,
+    registry::{Gauge, Slot, Ticket},
+    system::Shared,
+    thread::{ThreadActor, Unload},
+    timers::Rearm,
+};
+
+/// Busy threads that one round of unloading passes over.
+const PASSED_OVER: usize = 64;
+/// Threads that owe work, read and loaded at a time.
+const SWEEP: usize = 64;
+/// The pause before a thread that failed is brought back: this, doubled with each failure in a row.
+const BACKOFF: Duration = Duration::from_millis(100);
+const BACKOFF_CAP: Duration = Duration::from_secs(30);
+
+pub(crate) struct Supervisor {
+    shared: Option<Arc<Shared>>,
+    arbiters: Vec<ArbiterHandle>,
+    next: usize,
+    loading: HashMap<ThreadKey, Vec<oneshot::Sender<Result<Ticket, Error>>>>,
+    /// Loaded threads by the last use that is known here; one that was used since is put back where it belongs.
+    order: BTreeMap<u64, ThreadKey>,
+    failures: HashMap<ThreadKey, u32>,
+    sweeping: bool,
+}
+
+/// What all actors share; sent once, when all of them exist.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Begin(pub Arc<Shared>);
+
+/// Asks for a thread that is not loaded. However many ask, it is loaded once.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Load {
+    pub key: ThreadKey,
+    pub reply: oneshot::Sender<Result<Ticket, Error>>,
+}
+
+/// A thread's engine has come to rest.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Rested(pub ThreadKey);
+
+/// A thread's actor ended without having been told to.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Stopped {
+    pub key: ThreadKey,
+    pub owes: bool,
+}
+
+/// Load every thread that owes work.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Sweep;
+
+impl Supervisor {
+    pub fn new(arbiters: Vec<ArbiterHandle>) -> Self {
+        Self {
+            shared: None,
+            arbiters,
+            next: 0,
+            loading: HashMap::new(),
+            order: BTreeMap::new(),
+            failures: HashMap::new(),
+            sweeping: false,
+        }
+    }
+
+    fn shared(&self) -> Arc<Shared> {
+        self.shared.clone().expect("`Begin` is the first message")
+    }
+
+    /// Reads a thread and starts its actor; whoever asked meanwhile gets a ticket before anybody can unload it.
+    fn load(&mut self, key: ThreadKey, ctx: &mut Context<Self>) {
+        let shared = self.shared();
+        let store = shared.store.clone();
+        let read = shared.engines.spawn_blocking(move || host::load(&*store.view()?, key));
+        ctx.spawn(read.into_actor(self).map(move |read, this, ctx| {
+            let loaded = match read {
+                Ok(Ok(Some(loaded))) => Ok(loaded),
+                Ok(Ok(None)) => Err(Error::NotFound("thread")),
+                Ok(Err(StoreError::Corrupt(corrupt))) => Err(Error::ThreadUnavailable(corrupt.to_string())),
+                Ok(Err(error)) => Err(error.into()),
+                Err(panic) => Err(Error::Internal(panic.to_string())),
+            };
+            let asking = this.loading.remove(&key).unwrap_or_default();
+            match loaded {
+                Ok(loaded) => {
+                    let first = this.start(key, loaded, &shared);
+                    for reply in asking {
+                        // The first ticket is held until here, so the thread is there to be found.
+                        if let Some(ticket) = shared.registry.ticket(&key) {
+                            drop(reply.send(Ok(ticket)));
+                        }
+                    }
+                    drop(first);
+                    this.trim(ctx);
+                }
+                Err(error) => {
+                    if !matches!(error, Error::NotFound(_)) {
+                        tracing::error!(thread = %key, %error, "cannot load a thread");
+                    }
+                    asking.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
+                }
+            }
+        }));
+    }
+
+    fn start(&mut self, key: ThreadKey, loaded: host::Loaded, shared: &Arc<Shared>) -> Ticket {
+        let gauge = Gauge::new();
+        let arbiter = &self.arbiters[self.next % self.arbiters.len()];
+        self.next += 1;
+        let (theirs, ours) = (shared.clone(), gauge.clone());
+        let addr = ThreadActor::start_in_arbiter(arbiter, move |_| ThreadActor::new(key, theirs, ours, loaded));
+        let ticket = shared.registry.insert(key, Slot { addr, gauge });
+        if let Some(used) = shared.registry.last_use(&key) {
+            self.order.insert(used, key);
+        }
+        ticket
+    }
+
+    /// Unloads threads at rest until both caps hold, or only busy ones were seen.
+    fn trim(&mut self, _: &mut Context<Self>) {
+        let shared = self.shared();
+        let (registry, config) = (&shared.registry, &shared.config);
+        let mut passed = 0;
+        while passed < PASSED_OVER && (registry.len() > config.loaded_threads || registry.bytes() > config.loaded_bytes)
+        {
+            let Some((known, key)) = self.order.pop_first() else { break };
+            match registry.last_use(&key) {
+                None => {}
+                Some(used) if used > known => {
+                    self.order.insert(used, key);
+                }
+                Some(_) => match registry.evict(&key) {
+                    Some(slot) => {
+                        slot.addr.do_send(Unload);
+                        self.failures.remove(&key);
+                        if let Some(at) = slot.gauge.wake_at() {
+                            shared.timers.do_send(Rearm(at));
+                        }
+                    }
+                    None => {
+                        passed += 1;
+                        if let Some(used) = registry.touch(&key) {
+                            self.order.insert(used, key);
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn sweep(&mut self, after: Option<OwingPlace>, ctx: &mut Context<Self>) {
+        let shared = self.shared();
+        let store = shared.store.clone();
+        let read = shared.engines.spawn_blocking(move || store.view()?.owing(after, SWEEP));
+        ctx.spawn(read.into_actor(self).map(move |read, this, ctx| {
+            let places = match read {
+                Ok(Ok(places)) => places,
+                failed => {
+                    tracing::error!(?failed, "cannot list the threads that owe work; trying again");
+                    ctx.run_later(BACKOFF_CAP, move |this, ctx| this.sweep(after, ctx));
+                    return;
+                }
+            };
+            let Some(last) = places.last().copied() else {
+                this.sweeping = false;
+                return;
+            };
+            let loads: Vec<_> = places
+                .into_iter()
+                .map(|place| this.want(ThreadKey { tenant: place.tenant, thread: place.thread }, ctx))
+                .collect();
+            // One batch at a time: what is slow to load does not pile up.
+            let loaded = futures_util::future::join_all(loads.into_iter().flatten());
+            ctx.spawn(loaded.into_actor(this).map(move |_, this, ctx| this.sweep(Some(last), ctx)));
+        }));
+    }
+
+    /// Loads a thread unless it is loaded.
+    fn want(&mut self, key: ThreadKey, ctx: &mut Context<Self>) -> Option<oneshot::Receiver<Result<Ticket, Error>>> {
+        if self.shared().registry.contains(&key) {
+            return None;
+        }
+        let (reply, loaded) = oneshot::channel();
+        self.ask(key, reply, ctx);
+        Some(loaded)
+    }
+
+    fn ask(&mut self, key: ThreadKey, reply: oneshot::Sender<Result<Ticket, Error>>, ctx: &mut Context<Self>) {
+        let asking = self.loading.entry(key).or_default();
+        asking.push(reply);
+        if asking.len() == 1 {
+            self.load(key, ctx);
+        }
+    }
+}
+
+impl Actor for Supervisor {
+    type Context = Context<Self>;
+}
+
+impl Handler<Begin> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Begin(shared): Begin, ctx: &mut Self::Context) {
+        self.shared = Some(shared);
+        ctx.notify(Sweep);
+    }
+}
+
+impl Handler<Load> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Load { key, reply }: Load, ctx: &mut Self::Context) {
+        match self.shared().registry.ticket(&key) {
+            Some(ticket) => drop(reply.send(Ok(ticket))),
+            None => self.ask(key, reply, ctx),
+        }
+    }
+}
+
+impl Handler<Rested> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Rested(key): Rested, ctx: &mut Self::Context) {
+        self.failures.remove(&key);
+        self.trim(ctx);
+    }
+}
+
+impl Handler<Stopped> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Stopped { key, owes }: Stopped, ctx: &mut Self::Context) {
+        if !owes || self.shared().draining() {
+            return;
+        }
+        let failures = self.failures.entry(key).or_default();
+        let pause = BACKOFF.saturating_mul(1 << (*failures).min(16)).min(BACKOFF_CAP);
+        *failures += 1;
+        ctx.run_later(pause, move |this, ctx| drop(this.want(key, ctx)));
+    }
+}
+
+impl Handler<Sweep> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Sweep, ctx: &mut Self::Context) {
+        if !std::mem::replace(&mut self.sweeping, true) {
+            self.sweep(None, ctx);
+        }
+    }
+}

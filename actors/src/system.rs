@@ -1,0 +1,159 @@
+//! The actor threads: made at the start, and gone when the runtime is.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::JoinHandle,
+};
+
+use actix::{System, prelude::*};
+use raddle_domain::ports::{Clock, Ids, LogStore, Models};
+use tokio::{runtime::Handle, sync::oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    bus::{EventBusActor, Publish},
+    config::{Config, Ports, StartError},
+    registry::Registry,
+    store::{StoreActor, StoreHandle, redb::RedbStore},
+    supervisor::{self, Supervisor, Sweep},
+    timers::{self, Timers},
+};
+
+/// What every actor and every handle can reach.
+pub(crate) struct Shared {
+    pub config: Config,
+    pub clock: Arc<dyn Clock>,
+    pub ids: Arc<dyn Ids>,
+    pub models: Arc<dyn Models>,
+    pub store: Arc<dyn LogStore>,
+    pub store_handle: StoreHandle,
+    pub bus: Addr<EventBusActor>,
+    pub supervisor: Addr<Supervisor>,
+    pub timers: Addr<Timers>,
+    pub registry: Arc<Registry>,
+    /// Where engines run and blocking reads are made.
+    pub engines: Handle,
+    pub draining: AtomicBool,
+    /// Cancelled when watchers must leave.
+    pub stopping: CancellationToken,
+}
+
+impl Shared {
+    pub fn draining(&self) -> bool {
+        self.draining.load(SeqCst)
+    }
+}
+
+/// The OS thread that runs the actor system. Dropping it stops the system; what is open continues at the next start.
+pub(crate) struct Threads {
+    system: System,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// Opens the store and starts every actor.
+    pub async fn start(config: Config, ports: Ports) -> Result<(Self, Arc<Shared>), StartError> {
+        let (started, ready) = oneshot::channel();
+        let thread =
+            std::thread::Builder::new().name("raddle-actors".to_owned()).spawn(move || run(config, ports, started))?;
+        match ready.await {
+            Ok(Ok((system, shared))) => Ok((Self { system, thread: Some(thread) }, shared)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(std::io::Error::other("the actor thread ended while starting").into()),
+        }
+    }
+
+    /// Stops the actors and waits for their threads. Blocks.
+    pub fn stop(mut self) {
+        self.system.stop();
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.system.stop();
+    }
+}
+
+type Started = Result<(System, Arc<Shared>), StartError>;
+
+/// The body of the actor thread.
+fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
+    let engines = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.arbiters.max(1))
+        .max_blocking_threads(64)
+        .thread_name("raddle-engine")
+        .enable_all()
+        .build();
+    let engines = match engines {
+        Ok(engines) => engines,
+        Err(error) => return drop(started.send(Err(error.into()))),
+    };
+    let store: Result<Arc<dyn LogStore>, StartError> = match ports.store.clone() {
+        Some(store) => Ok(store),
+        None => RedbStore::open(&config.store).map(|store| Arc::new(store) as _).map_err(Into::into),
+    };
+    let store = match store {
+        Ok(store) => store,
+        Err(error) => return drop(started.send(Err(error))),
+    };
+    let runner = System::new();
+    let system = System::current();
+    let shared = runner.block_on(async { tree(config, ports, store, engines.handle().clone()) });
+    if started.send(Ok((system, shared.clone()))).is_err() {
+        return;
+    }
+    if let Err(error) = runner.run() {
+        tracing::error!(%error, "the actor system ended badly");
+    }
+    if let Err(error) = shared.store.rest() {
+        tracing::warn!(%error, "the store could not come to rest; the next start takes longer");
+    }
+    drop(shared);
+    engines.shutdown_background();
+}
+
+/// Starts the actors, each on its arbiter.
+fn tree(config: Config, ports: Ports, store: Arc<dyn LogStore>, engines: Handle) -> Arc<Shared> {
+    let registry = Arc::new(Registry::default());
+    let front = Arbiter::new().handle();
+    let threads = (0..config.arbiters.max(1)).map(|_| Arbiter::new().handle()).collect();
+
+    let (limit, counts) = (config.subscriber_bytes, registry.clone());
+    let bus = EventBusActor::start_in_arbiter(&front, move |_| EventBusActor::new(limit, counts));
+    let supervisor = Supervisor::start_in_arbiter(&front, move |_| Supervisor::new(threads));
+    let timers = Timers::start_in_arbiter(&front, |_| Timers::default());
+
+    // The store is fed by admitted commands and engines only, so what it passes on is bounded too.
+    let (to_bus, to_supervisor) = (bus.clone(), supervisor.clone());
+    let store_handle = StoreActor::start_in(
+        &Arbiter::new().handle(),
+        store.clone(),
+        Arc::new(move |batches| to_bus.do_send(Publish(batches))),
+        Arc::new(move || to_supervisor.do_send(Sweep)),
+    );
+    let shared = Arc::new(Shared {
+        config,
+        clock: ports.clock,
+        ids: ports.ids,
+        models: ports.models,
+        store,
+        store_handle,
+        bus,
+        supervisor,
+        timers,
+        registry,
+        engines,
+        draining: AtomicBool::new(false),
+        stopping: CancellationToken::new(),
+    });
+    shared.supervisor.do_send(supervisor::Begin(shared.clone()));
+    shared.timers.do_send(timers::Begin(shared.clone()));
+    shared
+}

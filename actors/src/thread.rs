@@ -1,0 +1,470 @@
+//! Hosts one thread machine: takes what has come, steps, saves, answers, pays what the new state owes.
+//!
+//! Whatever arrives while an append is under way is taken together in the next step; that is where commands are
+//! grouped and deltas coalesce. Nothing is answered before it is durable, and nothing runs that is not.
+//!
+//! If a save fails the state here may be ahead of the log or not: the actor stops, and the thread is rebuilt from
+//! the log when it is next needed.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use actix::prelude::*;
+use raddle_domain::{
+    command::{Command, Refused, Reply, Request},
+    id::{Seq, ThreadKey},
+    ports::{Receipt, Write},
+    thread::{Cx, ThreadState},
+    time::UnixMs,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::Instant,
+};
+
+use crate::{
+    batch::Batch,
+    bus::Publish,
+    engine::{Engine, EngineCall},
+    handle::{Error, Idempotency, InFlight, append_error},
+    host::{self, Loaded, SavedRest, Steps},
+    registry::{Gauge, Ticket},
+    store::AppendError,
+    supervisor::{Rested, Stopped},
+    system::Shared,
+};
+
+/// How long streamed text may wait to be joined by more, and how much of it. Both only matter while no append is
+/// under way.
+const DELTA_LINGER: Duration = Duration::from_millis(30);
+const DELTA_BYTES: usize = 4 * 1024;
+/// Commands' text that one append takes; the rest goes with the next.
+const STEP_BYTES: usize = 1024 * 1024;
+/// How long the reply to an idempotent request is kept.
+const RECEIPT_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+
+pub(crate) struct ThreadActor {
+    key: ThreadKey,
+    shared: Arc<Shared>,
+    gauge: Arc<Gauge>,
+    state: ThreadState,
+    rest: SavedRest,
+    pending: VecDeque<Envelope>,
+    saving: bool,
+    engine: Option<Engine>,
+    /// When streamed text was last saved.
+    spoke: Option<Instant>,
+    linger: Option<SpawnHandle>,
+    alarm: Option<(UnixMs, SpawnHandle)>,
+    park: Option<oneshot::Sender<()>>,
+    /// Why the actor stops, if it was told to.
+    dismissed: bool,
+}
+
+/// One command on its way, and whoever waits for it. Dropped unanswered, it says that it did not run.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Envelope {
+    pub request: Request,
+    pub idempotency: Option<Idempotency>,
+    pub answer: Answer,
+}
+
+/// Whoever waits for a command, and the places it takes until it is answered.
+pub(crate) struct Answer {
+    to: Option<oneshot::Sender<Outcome>>,
+    held: Option<Held>,
+}
+
+/// What a command in flight holds on to, whether or not its caller still waits.
+pub(crate) struct Held {
+    /// Keeps the thread loaded.
+    pub _ticket: Ticket,
+    pub place: OwnedSemaphorePermit,
+    pub in_flight: Option<InFlight>,
+}
+
+/// How a command ended.
+pub(crate) enum Outcome {
+    Done {
+        reply: Reply,
+        seq: Seq,
+    },
+    Failed(Error),
+    /// The actor stopped before it came to this command: it can be sent again. The places are given back.
+    NotRun(Option<Held>),
+}
+
+impl Answer {
+    /// An answer that somebody waits for.
+    pub fn new(held: Held) -> (Self, oneshot::Receiver<Outcome>) {
+        let (to, outcome) = oneshot::channel();
+        (Self { to: Some(to), held: Some(held) }, outcome)
+    }
+
+    fn nobody() -> Self {
+        Self { to: None, held: None }
+    }
+
+    fn send(mut self, outcome: Outcome) {
+        if let Some(to) = self.to.take() {
+            drop(to.send(outcome));
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(to) = self.to.take() {
+            drop(to.send(Outcome::NotRun(self.held.take())));
+        }
+    }
+}
+
+/// A command whose step is being saved.
+struct Waiting {
+    answer: Answer,
+    outcome: Result<(Reply, Seq), Refused>,
+}
+
+/// The engine has something to say.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Spoke;
+
+/// Stop: the thread was taken out of the registry at rest.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Unload;
+
+/// Save what the engine has said, stop it, stop. The open turn continues at the next start.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Park(pub oneshot::Sender<()>);
+
+impl ThreadActor {
+    pub fn new(key: ThreadKey, shared: Arc<Shared>, gauge: Arc<Gauge>, loaded: Loaded) -> Self {
+        let Loaded { state, head, rest } = loaded;
+        let mut pending = VecDeque::new();
+        if state.open().is_some() {
+            let restarted = head.fence != shared.store.epoch();
+            pending.push_back(Envelope::internal(Command::Recover { restarted }));
+            pending.push_back(Envelope::internal(Command::Tick));
+        }
+        Self {
+            key,
+            shared,
+            gauge,
+            state,
+            rest,
+            pending,
+            saving: false,
+            engine: None,
+            spoke: None,
+            linger: None,
+            alarm: None,
+            park: None,
+            dismissed: false,
+        }
+    }
+
+    /// Steps through everything that has come and saves it as one append.
+    fn advance(&mut self, ctx: &mut Context<Self>) {
+        if self.saving {
+            return;
+        }
+        let mut steps = Steps::default();
+        let mut waiting = Vec::new();
+        let mut taken = 0;
+        if let Some(report) = self.engine_says(ctx) {
+            taken += report.text.iter().map(|(_, text)| text.len()).sum::<usize>();
+            self.step(Envelope::internal(Command::Report(report)), &mut steps, &mut waiting);
+        }
+        while let Some(envelope) = self.pending.pop_front_if(|_| taken < STEP_BYTES) {
+            taken += envelope.bytes();
+            let erases = envelope.request.command == Command::Delete;
+            self.step(envelope, &mut steps, &mut waiting);
+            if erases && waiting.last().is_some_and(|last| last.outcome.is_ok()) {
+                return self.erase(steps, waiting, ctx);
+            }
+        }
+        if waiting.is_empty() {
+            return self.idle(ctx);
+        }
+        self.shared.registry.counters.steps.fetch_add(1, Relaxed);
+        if steps.is_empty() {
+            answer(waiting);
+            self.settle(ctx);
+            return;
+        }
+        self.shared.registry.counters.events.fetch_add(steps.events() as u64, Relaxed);
+        let (append, rest) = steps.append(self.key, self.shared.store.epoch(), &self.state, Some(&self.rest));
+        self.rest = rest;
+        self.save(Write::Append(append), waiting, ctx, |this, ctx| this.settle(ctx));
+    }
+
+    fn step(&mut self, envelope: Envelope, steps: &mut Steps, waiting: &mut Vec<Waiting>) {
+        let Envelope { request, idempotency, answer } = envelope;
+        let now = self.shared.clock.now();
+        let cx = Cx { now, ids: &*self.shared.ids, limits: &self.shared.config.limits };
+        let outcome = self.state.step(request, cx).map(|step| {
+            steps.add(&step);
+            let seq = self.state.seq();
+            steps.receipts.extend(idempotency.map(|known| receipt(known, seq, &step.reply, now)));
+            (step.reply, seq)
+        });
+        waiting.push(Waiting { answer, outcome });
+    }
+
+    /// Sends `write` to the store and answers when it is durable.
+    fn save(
+        &mut self,
+        write: Write,
+        waiting: Vec<Waiting>,
+        ctx: &mut Context<Self>,
+        then: impl FnOnce(&mut Self, &mut Context<Self>) + 'static,
+    ) {
+        self.saving = true;
+        self.gauge.set_pinned(true);
+        let saved = self.shared.store_handle.append(write);
+        ctx.spawn(saved.into_actor(self).map(move |saved, this, ctx| {
+            this.saving = false;
+            match saved {
+                Ok(()) => {
+                    answer(waiting);
+                    then(this, ctx);
+                }
+                Err(error) => this.broken(&error, waiting, ctx),
+            }
+        }));
+    }
+
+    /// The state may be ahead of the log or not: whoever needs the thread next gets it rebuilt.
+    fn broken(&mut self, error: &AppendError, waiting: Vec<Waiting>, ctx: &mut Context<Self>) {
+        tracing::warn!(thread = %self.key, %error, "a step was not saved; the thread is rebuilt from its log");
+        for Waiting { answer, .. } in waiting {
+            answer.send(Outcome::Failed(append_error(error.clone())));
+        }
+        ctx.stop();
+    }
+
+    /// After a step: pays what the state owes, and takes what has come meanwhile.
+    fn settle(&mut self, ctx: &mut Context<Self>) {
+        self.pay(ctx);
+        self.shared.registry.set_bytes(&self.gauge, self.state.held_bytes() + self.rest.json.len());
+        self.gauge.set_wake_at(self.state.owed().wake_at);
+        let (bytes, ended) = self.engine.as_ref().map_or((0, false), |engine| engine.outbox.waiting());
+        if !self.pending.is_empty() || bytes > 0 || ended {
+            self.advance_later(ctx);
+        } else {
+            self.idle(ctx);
+        }
+    }
+
+    /// Nothing is to be saved now.
+    fn idle(&mut self, ctx: &mut Context<Self>) {
+        if self.park.is_some() {
+            self.leave(ctx);
+        } else {
+            self.gauge.set_pinned(self.engine.is_some());
+        }
+    }
+
+    fn advance_later(&mut self, ctx: &mut Context<Self>) {
+        // Through the mailbox, so that what waits there joins the step.
+        ctx.notify(Spoke);
+    }
+
+    /// Starts, or stops, what the state demands, or no longer demands.
+    fn pay(&mut self, ctx: &mut Context<Self>) {
+        let owed = self.state.owed();
+        let runs = self.engine.as_ref().map(|engine| (engine.turn, engine.call));
+        if runs != owed.call {
+            self.engine = None;
+            self.spoke = None;
+            if let (Some((turn, call)), None) = (owed.call, &self.park) {
+                self.engine = Some(self.start_engine(turn, call, ctx));
+            }
+            let running = self.engine.is_some();
+            self.shared.registry.set_running(&self.gauge, running);
+            if !running {
+                self.shared.supervisor.do_send(Rested(self.key));
+            }
+        }
+        let deadline = self.state.deadline(&self.shared.config.limits);
+        self.set_alarm(owed.wake_at.into_iter().chain(deadline).min(), ctx);
+    }
+
+    fn start_engine(&self, turn: raddle_domain::id::TurnId, call: u32, ctx: &Context<Self>) -> Engine {
+        let open = self.state.open();
+        let call = EngineCall {
+            key: self.key,
+            turn,
+            call,
+            settings: open.map(|open| open.turn().settings.clone()).expect("a call is owed by an open turn"),
+            system_prompt: self.state.view().system_prompt.clone(),
+            items: open.map(|open| open.items().cloned().collect()).unwrap_or_default(),
+        };
+        let addr = ctx.address();
+        // At most one of these is under way for each time the outbox is taken.
+        let wake = Box::new(move || addr.do_send(Spoke));
+        Engine::start(call, self.shared.store.clone(), self.shared.models.clone(), &self.shared.engines, wake)
+    }
+
+    fn set_alarm(&mut self, at: Option<UnixMs>, ctx: &mut Context<Self>) {
+        if self.alarm.as_ref().map(|(at, _)| *at) == at {
+            return;
+        }
+        if let Some((_, alarm)) = self.alarm.take() {
+            ctx.cancel_future(alarm);
+        }
+        self.alarm = at.map(|at| {
+            let wait = Duration::from_millis(at.since(self.shared.clock.now()));
+            let alarm = ctx.run_later(wait, |this, ctx| {
+                this.alarm = None;
+                this.pending.push_back(Envelope::internal(Command::Tick));
+                this.advance(ctx);
+            });
+            (at, alarm)
+        });
+    }
+
+    /// What the engine has said, if it is time to save it.
+    fn engine_says(&mut self, ctx: &mut Context<Self>) -> Option<raddle_domain::command::Report> {
+        let engine = self.engine.as_ref()?;
+        let (bytes, ended) = engine.outbox.waiting();
+        if bytes == 0 && !ended {
+            return None;
+        }
+        let lingered = self.spoke.map_or(DELTA_LINGER, |spoke| spoke.elapsed());
+        let due = ended || bytes >= DELTA_BYTES || lingered >= DELTA_LINGER;
+        if due || !self.pending.is_empty() || self.park.is_some() {
+            self.spoke = Some(Instant::now());
+            return engine.outbox.take(engine.turn, engine.call);
+        }
+        if self.linger.is_none() {
+            self.linger = Some(ctx.run_later(DELTA_LINGER - lingered, |this, ctx| {
+                this.linger = None;
+                this.advance(ctx);
+            }));
+        }
+        None
+    }
+
+    fn erase(&mut self, steps: Steps, waiting: Vec<Waiting>, ctx: &mut Context<Self>) {
+        let (append, _) = steps.append(self.key, self.shared.store.epoch(), &self.state, Some(&self.rest));
+        let write = Write::Erase { key: self.key, fence: append.row.head.fence, expected: append.expected };
+        let last = Arc::new(Batch::new(self.key, append.chunk));
+        self.save(write, waiting, ctx, |this, ctx| {
+            this.shared.bus.do_send(Publish(vec![last]));
+            // What was sent after the deletion finds no thread.
+            this.pending.drain(..).for_each(|envelope| envelope.answer.send(Outcome::Failed(Error::Deleted)));
+            this.leave(ctx);
+        });
+    }
+
+    fn leave(&mut self, ctx: &mut Context<Self>) {
+        self.dismissed = true;
+        self.engine = None;
+        if let Some(parked) = self.park.take() {
+            // Nobody waits any more: the deadline of a shutdown may have passed.
+            let _ = parked.send(());
+        }
+        ctx.stop();
+    }
+}
+
+/// What a receipt holds.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(crate) struct StoredReply {
+    pub seq: Seq,
+    pub reply: Reply,
+}
+
+/// What a repetition of the request will be answered with.
+pub(crate) fn receipt(known: Idempotency, seq: Seq, reply: &Reply, now: UnixMs) -> Receipt {
+    let reply = host::json(&StoredReply { seq, reply: reply.clone() });
+    Receipt { key: known.key, request: known.request, reply, expires_at: now.after(RECEIPT_LIFE) }
+}
+
+fn answer(waiting: Vec<Waiting>) {
+    for Waiting { answer, outcome } in waiting {
+        answer.send(match outcome {
+            Ok((reply, seq)) => Outcome::Done { reply, seq },
+            Err(refused) => Outcome::Failed(refused.into()),
+        });
+    }
+}
+
+impl Envelope {
+    fn internal(command: Command) -> Self {
+        Self { request: command.into(), idempotency: None, answer: Answer::nobody() }
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.request.command {
+            Command::Start(start) => start.prompt.len(),
+            _ => 0,
+        }
+    }
+}
+
+impl Actor for ThreadActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.advance(ctx);
+    }
+}
+
+impl Handler<Envelope> for ThreadActor {
+    type Result = ();
+
+    fn handle(&mut self, envelope: Envelope, ctx: &mut Self::Context) {
+        self.gauge.set_pinned(true);
+        let first = self.pending.is_empty();
+        self.pending.push_back(envelope);
+        if first && !self.saving {
+            self.advance_later(ctx);
+        }
+    }
+}
+
+impl Handler<Spoke> for ThreadActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Spoke, ctx: &mut Self::Context) {
+        self.advance(ctx);
+    }
+}
+
+impl Handler<Unload> for ThreadActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Unload, ctx: &mut Self::Context) {
+        self.leave(ctx);
+    }
+}
+
+impl Handler<Park> for ThreadActor {
+    type Result = ();
+
+    fn handle(&mut self, Park(done): Park, ctx: &mut Self::Context) {
+        self.park = Some(done);
+        self.advance(ctx);
+    }
+}
+
+impl Drop for ThreadActor {
+    /// However the actor ended, also by a panic, its place is free and somebody knows.
+    fn drop(&mut self) {
+        self.shared.registry.forget(&self.key, &self.gauge);
+        let owes = self.state.open().is_some();
+        if !self.dismissed {
+            self.shared.supervisor.do_send(Stopped { key: self.key, owes });
+        }
+    }
+}

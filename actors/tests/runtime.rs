@@ -1,0 +1,310 @@
+//! What the runtime promises a host, on the real actors and the real store.
+
+mod testbed;
+
+use std::{collections::BTreeSet, sync::atomic::Ordering::SeqCst, time::Duration};
+
+use raddle_actors::{Call, Config, Error, Idempotency, Next, Runtime, Started, ThreadQuery};
+use raddle_domain::{
+    command::{Refused, ThreadPatch},
+    event::{self, Event, Record},
+    id::{Seq, TenantId, ThreadKey},
+    record::{Delivery, OnRestart, ThreadStatus, TurnStatus},
+};
+use testbed::*;
+
+const LONG: Duration = Duration::from_secs(30);
+
+async fn ended(runtime: &Runtime, key: ThreadKey, turn: raddle_domain::id::TurnId) -> TurnStatus {
+    runtime.wait_turn(key, turn, LONG).await.unwrap().status
+}
+
+/// Waits until the thread has nothing left to do.
+async fn rests(runtime: &Runtime, key: ThreadKey) {
+    let mut watch = runtime.subscribe(key, 0).await.unwrap();
+    while runtime.thread(key).await.unwrap().status != ThreadStatus::Idle {
+        watch.next().await.unwrap();
+    }
+}
+
+async fn log(runtime: &Runtime, key: ThreadKey) -> Vec<Record> {
+    let events = runtime.events(key, 0, usize::MAX).await.unwrap();
+    let stored = events.chunks.iter().flat_map(|chunk| &chunk.events);
+    stored.map(|stored| Record::decode(event::SCHEMA, &stored.json).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_conversation_is_answered_and_remembered() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let runtime = runtime(dir.path(), &model).await;
+    let key = create(&runtime).await;
+    for prompt in ["one", "two"] {
+        let turn = start(&runtime, key, prompt).await;
+        assert_eq!(ended(&runtime, key, turn.id).await, TurnStatus::Completed);
+        rests(&runtime, key).await;
+    }
+    assert_eq!(answers(&runtime, key).await, ["echo: one", "echo: two"]);
+    assert_eq!(model.seen.lock().unwrap()[1].len(), 3);
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn queued_prompts_run_in_order_after_a_restart_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let first = runtime(dir.path(), &model).await;
+    let key = create(&first).await;
+    start(&first, key, "hold").await;
+    for queued in ["q1", "q2", "q3"] {
+        let done = first.start_turn(key, prompt(queued, Delivery::Queue), Call::default()).await.unwrap();
+        assert!(matches!(done.value, Started::Queued { .. }));
+    }
+    first.shutdown(Duration::ZERO).await;
+    drop(first);
+
+    model.gate.add_permits(1);
+    let second = runtime(dir.path(), &model).await;
+    rests(&second, key).await;
+    let turns = second.turns(key, None, 10).await.unwrap().data;
+    let prompts: Vec<_> = turns.iter().map(|turn| turn.input_summary.as_str()).collect();
+    assert_eq!(prompts, ["hold", "q1", "q2", "q3"]);
+    assert!(turns.iter().all(|turn| turn.status == TurnStatus::Completed));
+    assert_eq!(turns[0].resume_count, 1);
+    assert_eq!(answers(&second, key).await.last().unwrap(), "echo: q3");
+    second.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn of_fifty_simultaneous_starts_exactly_one_is_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let runtime = runtime(dir.path(), &model).await;
+    let key = create(&runtime).await;
+    let starts = (0..50).map(|n| {
+        let runtime = runtime.clone();
+        tokio::spawn(async move {
+            runtime.start_turn(key, prompt(&format!("hold {n}"), Delivery::Reject), Call::default()).await
+        })
+    });
+    let outcomes = futures_util::future::join_all(starts).await;
+    let accepted = outcomes.iter().filter(|outcome| outcome.as_ref().unwrap().is_ok()).count();
+    let refused = |outcome: &Result<_, Error>| matches!(outcome, Err(Error::Refused(Refused::TurnOpen { .. })));
+    assert_eq!(accepted, 1);
+    assert_eq!(
+        outcomes
+            .iter()
+            .filter(|outcome| refused(&outcome.as_ref().unwrap().as_ref().map(drop).map_err(Clone::clone)))
+            .count(),
+        49
+    );
+    assert_eq!(runtime.turns(key, None, 100).await.unwrap().data.len(), 1);
+    runtime.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_a_turn_whose_model_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let runtime = runtime(dir.path(), &model).await;
+    let key = create(&runtime).await;
+    let turn = start(&runtime, key, "hold").await;
+    let receipt = runtime.interrupt(key, turn.id, Call::default()).await.unwrap().value;
+    assert_eq!(receipt.turn.status, TurnStatus::Interrupted);
+    assert_eq!(log(&runtime, key).await[receipt.ended_seq as usize - 1].event.name(), "turn.completed");
+    let again = runtime.interrupt(key, turn.id, Call::default()).await.unwrap_err();
+    assert!(matches!(again, Error::Refused(Refused::TurnNotActive { .. })), "{again:?}");
+    let never = raddle_domain::id::TurnId::new(uuid::Uuid::nil());
+    assert!(matches!(runtime.interrupt(key, never, Call::default()).await, Err(Error::NotFound("turn"))));
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn a_thread_that_interrupts_on_restart_closes_its_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let first = runtime(dir.path(), &model).await;
+    let key = create(&first).await;
+    let patch = ThreadPatch { on_restart: Some(OnRestart::Interrupt), ..ThreadPatch::default() };
+    first.patch_thread(key, patch, Call::default()).await.unwrap();
+    let turn = start(&first, key, "hold").await;
+    first.shutdown(Duration::ZERO).await;
+    drop(first);
+    let second = runtime(dir.path(), &model).await;
+    assert_eq!(ended(&second, key, turn.id).await, TurnStatus::Interrupted);
+    assert_eq!(model.calls.load(SeqCst), 1);
+    second.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn a_request_under_the_same_key_is_replayed_and_under_another_body_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let runtime = runtime(dir.path(), &model).await;
+    let key = create(&runtime).await;
+    let call =
+        |request| Call { idempotency: Some(Idempotency { key: [7; 32], request: [request; 32] }), if_match: None };
+    let first = runtime.start_turn(key, prompt("a", Delivery::Reject), call(1)).await.unwrap();
+    rests(&runtime, key).await;
+    let again = runtime.start_turn(key, prompt("a", Delivery::Reject), call(1)).await.unwrap();
+    assert_eq!((again.value, again.seq, again.replayed), (first.value, first.seq, true));
+    assert!(matches!(
+        runtime.start_turn(key, prompt("b", Delivery::Reject), call(2)).await,
+        Err(Error::IdempotencyMismatch)
+    ));
+    assert_eq!(runtime.turns(key, None, 10).await.unwrap().data.len(), 1);
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn loaded_threads_fall_back_under_the_cap_once_they_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let config = Config { loaded_threads: 64, ..Config::new(dir.path()) };
+    let runtime = Runtime::start(config, ports(&model)).await.unwrap();
+    let mut keys = Vec::new();
+    for _ in 0..1_000 {
+        keys.push(create(&runtime).await);
+    }
+    for chunk in keys.chunks(50) {
+        let turns = chunk.iter().map(|key| start(&runtime, *key, "hi"));
+        futures_util::future::join_all(turns).await;
+    }
+    for key in &keys {
+        rests(&runtime, *key).await;
+    }
+    // The last to rest told the supervisor before it could be seen resting; one more load lets it act on that.
+    let spare = create(&runtime).await;
+    runtime.patch_thread(spare, title("x"), Call::default()).await.unwrap();
+    assert!(runtime.health().loaded_threads <= 65, "{}", runtime.health().loaded_threads);
+    assert!(runtime.health().evictions >= 900);
+    assert_eq!(model.calls.load(SeqCst), 1_000);
+    runtime.shutdown(LONG).await;
+}
+
+fn title(title: &str) -> ThreadPatch {
+    ThreadPatch { title: Some(Some(title.into())), ..ThreadPatch::default() }
+}
+
+#[tokio::test]
+async fn an_unloaded_thread_shows_the_model_the_same_history() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let config = Config { loaded_threads: 1, ..Config::new(dir.path()) };
+    let runtime = Runtime::start(config, ports(&model)).await.unwrap();
+    let (key, other) = (create(&runtime).await, create(&runtime).await);
+    for n in 0..4 {
+        start(&runtime, key, &format!("prompt {n}")).await;
+        rests(&runtime, key).await;
+        runtime.patch_thread(other, title(&format!("t{n}")), Call::default()).await.unwrap();
+    }
+    assert!(runtime.health().evictions >= 4);
+    let seen = model.seen.lock().unwrap().clone();
+    for pair in seen.windows(2) {
+        assert!(pair[1].starts_with(&pair[0]), "the history changed: {pair:?}");
+    }
+    assert_eq!(seen[3].len(), 7);
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn a_watcher_sees_each_event_once_whenever_it_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let runtime = runtime(dir.path(), &model).await;
+    let key = create(&runtime).await;
+    start(&runtime, key, "hold").await;
+    for n in 0..20 {
+        runtime.start_turn(key, prompt(&format!("queued prompt {n}"), Delivery::Queue), Call::default()).await.unwrap();
+    }
+    let watchers: Vec<_> = [0, 1, 5, 9]
+        .into_iter()
+        .map(|after| {
+            let runtime = runtime.clone();
+            tokio::spawn(async move {
+                let mut watch = runtime.subscribe(key, after).await.unwrap();
+                let mut seqs: Vec<Seq> = Vec::new();
+                loop {
+                    match watch.next().await.unwrap() {
+                        Next::Stored(chunks) => seqs.extend(chunks.iter().flat_map(|chunk| chunk.first..=chunk.last())),
+                        Next::Live { batch, skip } => seqs.extend(batch.chunk.first + skip as Seq..=batch.chunk.last()),
+                        Next::Shutdown { .. } => return (after, seqs),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            })
+        })
+        .collect();
+    model.gate.add_permits(1);
+    rests(&runtime, key).await;
+    let head = runtime.thread(key).await.unwrap().seq;
+    runtime.shutdown(LONG).await;
+    for watcher in watchers {
+        let (after, seqs) = watcher.await.unwrap();
+        assert_eq!(seqs, (after + 1..=head).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_and_what_follows_its_cursor_are_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let runtime = runtime(dir.path(), &model).await;
+    let key = create(&runtime).await;
+    start(&runtime, key, "hold").await;
+    for n in 0..10 {
+        runtime.start_turn(key, prompt(&format!("p{n}"), Delivery::Queue), Call::default()).await.unwrap();
+    }
+    model.gate.add_permits(1);
+    let mut seqs = BTreeSet::new();
+    while runtime.thread(key).await.unwrap().status != ThreadStatus::Idle {
+        let snapshot = runtime.snapshot(key).await.unwrap();
+        assert_eq!(snapshot.thread.seq, snapshot.seq);
+        seqs.insert(snapshot.seq);
+        let log = log(&runtime, key).await;
+        let ended =
+            log[..snapshot.seq as usize].iter().filter(|record| matches!(record.event, Event::TurnCompleted(_)));
+        let terminal = snapshot.turns.iter().filter(|turn| turn.status.is_terminal());
+        assert_eq!(ended.count(), terminal.count());
+        let begun = log[..snapshot.seq as usize].iter().filter(|record| matches!(record.event, Event::ItemStarted(_)));
+        assert_eq!(begun.count(), snapshot.items.len());
+    }
+    assert!(!seqs.is_empty());
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn a_deleted_thread_is_gone_with_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let runtime = runtime(dir.path(), &model).await;
+    let key = create(&runtime).await;
+    let mut watch = runtime.subscribe(key, 0).await.unwrap();
+    start(&runtime, key, "hold").await;
+    runtime.delete_thread(key, Call::default()).await.unwrap();
+    let mut last = None;
+    loop {
+        match watch.next().await {
+            Ok(Next::Deleted) | Err(Error::NotFound(_)) => break,
+            Ok(next) => last = Some(next),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(last.is_some());
+    assert!(matches!(runtime.thread(key).await, Err(Error::NotFound("thread"))));
+    assert!(matches!(runtime.events(key, 0, 10).await, Err(Error::NotFound("thread"))));
+    assert!(matches!(runtime.patch_thread(key, title("x"), Call::default()).await, Err(Error::NotFound("thread"))));
+    let listed = runtime.threads(TenantId::DEFAULT, ThreadQuery { limit: 10, ..ThreadQuery::default() }).await.unwrap();
+    assert!(listed.data.is_empty());
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn a_second_runtime_on_the_same_directory_is_refused_with_the_first_ones_pid() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let runtime = runtime(dir.path(), &model).await;
+    let error = Runtime::start(Config::new(dir.path()), ports(&model)).await.err().unwrap();
+    assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+    runtime.shutdown(LONG).await;
+}
