@@ -1,0 +1,331 @@
+//! How records are written: `[format][schema][flags][reserved][CRC-32C, LE] body`.
+//!
+//! The checksum covers the table's name, the key, the four bytes before it and the body: a flipped bit is noticed,
+//! and so is a record that is read under a key that is not its own. Integers are little-endian. JSON inside a body is
+//! never parsed here. Decoding is bounded by the bytes at hand: garbage costs neither a panic nor an allocation
+//! larger than itself.
+//!
+//! Absent on purpose: compression (`flags` has room for it), and knowledge of older schemas before there is one.
+
+use raddle_domain::{
+    event,
+    id::{Seq, TurnId},
+    ports::{Corrupt, Receipt, RowHead, SettledTurn, StoredEvent, ThreadRow},
+    time::UnixMs,
+};
+
+use super::keys::{LogKey, MetaKey, ReceiptKey, RowKey, StoreKey, TurnIdKey, TurnKey};
+
+/// The layout of the eight bytes before the body.
+pub(crate) const FORMAT: u8 = 1;
+const HEAD: usize = 8;
+
+type Parsed<T> = Result<T, &'static str>;
+
+/// The schema that this build writes, and the newest it reads, per table.
+fn schema<K: StoreKey>() -> u8 {
+    // Every other body is ours alone and changes with this file.
+    if K::TABLE == LogKey::TABLE { event::SCHEMA } else { 1 }
+}
+
+fn checksum<K: StoreKey>(key: &K, head: &[u8], body: &[u8]) -> u32 {
+    let sum = crc32c::crc32c_append(crc32c::crc32c(K::TABLE.as_bytes()), key.bytes());
+    crc32c::crc32c_append(crc32c::crc32c_append(sum, head), body)
+}
+
+fn seal<K: StoreKey>(key: &K, size: usize, fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEAD + size);
+    bytes.extend_from_slice(&[FORMAT, schema::<K>(), 0, 0, 0, 0, 0, 0]);
+    fill(&mut bytes);
+    let sum = checksum(key, &bytes[..4], &bytes[HEAD..]);
+    bytes[4..HEAD].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+fn unseal<'a, K: StoreKey>(key: &K, bytes: &'a [u8]) -> Result<Body<'a>, Corrupt> {
+    let Some((head, body)) = bytes.split_first_chunk::<HEAD>() else {
+        return Err(key.corrupt(format!("{} bytes are too few", bytes.len())));
+    };
+    let [format, wrote, flags, reserved, sum @ ..] = *head;
+    // Before the checksum: a later format may sum differently.
+    if format > FORMAT {
+        return Err(key.corrupt(format!("written in format {format}, this build reads up to {FORMAT}")));
+    }
+    if checksum(key, &head[..4], body) != u32::from_le_bytes(sum) {
+        return Err(key.corrupt("the checksum does not match"));
+    }
+    if wrote > schema::<K>() {
+        return Err(key.corrupt(format!("written by schema {wrote}, this build reads up to {}", schema::<K>())));
+    }
+    if format == 0 || wrote == 0 || flags != 0 || reserved != 0 {
+        return Err(key.corrupt(format!("unknown kind of record ({format}, {wrote}, {flags}, {reserved})")));
+    }
+    Ok(Body { rest: body })
+}
+
+/// What is left to read.
+#[derive(Clone, Copy)]
+struct Body<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Body<'a> {
+    fn take(&mut self, length: usize) -> Parsed<&'a [u8]> {
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or("the record is cut off")?;
+        self.rest = rest;
+        Ok(taken)
+    }
+    fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
+        let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or("the record is cut off")?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+    fn u32(&mut self) -> Parsed<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+    fn u64(&mut self) -> Parsed<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+    /// A length and so many bytes.
+    fn blob(&mut self) -> Parsed<&'a [u8]> {
+        let length = self.u32()? as usize;
+        self.take(length)
+    }
+    fn end(self) -> Parsed<()> {
+        if self.rest.is_empty() { Ok(()) } else { Err("bytes follow the record") }
+    }
+}
+
+fn put_blob(to: &mut Vec<u8>, blob: &[u8]) {
+    // Every size is bounded far below 4 GiB before it comes here; redb refuses 3 GiB.
+    to.extend_from_slice(&(blob.len() as u32).to_le_bytes());
+    to.extend_from_slice(blob);
+}
+
+// ---- chunks of the log: count, then per event name and JSON -----------------------------------------
+
+/// An event name fits two bytes of length by far; a longer one is cut, because it may not cost the log.
+fn name(event: &StoredEvent) -> &str {
+    &event.name[..event.name.floor_char_boundary(usize::from(u16::MAX))]
+}
+
+pub(crate) fn seal_chunk(key: &LogKey, events: &[StoredEvent]) -> Vec<u8> {
+    let size = 4 + events.iter().map(|event| 6 + event.name.len() + event.json.len()).sum::<usize>();
+    seal(key, size, |to| {
+        to.extend_from_slice(&(events.len() as u32).to_le_bytes());
+        for event in events {
+            let name = name(event);
+            to.extend_from_slice(&(name.len() as u16).to_le_bytes());
+            to.extend_from_slice(name.as_bytes());
+            put_blob(to, &event.json);
+        }
+    })
+}
+
+/// A chunk whose checksum holds, read event by event.
+pub(crate) struct Sealed<'a> {
+    key: LogKey,
+    body: Body<'a>,
+    count: u32,
+}
+
+pub(crate) fn open_chunk<'a>(key: &LogKey, bytes: &'a [u8]) -> Result<Sealed<'a>, Corrupt> {
+    let mut body = unseal(key, bytes)?;
+    let count = body.u32().map_err(|why| key.corrupt(why))?;
+    let last = key.seq().checked_add(u64::from(count));
+    if count == 0 || key.seq() == 0 || last.is_none() {
+        return Err(key.corrupt("a chunk that holds no place in a log"));
+    }
+    Ok(Sealed { key: *key, body, count })
+}
+
+impl<'a> Sealed<'a> {
+    pub(crate) fn first(&self) -> Seq {
+        self.key.seq()
+    }
+    pub(crate) fn last(&self) -> Seq {
+        self.key.seq() + u64::from(self.count) - 1
+    }
+
+    /// Name and JSON of each event, in order.
+    pub(crate) fn events(self) -> impl Iterator<Item = Result<(&'a str, &'a [u8]), Corrupt>> {
+        let Self { key, mut body, count } = self;
+        (0..count).map(move |at| {
+            let mut next = || -> Parsed<_> {
+                let length = body.array().map(u16::from_le_bytes)?;
+                let name = std::str::from_utf8(body.take(usize::from(length))?).map_err(|_| "a name is not UTF-8")?;
+                let json = body.blob()?;
+                if at + 1 == count {
+                    body.end()?;
+                }
+                Ok((name, json))
+            };
+            next().map_err(|why| key.corrupt(why))
+        })
+    }
+}
+
+// ---- thread rows: a fixed head, then two JSON texts -------------------------------------------------
+
+/// What the store keeps in a row for itself, beside what it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Head {
+    pub head: RowHead,
+    /// Where the thread stands in `recent`, if it does: behind `listed_at` while the thread owes.
+    pub recent_at: Option<UnixMs>,
+    /// The newest record in `turns`; 0 when there is none.
+    pub last_turn: Seq,
+}
+
+const ARCHIVED: u8 = 1;
+const OWES: u8 = 2;
+const WAKES: u8 = 4;
+const RECENT: u8 = 8;
+
+pub(crate) fn seal_row(key: &RowKey, stored: &Head, view: &[u8], snapshot: &[u8]) -> Vec<u8> {
+    let Head { head, recent_at, last_turn } = stored;
+    seal(key, 73 + view.len() + snapshot.len(), |to| {
+        let bit = |on: bool, bit: u8| if on { bit } else { 0 };
+        to.push(
+            bit(head.archived, ARCHIVED)
+                | bit(head.owes_since.is_some(), OWES)
+                | bit(head.wake_at.is_some(), WAKES)
+                | bit(recent_at.is_some(), RECENT),
+        );
+        let time = |at: Option<UnixMs>| at.unwrap_or_default().0;
+        let numbers = [head.last_seq, head.snapshot_seq, head.fence, head.listed_at.0];
+        let more = [time(head.owes_since), time(head.wake_at), time(*recent_at), *last_turn];
+        for number in numbers.into_iter().chain(more) {
+            to.extend_from_slice(&number.to_le_bytes());
+        }
+        put_blob(to, view);
+        put_blob(to, snapshot);
+    })
+}
+
+fn head(body: &mut Body<'_>) -> Parsed<Head> {
+    let [bits] = body.array()?;
+    if bits & !(ARCHIVED | OWES | WAKES | RECENT) != 0 {
+        return Err("unknown marks");
+    }
+    let [last_seq, snapshot_seq, fence, listed_at] = [body.u64()?, body.u64()?, body.u64()?, body.u64()?];
+    let [owes, wakes, recent, last_turn] = [body.u64()?, body.u64()?, body.u64()?, body.u64()?];
+    let time = |bit, at| (bits & bit != 0).then_some(UnixMs(at));
+    let head = RowHead {
+        last_seq,
+        snapshot_seq,
+        fence,
+        listed_at: UnixMs(listed_at),
+        owes_since: time(OWES, owes),
+        wake_at: time(WAKES, wakes),
+        archived: bits & ARCHIVED != 0,
+    };
+    Ok(Head { head, recent_at: time(RECENT, recent), last_turn })
+}
+
+/// The head of a row; the whole row is checked.
+pub(crate) fn read_head(key: &RowKey, bytes: &[u8]) -> Result<Head, Corrupt> {
+    head(&mut unseal(key, bytes)?).map_err(|why| key.corrupt(why))
+}
+
+pub(crate) fn read_row(key: &RowKey, bytes: &[u8]) -> Result<(ThreadRow, Head), Corrupt> {
+    let mut body = unseal(key, bytes)?;
+    let mut read = || -> Parsed<_> {
+        let stored = head(&mut body)?;
+        let row = ThreadRow { head: stored.head, view: body.blob()?.into(), snapshot: body.blob()?.into() };
+        body.end()?;
+        Ok((row, stored))
+    };
+    read().map_err(|why| key.corrupt(why))
+}
+
+// ---- turns ------------------------------------------------------------------------------------------
+
+/// `previous` is the turn before it in the table (0 for the first): a hole in the table is noticed.
+pub(crate) fn seal_turn(key: &TurnKey, turn: &SettledTurn, previous: Seq) -> Vec<u8> {
+    seal(key, 36 + turn.turn.len() + 8 * turn.items.len(), |to| {
+        to.extend_from_slice(&previous.to_le_bytes());
+        to.extend_from_slice(turn.id.as_bytes());
+        put_blob(to, &turn.turn);
+        to.extend_from_slice(&(turn.items.len() as u32).to_le_bytes());
+        for item in &turn.items {
+            to.extend_from_slice(&item.to_le_bytes());
+        }
+    })
+}
+
+/// The turn, and the one before it.
+pub(crate) fn read_turn(key: &TurnKey, bytes: &[u8]) -> Result<(SettledTurn, Seq), Corrupt> {
+    let mut body = unseal(key, bytes)?;
+    let mut read = || -> Parsed<_> {
+        let previous = body.u64()?;
+        let id = TurnId::from_bytes(body.array()?);
+        let turn = body.blob()?.to_vec();
+        let count = body.u32()? as usize;
+        let (items, []) = body.rest.as_chunks::<8>() else { return Err("the record is cut off") };
+        if items.len() != count {
+            return Err("the items are not as many as said");
+        }
+        let items = items.iter().map(|item| Seq::from_le_bytes(*item)).collect();
+        Ok((SettledTurn { id, started_seq: key.seq(), turn, items }, previous))
+    };
+    read().map_err(|why| key.corrupt(why))
+}
+
+pub(crate) fn seal_turn_id(key: &TurnIdKey, started: Seq) -> Vec<u8> {
+    seal(key, 8, |to| to.extend_from_slice(&started.to_le_bytes()))
+}
+
+pub(crate) fn read_turn_id(key: &TurnIdKey, bytes: &[u8]) -> Result<Seq, Corrupt> {
+    number(key, bytes)
+}
+
+fn number<K: StoreKey>(key: &K, bytes: &[u8]) -> Result<u64, Corrupt> {
+    let mut body = unseal(key, bytes)?;
+    let number = body.u64().and_then(|number| body.end().map(|()| number));
+    number.map_err(|why| key.corrupt(why))
+}
+
+// ---- receipts, indexes, the store itself ------------------------------------------------------------
+
+pub(crate) fn seal_receipt(key: &ReceiptKey, receipt: &Receipt) -> Vec<u8> {
+    seal(key, 44 + receipt.reply.len(), |to| {
+        to.extend_from_slice(&receipt.expires_at.0.to_le_bytes());
+        to.extend_from_slice(&receipt.request);
+        put_blob(to, &receipt.reply);
+    })
+}
+
+pub(crate) fn read_receipt(key: &ReceiptKey, digest: &[u8; 32], bytes: &[u8]) -> Result<Receipt, Corrupt> {
+    let mut body = unseal(key, bytes)?;
+    let mut read = || -> Parsed<_> {
+        let expires_at = UnixMs(body.u64()?);
+        let receipt = Receipt { key: *digest, request: body.array()?, reply: body.blob()?.to_vec(), expires_at };
+        body.end()?;
+        Ok(receipt)
+    };
+    read().map_err(|why| key.corrupt(why))
+}
+
+/// The value of an index entry, which is all key.
+pub(crate) fn seal_mark<K: StoreKey>(key: &K) -> [u8; HEAD] {
+    let mut mark = [FORMAT, schema::<K>(), 0, 0, 0, 0, 0, 0];
+    let sum = checksum(key, &mark[..4], &[]);
+    mark[4..].copy_from_slice(&sum.to_le_bytes());
+    mark
+}
+
+pub(crate) fn check_mark<K: StoreKey>(key: &K, bytes: &[u8; HEAD]) -> Result<(), Corrupt> {
+    unseal(key, bytes)?.end().map_err(|why| key.corrupt(why))
+}
+
+pub(crate) fn seal_epoch(epoch: u64) -> Vec<u8> {
+    seal(&MetaKey::EPOCH, 8, |to| to.extend_from_slice(&epoch.to_le_bytes()))
+}
+
+pub(crate) fn read_epoch(bytes: &[u8]) -> Result<u64, Corrupt> {
+    number(&MetaKey::EPOCH, bytes)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+use std::{fs, path::PathBuf};
+
+use proptest::prelude::*;
+use raddle_domain::id::{TenantId, ThreadId, ThreadKey};
+
+use super::*;
+
+fn thread() -> ThreadKey {
+    ThreadKey { tenant: "acme".parse().unwrap(), thread: ThreadId::from_bytes([7; 16]) }
+}
+
+fn events() -> Vec<StoredEvent> {
+    let event = |name: &str, json: &str| StoredEvent { name: name.into(), json: json.into() };
+    vec![
+        event("turn.started", r#"{"seq":41,"prev":40,"event":"turn.started"}"#),
+        event("item.delta", r#"{"seq":42,"prev":41,"event":"item.delta"}"#),
+    ]
+}
+
+fn stored_head() -> Head {
+    let head = RowHead {
+        last_seq: 42,
+        snapshot_seq: 40,
+        fence: 3,
+        listed_at: UnixMs(1_795_000_000_007),
+        owes_since: Some(UnixMs(1_795_000_000_001)),
+        wake_at: None,
+        archived: true,
+    };
+    Head { head, recent_at: Some(UnixMs(1_794_000_000_000)), last_turn: 33 }
+}
+
+fn turn() -> SettledTurn {
+    SettledTurn { id: TurnId::from_bytes([9; 16]), started_seq: 41, turn: b"{\"turn\":1}".into(), items: vec![42, 43] }
+}
+
+fn receipt() -> Receipt {
+    Receipt { key: [1; 32], request: [2; 32], reply: b"{\"ok\":true}".into(), expires_at: UnixMs(99) }
+}
+
+fn chunk_events(key: &LogKey, bytes: &[u8]) -> Result<Vec<StoredEvent>, Corrupt> {
+    let event = |event: Result<(&str, &[u8]), _>| {
+        event.map(|(name, json)| StoredEvent { name: name.to_owned(), json: json.to_vec() })
+    };
+    open_chunk(key, bytes)?.events().map(event).collect()
+}
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// What today's encoder writes must be what was committed under this name. `RADDLE_BLESS=1` makes a missing file.
+fn same_as_golden(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let path = golden(name);
+    if !path.exists() && std::env::var_os("RADDLE_BLESS").is_some() {
+        fs::write(&path, bytes).unwrap();
+    }
+    let committed = fs::read(&path).unwrap();
+    assert!(committed == bytes, "{name}: the encoder no longer writes what format 1, schema 1 is");
+    committed
+}
+
+#[test]
+fn records_of_format_1_schema_1_are_written_and_read_as_committed() {
+    let key = LogKey::new(thread(), 41);
+    let bytes = same_as_golden("log-f1-s1.bin", &seal_chunk(&key, &events()));
+    assert_eq!(chunk_events(&key, &bytes).unwrap(), events());
+
+    let key = RowKey::new(thread());
+    let bytes = same_as_golden("threads-f1-s1.bin", &seal_row(&key, &stored_head(), b"{\"view\":1}", b"{\"snap\":2}"));
+    let (row, head) = read_row(&key, &bytes).unwrap();
+    assert_eq!((head, &*row.view, &*row.snapshot), (stored_head(), &b"{\"view\":1}"[..], &b"{\"snap\":2}"[..]));
+    assert_eq!(read_head(&key, &bytes).unwrap(), stored_head());
+
+    let key = TurnKey::new(thread(), 41);
+    let bytes = same_as_golden("turns-f1-s1.bin", &seal_turn(&key, &turn(), 33));
+    assert_eq!(read_turn(&key, &bytes).unwrap(), (turn(), 33));
+
+    let key = TurnIdKey::new(thread(), turn().id);
+    let bytes = same_as_golden("turn_ids-f1-s1.bin", &seal_turn_id(&key, 41));
+    assert_eq!(read_turn_id(&key, &bytes).unwrap(), 41);
+
+    let key = ReceiptKey::new(thread().tenant, &receipt().key);
+    let bytes = same_as_golden("receipts-f1-s1.bin", &seal_receipt(&key, &receipt()));
+    assert_eq!(read_receipt(&key, &receipt().key, &bytes).unwrap(), receipt());
+
+    let key = super::super::keys::OwingKey::new(thread(), UnixMs(5));
+    let bytes = same_as_golden("owing-f1-s1.bin", &seal_mark(&key));
+    check_mark(&key, &bytes.try_into().unwrap()).unwrap();
+
+    let bytes = same_as_golden("meta-epoch-f1-s1.bin", &seal_epoch(12));
+    assert_eq!(read_epoch(&bytes).unwrap(), 12);
+}
+
+#[test]
+fn a_record_read_under_another_key_is_corrupt() {
+    let here = LogKey::new(thread(), 41);
+    let bytes = seal_chunk(&here, &events());
+    let other = ThreadKey { tenant: TenantId::DEFAULT, ..thread() };
+    for key in [LogKey::new(thread(), 42), LogKey::new(other, 41)] {
+        let corrupt = open_chunk(&key, &bytes).err().unwrap();
+        assert_eq!(corrupt.why, "the checksum does not match");
+        assert!(corrupt.record.starts_with("log ") && corrupt.record.contains("/thr_07070707"), "{}", corrupt.record);
+    }
+    // A turn and a chunk may have the same key bytes: the table's name tells them apart.
+    assert!(read_turn(&TurnKey::new(thread(), 41), &bytes).is_err());
+}
+
+#[test]
+fn a_record_of_a_later_build_says_so() {
+    let key = RowKey::new(thread());
+    let mut bytes = seal_row(&key, &stored_head(), b"", b"");
+    bytes[1] = 9;
+    let sum = checksum(&key, &bytes[..4], &bytes[HEAD..]);
+    bytes[4..HEAD].copy_from_slice(&sum.to_le_bytes());
+    assert_eq!(read_head(&key, &bytes).unwrap_err().why, "written by schema 9, this build reads up to 1");
+    bytes[0] = 2;
+    assert_eq!(read_head(&key, &bytes).unwrap_err().why, "written in format 2, this build reads up to 1");
+}
+
+/// Reads `bytes` as every kind of record; with a right checksum when asked, so that the bodies are reached.
+fn read_all(mut bytes: Vec<u8>, resealed: bool) {
+    macro_rules! with {
+        ($key:expr, $read:expr) => {{
+            let key = $key;
+            if resealed && bytes.len() >= HEAD {
+                bytes[..4].copy_from_slice(&[1, 1, 0, 0]);
+                let sum = checksum(&key, &bytes[..4], &bytes[HEAD..]);
+                bytes[4..HEAD].copy_from_slice(&sum.to_le_bytes());
+            }
+            #[allow(clippy::redundant_closure_call)]
+            let _ = $read(&key, &bytes[..]);
+        }};
+    }
+    with!(LogKey::new(thread(), 41), chunk_events);
+    with!(LogKey::new(thread(), u64::MAX), chunk_events);
+    with!(RowKey::new(thread()), read_row);
+    with!(RowKey::new(thread()), read_head);
+    with!(TurnKey::new(thread(), 41), read_turn);
+    with!(TurnIdKey::new(thread(), turn().id), read_turn_id);
+    with!(ReceiptKey::new(thread().tenant, &[1; 32]), |key: &ReceiptKey, bytes: &[u8]| read_receipt(
+        key, &[1; 32], bytes
+    ));
+    with!(MetaKey::EPOCH, |_: &MetaKey, bytes: &[u8]| read_epoch(bytes));
+}
+
+proptest! {
+    #[test]
+    fn garbage_is_an_error_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), resealed: bool) {
+        read_all(bytes, resealed);
+    }
+
+    #[test]
+    fn no_single_flipped_bit_goes_unnoticed(bit in 0usize..8 * 160) {
+        let key = LogKey::new(thread(), 41);
+        let mut bytes = seal_chunk(&key, &events());
+        let bit = bit % (8 * bytes.len());
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        prop_assert!(open_chunk(&key, &bytes).is_err());
+    }
+
+    #[test]
+    fn what_is_cut_or_changed_under_a_right_checksum_is_read_in_bounds(
+        cut in 0usize..200, at in 0usize..200, to: u8,
+    ) {
+        for mut bytes in [
+            seal_chunk(&LogKey::new(thread(), 41), &events()),
+            seal_row(&RowKey::new(thread()), &stored_head(), b"{}", b"{}"),
+            seal_turn(&TurnKey::new(thread(), 41), &turn(), 33),
+            seal_receipt(&ReceiptKey::new(thread().tenant, &[1; 32]), &receipt()),
+        ] {
+            let length = bytes.len();
+            bytes[at % length] = to;
+            bytes.truncate(length - cut % length);
+            read_all(bytes, true);
+        }
+    }
+
+    #[test]
+    fn chunks_read_back(texts in prop::collection::vec(("[a-z.]{0,20}", prop::collection::vec(any::<u8>(), 0..50)), 1..9)) {
+        let events: Vec<_> = texts.into_iter().map(|(name, json)| StoredEvent { name, json }).collect();
+        let key = LogKey::new(thread(), 5);
+        let bytes = seal_chunk(&key, &events);
+        prop_assert_eq!(open_chunk(&key, &bytes).unwrap().last(), 4 + events.len() as u64);
+        prop_assert_eq!(chunk_events(&key, &bytes).unwrap(), events);
+    }
+}

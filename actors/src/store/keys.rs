@@ -1,0 +1,269 @@
+//! Names of stored records: fixed-width, big-endian, owner first.
+//!
+//! A key can only be made from typed ids, so no record is reached without a [`TenantId`]. The two tables that are
+//! ordered by time (`timers`, `receipt_expiry`) put the time before the tenant, because they are walked for
+//! everyone at once; the tenant still stands in the key.
+
+use std::cmp::Ordering;
+
+use ::redb::{Key, TableDefinition, TypeName, Value};
+use raddle_domain::{
+    id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    ports::Corrupt,
+    time::UnixMs,
+};
+
+/// A key of one table.
+pub(crate) trait StoreKey: Copy {
+    const TABLE: &'static str;
+    fn bytes(&self) -> &[u8];
+    /// The key for a person, without the table.
+    fn place(&self) -> String;
+
+    /// The error about the record under this key.
+    fn corrupt(&self, why: impl Into<String>) -> Corrupt {
+        Corrupt { record: format!("{} {}", Self::TABLE, self.place()), why: why.into() }
+    }
+}
+
+macro_rules! keys {
+    ($($(#[$doc:meta])* $name:ident[$width:literal] = $table:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) struct $name([u8; $width]);
+
+        impl $name {
+            fn join(parts: &[&[u8]]) -> Self {
+                let mut bytes = [0; $width];
+                let mut at = 0;
+                for part in parts {
+                    bytes[at..at + part.len()].copy_from_slice(part);
+                    at += part.len();
+                }
+                debug_assert_eq!(at, $width);
+                Self(bytes)
+            }
+
+            fn part<const N: usize>(&self, at: usize) -> [u8; N] {
+                let mut part = [0; N];
+                part.copy_from_slice(&self.0[at..at + N]);
+                part
+            }
+        }
+
+        impl StoreKey for $name {
+            const TABLE: &'static str = $table;
+            fn bytes(&self) -> &[u8] {
+                &self.0
+            }
+            fn place(&self) -> String {
+                self.show()
+            }
+        }
+
+        impl Value for $name {
+            type SelfType<'a> = $name;
+            type AsBytes<'a> = &'a [u8; $width];
+
+            fn fixed_width() -> Option<usize> {
+                Some($width)
+            }
+            fn from_bytes<'a>(data: &'a [u8]) -> $name where Self: 'a {
+                // redb slices keys by the width above.
+                let mut bytes = [0; $width];
+                bytes.copy_from_slice(data);
+                $name(bytes)
+            }
+            fn as_bytes<'a, 'b: 'a>(value: &'a $name) -> &'a [u8; $width] where Self: 'b {
+                &value.0
+            }
+            fn type_name() -> TypeName {
+                TypeName::new(concat!("raddle::", $table))
+            }
+        }
+
+        impl Key for $name {
+            fn compare(left: &[u8], right: &[u8]) -> Ordering {
+                left.cmp(right)
+            }
+        }
+    )*};
+}
+
+keys! {
+    /// (tenant, thread): the row of a thread.
+    RowKey[48] = "threads";
+    /// (tenant, thread, first seq): a chunk of its log.
+    LogKey[56] = "log";
+    /// (tenant, thread, started seq): a turn that ended.
+    TurnKey[56] = "turns";
+    /// (tenant, thread, turn id): where its turn stands in `turns`.
+    TurnIdKey[64] = "turn_ids";
+    /// (tenant, digest): the reply to a request.
+    ReceiptKey[64] = "receipts";
+    /// (expires at, tenant, digest): which receipts go first.
+    ExpiryKey[72] = "receipt_expiry";
+    /// (tenant, owes since, thread): what has work to do.
+    OwingKey[56] = "owing";
+    /// (tenant, listed at, thread): what was active when it last settled.
+    RecentKey[56] = "recent";
+    /// (wake at, tenant, thread): what is to be woken.
+    TimerKey[56] = "timers";
+    /// The store about itself.
+    MetaKey[8] = "meta";
+}
+
+/// Sealed records.
+pub(crate) const LOG: TableDefinition<LogKey, &[u8]> = TableDefinition::new(LogKey::TABLE);
+pub(crate) const THREADS: TableDefinition<RowKey, &[u8]> = TableDefinition::new(RowKey::TABLE);
+pub(crate) const TURNS: TableDefinition<TurnKey, &[u8]> = TableDefinition::new(TurnKey::TABLE);
+pub(crate) const TURN_IDS: TableDefinition<TurnIdKey, &[u8]> = TableDefinition::new(TurnIdKey::TABLE);
+pub(crate) const RECEIPTS: TableDefinition<ReceiptKey, &[u8]> = TableDefinition::new(ReceiptKey::TABLE);
+pub(crate) const META: TableDefinition<MetaKey, &[u8]> = TableDefinition::new(MetaKey::TABLE);
+/// Indexes: the key is all there is, sealed so that a damaged one is noticed.
+pub(crate) const EXPIRY: TableDefinition<ExpiryKey, &[u8; 8]> = TableDefinition::new(ExpiryKey::TABLE);
+pub(crate) const OWING: TableDefinition<OwingKey, &[u8; 8]> = TableDefinition::new(OwingKey::TABLE);
+pub(crate) const RECENT: TableDefinition<RecentKey, &[u8; 8]> = TableDefinition::new(RecentKey::TABLE);
+pub(crate) const TIMERS: TableDefinition<TimerKey, &[u8; 8]> = TableDefinition::new(TimerKey::TABLE);
+
+const FIRST_ID: [u8; 16] = [0; 16];
+const LAST_ID: [u8; 16] = [0xff; 16];
+
+fn tenant(bytes: [u8; 32]) -> String {
+    TenantId::from_bytes(bytes).map_or_else(|_| "(no tenant)".to_owned(), |tenant| tenant.to_string())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl RowKey {
+    pub(crate) fn new(key: ThreadKey) -> Self {
+        Self::join(&[key.tenant.as_bytes(), key.thread.as_bytes()])
+    }
+    fn show(&self) -> String {
+        format!("{}/{}", tenant(self.part(0)), ThreadId::from_bytes(self.part(32)))
+    }
+}
+
+macro_rules! of_thread_by_seq {
+    ($($name:ident)*) => {$(
+        impl $name {
+            pub(crate) fn new(key: ThreadKey, seq: Seq) -> Self {
+                Self::join(&[key.tenant.as_bytes(), key.thread.as_bytes(), &seq.to_be_bytes()])
+            }
+            /// Every key of the thread.
+            pub(crate) fn all(key: ThreadKey) -> std::ops::RangeInclusive<Self> {
+                Self::new(key, 0)..=Self::new(key, Seq::MAX)
+            }
+            pub(crate) fn seq(&self) -> Seq {
+                Seq::from_be_bytes(self.part(48))
+            }
+            fn show(&self) -> String {
+                format!("{}/{}/{}", tenant(self.part(0)), ThreadId::from_bytes(self.part(32)), self.seq())
+            }
+        }
+    )*};
+}
+of_thread_by_seq!(LogKey TurnKey);
+
+impl TurnIdKey {
+    pub(crate) fn new(key: ThreadKey, turn: TurnId) -> Self {
+        Self::join(&[key.tenant.as_bytes(), key.thread.as_bytes(), turn.as_bytes()])
+    }
+    /// Every key of the thread.
+    pub(crate) fn all(key: ThreadKey) -> std::ops::RangeInclusive<Self> {
+        Self::new(key, TurnId::from_bytes(FIRST_ID))..=Self::new(key, TurnId::from_bytes(LAST_ID))
+    }
+    fn show(&self) -> String {
+        let thread = ThreadId::from_bytes(self.part(32));
+        format!("{}/{thread}/{}", tenant(self.part(0)), TurnId::from_bytes(self.part(48)))
+    }
+}
+
+impl ReceiptKey {
+    pub(crate) fn new(tenant: TenantId, digest: &[u8; 32]) -> Self {
+        Self::join(&[tenant.as_bytes(), digest])
+    }
+    fn show(&self) -> String {
+        format!("{}/{}", tenant(self.part(0)), hex(&self.0[32..]))
+    }
+}
+
+impl ExpiryKey {
+    pub(crate) fn new(at: UnixMs, receipt: &ReceiptKey) -> Self {
+        Self::join(&[&at.0.to_be_bytes(), &receipt.0])
+    }
+    /// The last key of everything that expires at or before `at`.
+    pub(crate) fn last(at: UnixMs) -> Self {
+        Self::join(&[&at.0.to_be_bytes(), &[0xff; 64]])
+    }
+    pub(crate) fn receipt(&self) -> ReceiptKey {
+        ReceiptKey(self.part(8))
+    }
+    fn show(&self) -> String {
+        format!("{}/{}", u64::from_be_bytes(self.part(0)), self.receipt().show())
+    }
+}
+
+macro_rules! of_tenant_by_time {
+    ($($name:ident)*) => {$(
+        impl $name {
+            pub(crate) fn new(key: ThreadKey, at: UnixMs) -> Self {
+                Self::join(&[key.tenant.as_bytes(), &at.0.to_be_bytes(), key.thread.as_bytes()])
+            }
+            /// The time and the thread.
+            pub(crate) fn at(&self) -> (UnixMs, ThreadId) {
+                (UnixMs(u64::from_be_bytes(self.part(32))), ThreadId::from_bytes(self.part(40)))
+            }
+            fn show(&self) -> String {
+                let (at, thread) = self.at();
+                format!("{}/{}/{thread}", tenant(self.part(0)), at.0)
+            }
+        }
+    )*};
+}
+of_tenant_by_time!(OwingKey RecentKey);
+
+impl OwingKey {
+    /// Whose it is; `None` when the key is damaged.
+    pub(crate) fn tenant(&self) -> Option<TenantId> {
+        TenantId::from_bytes(self.part(0)).ok()
+    }
+}
+
+/// The first and the last place of a tenant's listing.
+pub(crate) fn ends(tenant: TenantId) -> ((ThreadKey, UnixMs), (ThreadKey, UnixMs)) {
+    let place = |id, at| (ThreadKey { tenant, thread: ThreadId::from_bytes(id) }, UnixMs(at));
+    (place(FIRST_ID, 0), place(LAST_ID, u64::MAX))
+}
+
+impl TimerKey {
+    pub(crate) fn new(key: ThreadKey, at: UnixMs) -> Self {
+        Self::join(&[&at.0.to_be_bytes(), key.tenant.as_bytes(), key.thread.as_bytes()])
+    }
+    /// The last key of everything that is due at `until`.
+    pub(crate) fn last(until: UnixMs) -> Self {
+        Self::join(&[&until.0.to_be_bytes(), &[0xff; 32], &LAST_ID])
+    }
+    pub(crate) fn at(&self) -> UnixMs {
+        UnixMs(u64::from_be_bytes(self.part(0)))
+    }
+    /// Whose timer; `None` when the key is damaged.
+    pub(crate) fn thread(&self) -> Option<ThreadKey> {
+        let tenant = TenantId::from_bytes(self.part(8)).ok()?;
+        Some(ThreadKey { tenant, thread: ThreadId::from_bytes(self.part(40)) })
+    }
+    fn show(&self) -> String {
+        format!("{}/{}/{}", self.at().0, tenant(self.part(8)), ThreadId::from_bytes(self.part(40)))
+    }
+}
+
+impl MetaKey {
+    /// How often the store was opened.
+    pub(crate) const EPOCH: Self = Self(*b"epoch\0\0\0");
+
+    fn show(&self) -> String {
+        String::from_utf8_lossy(&self.0).trim_end_matches('\0').to_owned()
+    }
+}

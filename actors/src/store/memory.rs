@@ -1,0 +1,220 @@
+//! Threads in memory: the same promises except durability, for tests and simulation.
+//!
+//! A view is a shared copy of the whole state, taken when it is asked for; a commit behind it copies what it changes.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use raddle_domain::{
+    id::{Seq, TenantId, ThreadKey, TurnId},
+    ports::{
+        Append, Chunk, Listed, LogStore, OwingPlace, Place, Receipt, SettledTurn, StoreError, StoredEvent, ThreadRow,
+        View, Write, WriteRefused,
+    },
+    time::UnixMs,
+};
+
+use super::{follows, page::Page, unordered};
+
+/// The store.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    state: Mutex<Arc<State>>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct State {
+    threads: BTreeMap<ThreadKey, Arc<Stored>>,
+    receipts: BTreeMap<(TenantId, [u8; 32]), Receipt>,
+}
+
+#[derive(Debug, Clone)]
+struct Stored {
+    row: ThreadRow,
+    chunks: Vec<Chunk>,
+    turns: BTreeMap<Seq, SettledTurn>,
+}
+
+impl State {
+    fn owned(&self, key: ThreadKey, fence: u64, expected: Seq) -> Result<Option<&Arc<Stored>>, WriteRefused> {
+        let old = self.threads.get(&key);
+        let (owner, found) = old.map_or((0, 0), |old| (old.row.head.fence, old.row.head.last_seq));
+        if fence < owner {
+            Err(WriteRefused::Fenced { fence, owner })
+        } else if expected != found {
+            Err(WriteRefused::Conflict { expected, found })
+        } else {
+            Ok(old)
+        }
+    }
+
+    fn append(&mut self, append: &Append) -> Result<(), WriteRefused> {
+        let Append { key, expected, chunk, row, settled, receipts } = append;
+        follows(append)?;
+        let old = self.owned(*key, row.head.fence, *expected)?;
+        let mut turns = old.map_or_else(BTreeMap::new, |old| old.turns.clone());
+        for turn in settled {
+            let last = turns.last_key_value().map_or(0, |(last, _)| *last);
+            if turn.started_seq <= last && !turns.contains_key(&turn.started_seq) {
+                return Err(unordered(*key, turn.started_seq, last));
+            }
+            turns.insert(turn.started_seq, turn.clone());
+        }
+        let mut chunks = old.map_or_else(Vec::new, |old| old.chunks.clone());
+        if !chunk.events.is_empty() {
+            chunks.push(chunk.clone());
+        }
+        self.threads.insert(*key, Arc::new(Stored { row: row.clone(), chunks, turns }));
+        for receipt in receipts {
+            self.receipts.insert((key.tenant, receipt.key), receipt.clone());
+        }
+        Ok(())
+    }
+}
+
+impl MemoryStore {
+    /// Nothing is left half changed under this lock.
+    fn state(&self) -> MutexGuard<'_, Arc<State>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LogStore for MemoryStore {
+    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<(), WriteRefused>>, StoreError> {
+        let mut held = self.state();
+        let state = Arc::make_mut(&mut held);
+        let apply = |write: &Write| match write {
+            Write::Append(append) => state.append(append),
+            Write::Erase { key, fence, expected } => {
+                state.owned(*key, *fence, *expected)?;
+                state.threads.remove(key);
+                Ok(())
+            }
+        };
+        Ok(writes.iter().map(apply).collect())
+    }
+
+    fn view(&self) -> Result<Box<dyn View + '_>, StoreError> {
+        Ok(Box::new(MemoryView(self.state().clone())))
+    }
+
+    fn epoch(&self) -> u64 {
+        1
+    }
+
+    fn sweep_receipts(&self, now: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        let mut held = self.state();
+        let state = Arc::make_mut(&mut held);
+        let mut expired: Vec<_> = state.receipts.iter().map(|(key, receipt)| (receipt.expires_at, *key)).collect();
+        expired.retain(|(at, _)| *at <= now);
+        expired.sort_unstable();
+        expired.truncate(limit);
+        for (_, key) in &expired {
+            state.receipts.remove(key);
+        }
+        Ok(expired.len())
+    }
+
+    fn rest(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn reopen(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+struct MemoryView(Arc<State>);
+
+impl MemoryView {
+    fn events_of(&self, key: ThreadKey) -> impl Iterator<Item = (Seq, &StoredEvent)> {
+        let chunks = self.0.threads.get(&key).map_or(&[][..], |stored| &stored.chunks[..]);
+        chunks.iter().flat_map(|chunk| (chunk.first..).zip(&chunk.events))
+    }
+
+    fn timers(&self) -> Vec<(UnixMs, ThreadKey)> {
+        let timer = |(key, stored): (&ThreadKey, &Arc<Stored>)| stored.row.head.wake_at.map(|at| (at, *key));
+        let mut timers: Vec<_> = self.0.threads.iter().filter_map(timer).collect();
+        timers.sort_unstable();
+        timers
+    }
+}
+
+impl View for MemoryView {
+    fn row(&self, key: ThreadKey) -> Result<Option<ThreadRow>, StoreError> {
+        Ok(self.0.threads.get(&key).map(|stored| stored.row.clone()))
+    }
+
+    fn events(&self, key: ThreadKey, after: Seq, limit: usize, bytes: usize) -> Result<Vec<Chunk>, StoreError> {
+        let mut page = Page::new(after, limit, bytes);
+        let chunks = self.0.threads.get(&key).map_or(&[][..], |stored| &stored.chunks[..]);
+        for chunk in chunks.iter().filter(|chunk| chunk.last() > after) {
+            if page.is_full() {
+                break;
+            }
+            page.begin(chunk.first);
+            for (seq, event) in (chunk.first..).zip(&chunk.events) {
+                if !page.skips(seq) && !page.is_full() {
+                    page.push(&event.name, &event.json);
+                }
+            }
+        }
+        Ok(page.finish())
+    }
+
+    fn event(&self, key: ThreadKey, seq: Seq) -> Result<Option<StoredEvent>, StoreError> {
+        Ok(self.events_of(key).find(|(at, _)| *at == seq).map(|(_, event)| event.clone()))
+    }
+
+    fn turns(&self, key: ThreadKey, after: Seq, limit: usize) -> Result<Vec<SettledTurn>, StoreError> {
+        let Some(stored) = self.0.threads.get(&key) else { return Ok(Vec::new()) };
+        let Some(from) = after.checked_add(1) else { return Ok(Vec::new()) };
+        Ok(stored.turns.range(from..).take(limit).map(|(_, turn)| turn.clone()).collect())
+    }
+
+    fn turn(&self, key: ThreadKey, id: TurnId) -> Result<Option<SettledTurn>, StoreError> {
+        let stored = self.0.threads.get(&key);
+        Ok(stored.and_then(|stored| stored.turns.values().find(|turn| turn.id == id)).cloned())
+    }
+
+    fn list(&self, tenant: TenantId, cursor: Option<Place>, limit: usize) -> Result<Vec<Listed>, StoreError> {
+        let mut list: Vec<_> = self.0.threads.iter().filter(|(key, _)| key.tenant == tenant).collect();
+        let place = |key: &ThreadKey, stored: &Stored| {
+            let head = &stored.row.head;
+            Place { at: head.owes_since.unwrap_or(head.listed_at), thread: key.thread }
+        };
+        list.retain(|(key, stored)| cursor.is_none_or(|cursor| place(key, stored) < cursor));
+        list.sort_by_key(|(key, stored)| std::cmp::Reverse(place(key, stored)));
+        let listed = |(key, stored): (&ThreadKey, &Arc<Stored>)| Listed {
+            place: place(key, stored),
+            row: Ok(stored.row.clone()),
+        };
+        Ok(list.into_iter().take(limit).map(listed).collect())
+    }
+
+    fn receipt(&self, tenant: TenantId, key: &[u8; 32], now: UnixMs) -> Result<Option<Receipt>, StoreError> {
+        Ok(self.0.receipts.get(&(tenant, *key)).filter(|receipt| now < receipt.expires_at).cloned())
+    }
+
+    fn owing(&self, cursor: Option<OwingPlace>, limit: usize) -> Result<Vec<OwingPlace>, StoreError> {
+        let place = |(key, stored): (&ThreadKey, &Arc<Stored>)| {
+            let since = stored.row.head.owes_since?;
+            Some(OwingPlace { tenant: key.tenant, since, thread: key.thread })
+        };
+        let mut places: Vec<_> = self.0.threads.iter().filter_map(place).collect();
+        places.retain(|place| cursor.is_none_or(|cursor| *place > cursor));
+        places.sort_unstable();
+        places.truncate(limit);
+        Ok(places)
+    }
+
+    fn due(&self, until: UnixMs, limit: usize) -> Result<Vec<(UnixMs, ThreadKey)>, StoreError> {
+        Ok(self.timers().into_iter().take_while(|(at, _)| *at <= until).take(limit).collect())
+    }
+
+    fn next_wake(&self) -> Result<Option<UnixMs>, StoreError> {
+        Ok(self.timers().first().map(|(at, _)| *at))
+    }
+}

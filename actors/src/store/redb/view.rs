@@ -1,0 +1,341 @@
+//! Reading from one commit. Every record is checked when it is read, and so is what connects records: a log without
+//! a gap up to where its row says it ends, turns that name the one before them, a row beside every log.
+
+use ::redb::ReadTransaction;
+use raddle_domain::{
+    id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    ports::{
+        Chunk, Corrupt, Listed, OwingPlace, Place, Receipt, SettledTurn, StoreError, StoredEvent, ThreadRow, View,
+    },
+    time::UnixMs,
+};
+
+use super::{
+    super::{
+        backend::Medium,
+        codec::{self, Head},
+        keys::{
+            self, LOG, LogKey, OWING, OwingKey, RECEIPTS, RECENT, ReceiptKey, RecentKey, RowKey, StoreKey, THREADS,
+            TIMERS, TURN_IDS, TURNS, TimerKey, TurnIdKey, TurnKey,
+        },
+        page::Page,
+    },
+    Fault, fenced,
+};
+
+pub(super) struct RedbView<'s> {
+    txn: ReadTransaction,
+    medium: &'s dyn Medium,
+}
+
+impl<'s> RedbView<'s> {
+    pub(super) fn new(txn: ReadTransaction, medium: &'s dyn Medium) -> Self {
+        Self { txn, medium }
+    }
+
+    fn read<T>(&self, read: impl FnOnce() -> Result<T, Fault>) -> Result<T, StoreError> {
+        fenced(read).map_err(|fault| fault.store_error(self.medium))
+    }
+
+    /// Reads the row with `parse`, if there is a thread.
+    fn row_as<T>(
+        &self,
+        key: ThreadKey,
+        parse: impl FnOnce(&RowKey, &[u8]) -> Result<T, Corrupt>,
+    ) -> Result<Option<T>, Fault> {
+        let row_key = RowKey::new(key);
+        if let Some(bytes) = self.txn.open_table(THREADS)?.get(row_key)? {
+            return parse(&row_key, bytes.value()).map(Some).map_err(Fault::Corrupt);
+        }
+        // "No such thread" is an answer that people act on: a row that was lost must not give it.
+        match self.txn.open_table(LOG)?.range(LogKey::all(key))?.next().transpose()? {
+            Some(_) => Err(Fault::Corrupt(row_key.corrupt("the row is missing, its log is there"))),
+            None => Ok(None),
+        }
+    }
+
+    fn head(&self, key: ThreadKey) -> Result<Option<Head>, Fault> {
+        self.row_as(key, codec::read_head)
+    }
+
+    /// Calls `each` with the chunks that hold the events from `from` to `last`, until it returns `false`.
+    fn chunks(
+        &self,
+        key: ThreadKey,
+        from: Seq,
+        last: Seq,
+        mut each: impl FnMut(codec::Sealed<'_>) -> Result<bool, Corrupt>,
+    ) -> Result<(), Fault> {
+        let log = self.txn.open_table(LOG)?;
+        let missing = |seq| Fault::Corrupt(LogKey::new(key, seq).corrupt("the record is missing"));
+        let start = log.range(LogKey::new(key, 0)..=LogKey::new(key, from))?.next_back().transpose()?;
+        let Some((start, _)) = start else { return Err(missing(from)) };
+        let mut wanted: Option<Seq> = None;
+        for entry in log.range(start.value()..=LogKey::new(key, Seq::MAX))? {
+            let (at, bytes) = entry?;
+            let at = at.value();
+            let sealed = codec::open_chunk(&at, bytes.value()).map_err(Fault::Corrupt)?;
+            let (first, end) = (sealed.first(), sealed.last());
+            match wanted {
+                Some(wanted) if first != wanted => return Err(missing(wanted)),
+                None if end < from => return Err(missing(end + 1)),
+                _ => {}
+            }
+            if end > last {
+                let why = format!("it ends at {end}, the log at {last}");
+                return Err(Fault::Corrupt(at.corrupt(why)));
+            }
+            if !each(sealed).map_err(Fault::Corrupt)? || end == last {
+                return Ok(());
+            }
+            wanted = Some(end + 1);
+        }
+        Err(missing(wanted.unwrap_or(from)))
+    }
+
+    fn settled(&self, key: ThreadKey, after: Seq, limit: usize) -> Result<Vec<SettledTurn>, Fault> {
+        let Some(head) = self.head(key)? else { return Ok(Vec::new()) };
+        let mut turns = Vec::new();
+        // Where the chain was seen to reach.
+        let mut reached = after;
+        if after < head.last_turn && limit > 0 {
+            for entry in
+                self.txn.open_table(TURNS)?.range(TurnKey::new(key, after + 1)..=TurnKey::new(key, Seq::MAX))?
+            {
+                let (at, bytes) = entry?;
+                let at = at.value();
+                let (turn, previous) = codec::read_turn(&at, bytes.value()).map_err(Fault::Corrupt)?;
+                // The cursor may stand between two turns; after that each names the one before it.
+                if previous > reached || (reached != after && previous != reached) || at.seq() > head.last_turn {
+                    return Err(Fault::Corrupt(TurnKey::new(key, previous).corrupt("the record is missing")));
+                }
+                reached = at.seq();
+                turns.push(turn);
+                if turns.len() == limit {
+                    return Ok(turns);
+                }
+            }
+            if reached != head.last_turn {
+                return Err(Fault::Corrupt(TurnKey::new(key, head.last_turn).corrupt("the record is missing")));
+            }
+        }
+        Ok(turns)
+    }
+
+    fn listed(&self, tenant: TenantId, cursor: Option<Place>, limit: usize) -> Result<Vec<Listed>, Fault> {
+        let ((first, from), (last, to)) = keys::ends(tenant);
+        // Strictly before the cursor: it names the last place of the page before.
+        let before = cursor.map(|place| (ThreadKey { tenant, thread: place.thread }, place.at));
+        let owing = self.txn.open_table(OWING)?;
+        let recent = self.txn.open_table(RECENT)?;
+        let mut owing = match before {
+            Some((key, at)) => owing.range(OwingKey::new(first, from)..OwingKey::new(key, at))?,
+            None => owing.range(OwingKey::new(first, from)..=OwingKey::new(last, to))?,
+        }
+        .rev()
+        .map(|entry| -> Result<_, Fault> {
+            let (key, mark) = entry?;
+            let key = key.value();
+            Ok((key.at(), codec::check_mark(&key, mark.value())))
+        })
+        .peekable();
+        let mut recent = match before {
+            Some((key, at)) => recent.range(RecentKey::new(first, from)..RecentKey::new(key, at))?,
+            None => recent.range(RecentKey::new(first, from)..=RecentKey::new(last, to))?,
+        }
+        .rev()
+        .map(|entry| -> Result<_, Fault> {
+            let (key, mark) = entry?;
+            let key = key.value();
+            Ok((key.at(), codec::check_mark(&key, mark.value())))
+        })
+        .peekable();
+
+        let mut list = Vec::new();
+        while list.len() < limit {
+            let place = |entry: Option<&Result<((UnixMs, ThreadId), _), _>>| match entry {
+                Some(Ok((place, _))) => Some(*place),
+                // A failure comes first, so that it is met.
+                Some(Err(_)) => Some((UnixMs(u64::MAX), ThreadId::from_bytes([0xff; 16]))),
+                None => None,
+            };
+            let owes = place(owing.peek()) >= place(recent.peek());
+            let Some(entry) = (if owes { owing.next() } else { recent.next() }) else { break };
+            let ((at, thread), mark) = entry?;
+            let row = match mark {
+                Ok(()) => self.listed_row(ThreadKey { tenant, thread }, at, owes)?,
+                Err(corrupt) => Some(Err(corrupt)),
+            };
+            if let Some(row) = row {
+                list.push(Listed { place: Place { at, thread }, row });
+            }
+        }
+        Ok(list)
+    }
+
+    /// The row that an index names; `None` when the thread is listed elsewhere.
+    fn listed_row(
+        &self,
+        key: ThreadKey,
+        at: UnixMs,
+        as_owing: bool,
+    ) -> Result<Option<Result<ThreadRow, Corrupt>>, Fault> {
+        let (row, head) = match self.row_as(key, codec::read_row) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(Some(Err(RowKey::new(key).corrupt("the row is missing, an index names it")))),
+            Err(Fault::Corrupt(corrupt)) => return Ok(Some(Err(corrupt))),
+            Err(other) => return Err(other),
+        };
+        let stands = if as_owing { head.head.owes_since } else { head.recent_at };
+        Ok(if stands != Some(at) {
+            Some(Err(RowKey::new(key).corrupt("an index names another time than the row")))
+        } else if !as_owing && head.head.owes_since.is_some() {
+            None
+        } else {
+            Some(Ok(row))
+        })
+    }
+}
+
+impl View for RedbView<'_> {
+    fn row(&self, key: ThreadKey) -> Result<Option<ThreadRow>, StoreError> {
+        self.read(|| Ok(self.row_as(key, codec::read_row)?.map(|(row, _)| row)))
+    }
+
+    fn events(&self, key: ThreadKey, after: Seq, limit: usize, bytes: usize) -> Result<Vec<Chunk>, StoreError> {
+        self.read(|| {
+            let last = self.head(key)?.map_or(0, |head| head.head.last_seq);
+            let mut page = Page::new(after, limit, bytes);
+            if after < last && limit > 0 {
+                self.chunks(key, after + 1, last, |sealed| {
+                    let first = sealed.first();
+                    page.begin(first);
+                    for (seq, event) in (first..).zip(sealed.events()) {
+                        let (name, json) = event?;
+                        if page.skips(seq) {
+                            continue;
+                        }
+                        page.push(name, json);
+                        if page.is_full() {
+                            break;
+                        }
+                    }
+                    Ok(!page.is_full())
+                })?;
+            }
+            Ok(page.finish())
+        })
+    }
+
+    fn event(&self, key: ThreadKey, seq: Seq) -> Result<Option<StoredEvent>, StoreError> {
+        self.read(|| {
+            let last = self.head(key)?.map_or(0, |head| head.head.last_seq);
+            let mut found = None;
+            if (1..=last).contains(&seq) {
+                self.chunks(key, seq, last, |sealed| {
+                    let at = usize::try_from(seq - sealed.first()).unwrap_or(usize::MAX);
+                    if let Some(event) = sealed.events().nth(at) {
+                        let (name, json) = event?;
+                        found = Some(StoredEvent { name: name.to_owned(), json: json.to_vec() });
+                    }
+                    Ok(false)
+                })?;
+            }
+            Ok(found)
+        })
+    }
+
+    fn turns(&self, key: ThreadKey, after: Seq, limit: usize) -> Result<Vec<SettledTurn>, StoreError> {
+        self.read(|| self.settled(key, after, limit))
+    }
+
+    fn turn(&self, key: ThreadKey, id: TurnId) -> Result<Option<SettledTurn>, StoreError> {
+        self.read(|| {
+            let id_key = TurnIdKey::new(key, id);
+            let ids = self.txn.open_table(TURN_IDS)?;
+            let Some(bytes) = ids.get(id_key)? else { return Ok(None) };
+            let turn_key = TurnKey::new(key, codec::read_turn_id(&id_key, bytes.value()).map_err(Fault::Corrupt)?);
+            let turns = self.txn.open_table(TURNS)?;
+            let Some(bytes) = turns.get(turn_key)? else {
+                return Err(Fault::Corrupt(turn_key.corrupt("the record is missing")));
+            };
+            let (turn, _) = codec::read_turn(&turn_key, bytes.value()).map_err(Fault::Corrupt)?;
+            if turn.id == id { Ok(Some(turn)) } else { Err(Fault::Corrupt(id_key.corrupt("it names another turn"))) }
+        })
+    }
+
+    fn list(&self, tenant: TenantId, cursor: Option<Place>, limit: usize) -> Result<Vec<Listed>, StoreError> {
+        self.read(|| self.listed(tenant, cursor, limit))
+    }
+
+    fn receipt(&self, tenant: TenantId, key: &[u8; 32], now: UnixMs) -> Result<Option<Receipt>, StoreError> {
+        self.read(|| {
+            let receipt_key = ReceiptKey::new(tenant, key);
+            let receipts = self.txn.open_table(RECEIPTS)?;
+            let Some(bytes) = receipts.get(receipt_key)? else { return Ok(None) };
+            let receipt = codec::read_receipt(&receipt_key, key, bytes.value()).map_err(Fault::Corrupt)?;
+            Ok((now < receipt.expires_at).then_some(receipt))
+        })
+    }
+
+    fn owing(&self, cursor: Option<OwingPlace>, limit: usize) -> Result<Vec<OwingPlace>, StoreError> {
+        self.read(|| {
+            let owing = self.txn.open_table(OWING)?;
+            let after =
+                cursor.map(|OwingPlace { tenant, since, thread }| OwingKey::new(ThreadKey { tenant, thread }, since));
+            let range = match after {
+                Some(after) => {
+                    owing.range((std::ops::Bound::Excluded(after), std::ops::Bound::<OwingKey>::Unbounded))?
+                }
+                None => owing.range::<OwingKey>(..)?,
+            };
+            let mut places = Vec::new();
+            for entry in range {
+                if places.len() == limit {
+                    break;
+                }
+                let (key, mark) = entry?;
+                let key = key.value();
+                let (since, thread) = key.at();
+                match (key.tenant(), codec::check_mark(&key, mark.value())) {
+                    (Some(tenant), Ok(())) => places.push(OwingPlace { tenant, since, thread }),
+                    // One damaged entry may not keep every other thread from its work.
+                    _ => tracing::error!(record = %key.place(), "a damaged entry of `owing` is passed over"),
+                }
+            }
+            Ok(places)
+        })
+    }
+
+    fn due(&self, until: UnixMs, limit: usize) -> Result<Vec<(UnixMs, ThreadKey)>, StoreError> {
+        self.read(|| {
+            let mut due = Vec::new();
+            for entry in self.txn.open_table(TIMERS)?.range(..=TimerKey::last(until))? {
+                if due.len() == limit {
+                    break;
+                }
+                let (key, mark) = entry?;
+                let key = key.value();
+                match (key.thread(), codec::check_mark(&key, mark.value())) {
+                    (Some(thread), Ok(())) => due.push((key.at(), thread)),
+                    _ => tracing::error!(record = %key.place(), "a damaged entry of `timers` is passed over"),
+                }
+            }
+            Ok(due)
+        })
+    }
+
+    fn next_wake(&self) -> Result<Option<UnixMs>, StoreError> {
+        self.read(|| {
+            for entry in self.txn.open_table(TIMERS)?.range::<TimerKey>(..)? {
+                let (key, mark) = entry?;
+                let key = key.value();
+                // Waking for an entry that `due` passes over would never end.
+                if key.thread().is_some() && codec::check_mark(&key, mark.value()).is_ok() {
+                    return Ok(Some(key.at()));
+                }
+            }
+            Ok(None)
+        })
+    }
+}

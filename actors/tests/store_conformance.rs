@@ -1,0 +1,582 @@
+//! What the port promises, asked of every store; and one random life, lived by all of them with equal results.
+
+mod support;
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use raddle_actors::store::{backend::MemoryMedium, memory::MemoryStore, redb::RedbStore};
+use raddle_domain::{
+    id::Seq,
+    ports::{Append, Chunk, LogStore, OwingPlace, Place, Write, WriteRefused},
+    time::UnixMs,
+};
+use support::{append, event, put, receipt, redb, settled, tenant, thread, turn_id};
+
+/// Runs each function on each store.
+macro_rules! suite {
+    ($($fact:ident)*) => {
+        mod memory {
+            $(#[test] fn $fact() { super::$fact(&super::MemoryStore::default()); })*
+        }
+        mod redb {
+            $(#[test] fn $fact() { super::$fact(&super::redb(&super::MemoryMedium::default())); })*
+        }
+    };
+}
+
+suite! {
+    a_step_is_read_back_whole
+    a_stale_writer_is_refused_and_leaves_no_trace
+    an_older_writer_is_fenced_whatever_it_expects
+    refused_writes_do_not_stop_their_neighbours
+    steps_of_one_thread_in_one_batch_are_stored_in_order
+    a_step_that_does_not_fit_itself_is_refused
+    a_step_without_events_changes_the_row_alone
+    chunks_are_cut_at_both_ends
+    a_page_has_at_least_one_event_whatever_its_bytes
+    turns_are_in_order_and_found_by_id
+    a_settled_turn_can_be_written_again
+    a_receipt_is_given_until_it_expires
+    a_receipt_given_again_lives_as_long_as_the_new_one
+    what_owes_is_listed_where_it_began_to_and_the_rest_where_it_settled
+    pages_of_a_listing_meet
+    a_tenant_sees_its_own_threads_alone
+    timers_follow_the_row
+    owing_threads_of_all_tenants_are_paged
+    an_erased_thread_is_gone_and_can_be_born_again
+    a_view_does_not_move
+    an_unknown_thread_is_empty
+}
+
+fn view_events(store: &dyn LogStore, key: raddle_domain::id::ThreadKey, after: Seq) -> Vec<Chunk> {
+    store.view().unwrap().events(key, after, usize::MAX, usize::MAX).unwrap()
+}
+
+fn a_step_is_read_back_whole(store: &dyn LogStore) {
+    let step = append(thread(1, 1), 0, 3);
+    put(store, step.clone()).unwrap();
+    let view = store.view().unwrap();
+    assert_eq!(view.row(step.key).unwrap(), Some(step.row));
+    assert_eq!(view.events(step.key, 0, 99, 1 << 20).unwrap(), [step.chunk]);
+    assert_eq!(view.event(step.key, 2).unwrap(), Some(event(step.key, 2)));
+    assert_eq!(view.event(step.key, 0).unwrap(), None);
+    assert_eq!(view.event(step.key, 4).unwrap(), None);
+    assert!(store.epoch() >= 1);
+}
+
+fn a_stale_writer_is_refused_and_leaves_no_trace(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    put(store, append(key, 0, 2)).unwrap();
+    let mut stale = append(key, 1, 1);
+    stale.receipts = vec![receipt(1, 999)];
+    stale.settled = vec![settled(1)];
+    assert_eq!(put(store, stale), Err(WriteRefused::Conflict { expected: 1, found: 2 }));
+    assert_eq!(put(store, append(key, 0, 1)), Err(WriteRefused::Conflict { expected: 0, found: 2 }));
+    assert_eq!(put(store, append(thread(1, 2), 7, 1)), Err(WriteRefused::Conflict { expected: 7, found: 0 }));
+    let view = store.view().unwrap();
+    assert_eq!(view.receipt(key.tenant, &[1; 32], UnixMs(0)).unwrap(), None);
+    assert_eq!(view.turns(key, 0, 9).unwrap(), []);
+    assert_eq!(view.row(key).unwrap().unwrap().head.last_seq, 2);
+}
+
+fn an_older_writer_is_fenced_whatever_it_expects(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    let mut step = append(key, 0, 2);
+    step.row.head.fence = 5;
+    put(store, step).unwrap();
+    for expected in [2, 9] {
+        let mut late = append(key, expected, 1);
+        late.row.head.fence = 4;
+        assert_eq!(put(store, late), Err(WriteRefused::Fenced { fence: 4, owner: 5 }));
+    }
+    let erase = Write::Erase { key, fence: 4, expected: 2 };
+    assert_eq!(store.commit(&[erase]).unwrap(), [Err(WriteRefused::Fenced { fence: 4, owner: 5 })]);
+    let mut same = append(key, 2, 1);
+    same.row.head.fence = 5;
+    put(store, same).unwrap();
+}
+
+fn refused_writes_do_not_stop_their_neighbours(store: &dyn LogStore) {
+    let writes = [append(thread(1, 1), 0, 1), append(thread(1, 2), 3, 1), append(thread(1, 3), 0, 2)];
+    let results = store.commit(&writes.map(Write::Append)).unwrap();
+    assert_eq!(results, [Ok(()), Err(WriteRefused::Conflict { expected: 3, found: 0 }), Ok(())]);
+    let view = store.view().unwrap();
+    let rows = [1, 2, 3].map(|n| view.row(thread(1, n)).unwrap().map(|row| row.head.last_seq));
+    assert_eq!(rows, [Some(1), None, Some(2)]);
+}
+
+fn steps_of_one_thread_in_one_batch_are_stored_in_order(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    let writes = [append(key, 0, 2), append(key, 2, 1), append(key, 2, 1), append(key, 3, 1)].map(Write::Append);
+    let results = store.commit(&writes).unwrap();
+    assert_eq!(results, [Ok(()), Ok(()), Err(WriteRefused::Conflict { expected: 2, found: 3 }), Ok(())]);
+    assert_eq!(view_events(store, key, 0).iter().map(|chunk| chunk.first).collect::<Vec<_>>(), [1, 3, 4]);
+}
+
+fn a_step_that_does_not_fit_itself_is_refused(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    let mut gap = append(key, 0, 1);
+    gap.chunk.first = 2;
+    let mut long = append(key, 0, 1);
+    long.row.head.last_seq = 2;
+    let mut zero = append(key, 0, 1);
+    zero.chunk.first = 0;
+    let mut end = append(key, 0, 1);
+    end.expected = Seq::MAX;
+    for step in [gap, long, zero, end] {
+        assert!(matches!(put(store, step), Err(WriteRefused::Corrupt(_))));
+    }
+    assert_eq!(store.view().unwrap().row(key).unwrap(), None);
+}
+
+fn a_step_without_events_changes_the_row_alone(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    put(store, append(key, 0, 2)).unwrap();
+    let mut step = append(key, 2, 0);
+    step.row.head.archived = true;
+    put(store, step).unwrap();
+    assert!(store.view().unwrap().row(key).unwrap().unwrap().head.archived);
+    assert_eq!(view_events(store, key, 0).len(), 1);
+}
+
+fn chunks_are_cut_at_both_ends(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    for expected in [0, 3, 6] {
+        put(store, append(key, expected, 3)).unwrap();
+    }
+    let view = store.view().unwrap();
+    let found = view.events(key, 1, 5, usize::MAX).unwrap();
+    let shape: Vec<_> = found.iter().map(|chunk| (chunk.first, chunk.last())).collect();
+    assert_eq!(shape, [(2, 3), (4, 6)]);
+    assert_eq!(found.concat_events(), (2..=6).map(|seq| event(key, seq)).collect::<Vec<_>>());
+    assert_eq!(view.events(key, 9, 5, usize::MAX).unwrap(), []);
+    assert_eq!(view.events(key, 99, 5, usize::MAX).unwrap(), []);
+    assert_eq!(view.events(key, Seq::MAX, 5, usize::MAX).unwrap(), []);
+    assert_eq!(view.events(key, 0, 0, usize::MAX).unwrap(), []);
+}
+
+trait Concat {
+    fn concat_events(&self) -> Vec<raddle_domain::ports::StoredEvent>;
+}
+impl Concat for Vec<Chunk> {
+    fn concat_events(&self) -> Vec<raddle_domain::ports::StoredEvent> {
+        self.iter().flat_map(|chunk| chunk.events.clone()).collect()
+    }
+}
+
+fn a_page_has_at_least_one_event_whatever_its_bytes(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    put(store, append(key, 0, 5)).unwrap();
+    let view = store.view().unwrap();
+    assert_eq!(view.events(key, 0, 9, 0).unwrap().concat_events().len(), 1);
+    let size = event(key, 1).json.len();
+    assert_eq!(view.events(key, 0, 9, size + 1).unwrap().concat_events().len(), 2);
+}
+
+fn turns_are_in_order_and_found_by_id(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    let mut step = append(key, 0, 20);
+    step.settled = vec![settled(2), settled(5)];
+    put(store, step).unwrap();
+    let mut step = append(key, 20, 1);
+    step.settled = vec![settled(9)];
+    put(store, step).unwrap();
+    let view = store.view().unwrap();
+    assert_eq!(view.turns(key, 0, 9).unwrap(), [settled(2), settled(5), settled(9)]);
+    assert_eq!(view.turns(key, 2, 1).unwrap(), [settled(5)]);
+    assert_eq!(view.turns(key, 4, 9).unwrap(), [settled(5), settled(9)]);
+    assert_eq!(view.turns(key, 9, 9).unwrap(), []);
+    assert_eq!(view.turns(key, 0, 0).unwrap(), []);
+    assert_eq!(view.turn(key, turn_id(5)).unwrap(), Some(settled(5)));
+    assert_eq!(view.turn(key, turn_id(6)).unwrap(), None);
+    assert_eq!(view.turn(thread(2, 1), turn_id(5)).unwrap(), None);
+    // A turn behind its successors cannot be: turns end one after the other.
+    let mut late = append(key, 21, 1);
+    late.settled = vec![settled(3)];
+    assert!(matches!(put(store, late), Err(WriteRefused::Corrupt(_))));
+}
+
+fn a_settled_turn_can_be_written_again(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    for (expected, started) in [(0, 1), (5, 6), (10, 11), (15, 6), (20, 6)] {
+        let mut step = append(key, expected, 5);
+        let mut turn = settled(started);
+        turn.turn = format!("{{\"of\":{expected}}}").into_bytes();
+        step.settled = vec![turn];
+        put(store, step).unwrap();
+    }
+    let turns = store.view().unwrap().turns(key, 0, 9).unwrap();
+    let shown: Vec<_> = turns.iter().map(|turn| (turn.started_seq, turn.turn.as_slice())).collect();
+    assert_eq!(shown, [(1, &b"{\"of\":0}"[..]), (6, b"{\"of\":20}"), (11, b"{\"of\":10}")]);
+}
+
+fn a_receipt_is_given_until_it_expires(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    let mut step = append(key, 0, 1);
+    step.receipts = vec![receipt(1, 50), receipt(2, 60), receipt(3, 70)];
+    put(store, step).unwrap();
+    let found = |n: u8, now| store.view().unwrap().receipt(key.tenant, &[n; 32], UnixMs(now)).unwrap();
+    assert_eq!(found(1, 49), Some(receipt(1, 50)));
+    assert_eq!(found(1, 50), None);
+    assert_eq!(store.view().unwrap().receipt(tenant(2), &[1; 32], UnixMs(0)).unwrap(), None);
+    assert_eq!(store.sweep_receipts(UnixMs(49), 9).unwrap(), 0);
+    assert_eq!(store.sweep_receipts(UnixMs(60), 1).unwrap(), 1);
+    assert_eq!((found(1, 0), found(2, 0)), (None, Some(receipt(2, 60))));
+    assert_eq!(store.sweep_receipts(UnixMs(60), 9).unwrap(), 1);
+    assert_eq!((found(2, 0), found(3, 0)), (None, Some(receipt(3, 70))));
+}
+
+fn a_receipt_given_again_lives_as_long_as_the_new_one(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    for (expected, expires) in [(0, 50), (1, 80)] {
+        let mut step = append(key, expected, 1);
+        step.receipts = vec![receipt(1, expires)];
+        put(store, step).unwrap();
+    }
+    assert_eq!(store.sweep_receipts(UnixMs(70), 9).unwrap(), 0);
+    assert_eq!(store.view().unwrap().receipt(key.tenant, &[1; 32], UnixMs(70)).unwrap(), Some(receipt(1, 80)));
+}
+
+/// A step of one event with the given head.
+fn headed(n: u8, expected: Seq, listed_at: u64, owes: Option<u64>, wake: Option<u64>) -> Append {
+    let mut step = append(thread(1, n), expected, 1);
+    step.row.head.listed_at = UnixMs(listed_at);
+    step.row.head.owes_since = owes.map(UnixMs);
+    step.row.head.wake_at = wake.map(UnixMs);
+    step
+}
+
+fn places(store: &dyn LogStore, cursor: Option<Place>, limit: usize) -> Vec<(u64, u8)> {
+    let list = store.view().unwrap().list(tenant(1), cursor, limit).unwrap();
+    for listed in &list {
+        assert_eq!(listed.row.as_ref().unwrap().head.owes_since.is_none_or(|at| at == listed.place.at), true);
+    }
+    list.iter().map(|listed| (listed.place.at.0, listed.place.thread.as_bytes()[0])).collect()
+}
+
+fn what_owes_is_listed_where_it_began_to_and_the_rest_where_it_settled(store: &dyn LogStore) {
+    put(store, headed(1, 0, 10, None, None)).unwrap();
+    put(store, headed(2, 0, 20, Some(25), None)).unwrap();
+    put(store, headed(3, 0, 30, None, None)).unwrap();
+    assert_eq!(places(store, None, 9), [(30, 3), (25, 2), (10, 1)]);
+    // Begins to owe: moves up, once.
+    put(store, headed(1, 1, 40, Some(40), None)).unwrap();
+    assert_eq!(places(store, None, 9), [(40, 1), (30, 3), (25, 2)]);
+    put(store, headed(1, 2, 45, Some(40), None)).unwrap();
+    assert_eq!(places(store, None, 9), [(40, 1), (30, 3), (25, 2)]);
+    // Settles.
+    put(store, headed(1, 3, 50, None, None)).unwrap();
+    put(store, headed(2, 1, 20, None, None)).unwrap();
+    assert_eq!(places(store, None, 9), [(50, 1), (30, 3), (20, 2)]);
+}
+
+fn pages_of_a_listing_meet(store: &dyn LogStore) {
+    for n in 1..=20 {
+        // Some share their time, some owe.
+        put(store, headed(n, 0, u64::from(n / 3), (n % 4 == 0).then_some(u64::from(n / 2)), None)).unwrap();
+    }
+    let whole = places(store, None, 99);
+    assert_eq!(whole.len(), 20);
+    for limit in 1..7 {
+        let (mut paged, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = store.view().unwrap().list(tenant(1), cursor, limit).unwrap();
+            let Some(last) = page.last() else { break };
+            cursor = Some(last.place);
+            paged.extend(page.iter().map(|listed| (listed.place.at.0, listed.place.thread.as_bytes()[0])));
+        }
+        assert_eq!(paged, whole);
+    }
+}
+
+fn a_tenant_sees_its_own_threads_alone(store: &dyn LogStore) {
+    put(store, append(thread(1, 1), 0, 1)).unwrap();
+    put(store, append(thread(2, 1), 0, 2)).unwrap();
+    let view = store.view().unwrap();
+    assert_eq!(view.list(tenant(1), None, 9).unwrap().len(), 1);
+    assert_eq!(view.list(tenant(3), None, 9).unwrap().len(), 0);
+    assert_eq!(view.row(thread(1, 1)).unwrap().unwrap().head.last_seq, 1);
+    assert_eq!(view.row(thread(2, 1)).unwrap().unwrap().head.last_seq, 2);
+    assert_eq!(view.row(thread(3, 1)).unwrap(), None);
+}
+
+fn timers_follow_the_row(store: &dyn LogStore) {
+    let due = |until| store.view().unwrap().due(UnixMs(until), 9).unwrap();
+    assert_eq!(store.view().unwrap().next_wake().unwrap(), None);
+    put(store, headed(1, 0, 1, None, Some(50))).unwrap();
+    put(store, headed(2, 0, 1, None, Some(40))).unwrap();
+    assert_eq!(store.view().unwrap().next_wake().unwrap(), Some(UnixMs(40)));
+    assert_eq!(due(39), []);
+    assert_eq!(due(50), [(UnixMs(40), thread(1, 2)), (UnixMs(50), thread(1, 1))]);
+    assert_eq!(store.view().unwrap().due(UnixMs(50), 1).unwrap().len(), 1);
+    put(store, headed(2, 1, 1, None, Some(60))).unwrap();
+    put(store, headed(1, 1, 1, None, None)).unwrap();
+    assert_eq!(due(99), [(UnixMs(60), thread(1, 2))]);
+    store.commit(&[Write::Erase { key: thread(1, 2), fence: 1, expected: 2 }]).unwrap().remove(0).unwrap();
+    assert_eq!(store.view().unwrap().next_wake().unwrap(), None);
+}
+
+fn owing_threads_of_all_tenants_are_paged(store: &dyn LogStore) {
+    for (tenant_no, n, since) in [(2, 1, 5), (1, 2, 9), (1, 3, 7), (1, 4, 7)] {
+        let mut step = append(thread(tenant_no, n), 0, 1);
+        step.row.head.owes_since = Some(UnixMs(since));
+        put(store, step).unwrap();
+    }
+    let place = |tenant_no, n, since| OwingPlace {
+        tenant: tenant(tenant_no),
+        since: UnixMs(since),
+        thread: thread(tenant_no, n).thread,
+    };
+    let all = [place(1, 3, 7), place(1, 4, 7), place(1, 2, 9), place(2, 1, 5)];
+    let view = store.view().unwrap();
+    assert_eq!(view.owing(None, 9).unwrap(), all);
+    assert_eq!(view.owing(None, 2).unwrap(), all[..2]);
+    assert_eq!(view.owing(Some(all[1]), 9).unwrap(), all[2..]);
+}
+
+fn an_erased_thread_is_gone_and_can_be_born_again(store: &dyn LogStore) {
+    let (key, other) = (thread(1, 1), thread(1, 2));
+    let mut step = append(key, 0, 9);
+    step.settled = vec![settled(2)];
+    step.row.head.owes_since = Some(UnixMs(3));
+    step.row.head.wake_at = Some(UnixMs(4));
+    put(store, step).unwrap();
+    put(store, append(other, 0, 2)).unwrap();
+    let erase = |expected| store.commit(&[Write::Erase { key, fence: 1, expected }]).unwrap().remove(0);
+    assert_eq!(erase(8), Err(WriteRefused::Conflict { expected: 8, found: 9 }));
+    assert_eq!(erase(9), Ok(()));
+    {
+        let view = store.view().unwrap();
+        assert_eq!(view.row(key).unwrap(), None);
+        assert_eq!(view.events(key, 0, 9, 999).unwrap(), []);
+        assert_eq!(view.turns(key, 0, 9).unwrap(), []);
+        assert_eq!(view.turn(key, turn_id(2)).unwrap(), None);
+        assert_eq!(view.owing(None, 9).unwrap(), []);
+        assert_eq!(view.next_wake().unwrap(), None);
+        assert_eq!(view.list(key.tenant, None, 9).unwrap().len(), 1);
+        assert_eq!(view.row(other).unwrap().unwrap().head.last_seq, 2);
+    }
+    assert_eq!(erase(0), Ok(()));
+    put(store, append(key, 0, 1)).unwrap();
+    assert_eq!(view_events(store, key, 0).len(), 1);
+}
+
+fn a_view_does_not_move(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    put(store, append(key, 0, 1)).unwrap();
+    let before = store.view().unwrap();
+    put(store, append(key, 1, 1)).unwrap();
+    assert_eq!(before.row(key).unwrap().unwrap().head.last_seq, 1);
+    assert_eq!(before.events(key, 0, 9, 999).unwrap().len(), 1);
+    assert_eq!(store.view().unwrap().row(key).unwrap().unwrap().head.last_seq, 2);
+}
+
+fn an_unknown_thread_is_empty(store: &dyn LogStore) {
+    let view = store.view().unwrap();
+    assert_eq!(view.row(thread(1, 1)).unwrap(), None);
+    assert_eq!(view.events(thread(1, 1), 0, 9, 999).unwrap(), []);
+    assert_eq!(view.event(thread(1, 1), 1).unwrap(), None);
+    assert_eq!(view.turns(thread(1, 1), 0, 9).unwrap(), []);
+}
+
+// ---- redb alone -------------------------------------------------------------------------------------
+
+#[test]
+fn what_was_stored_is_there_after_opening_again_and_the_epoch_moved_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = raddle_actors::store::redb::RedbConfig::new(dir.path());
+    for epoch in 1..4 {
+        let store = RedbStore::open(&config).unwrap();
+        assert_eq!(store.epoch(), epoch);
+        put(&store, append(thread(1, 1), epoch - 1, 1)).unwrap();
+        store.rest().unwrap();
+        assert_eq!(view_events(&store, thread(1, 1), 0).len() as u64, epoch);
+    }
+}
+
+#[test]
+fn a_second_open_is_refused_with_the_pid_of_the_first() {
+    use raddle_actors::store::redb::{OpenError, RedbConfig};
+    let dir = tempfile::tempdir().unwrap();
+    let config = RedbConfig::new(dir.path());
+    let first = RedbStore::open(&config).unwrap();
+    let refused = RedbStore::open(&config).err().unwrap();
+    assert!(matches!(refused, OpenError::InUse { pid: Some(pid), .. } if pid == std::process::id()), "{refused}");
+    drop(first);
+    RedbStore::open(&config).unwrap();
+}
+
+#[test]
+fn a_file_that_is_no_database_is_named_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("raddle.redb");
+    let rubbish = b"this is a letter, not a database; ".repeat(1000);
+    std::fs::write(&file, &rubbish).unwrap();
+    let config = raddle_actors::store::redb::RedbConfig::new(dir.path());
+    let refused = RedbStore::open(&config).err().unwrap().to_string();
+    assert!(refused.contains("raddle.redb"), "{refused}");
+    assert_eq!(std::fs::read(&file).unwrap(), rubbish);
+}
+
+#[test]
+fn a_step_costs_one_sync_and_a_batch_costs_no_more() {
+    let medium = MemoryMedium::default();
+    let store = redb(&medium);
+    put(&store, append(thread(1, 1), 0, 1)).unwrap();
+    let before = medium.syncs();
+    put(&store, append(thread(1, 1), 1, 1)).unwrap();
+    assert_eq!(medium.syncs() - before, 1);
+    let batch: Vec<_> = (2..40).map(|n| Write::Append(append(thread(1, n), 0, 1))).collect();
+    let before = medium.syncs();
+    store.commit(&batch).unwrap();
+    assert_eq!(medium.syncs() - before, 1);
+    // Nothing to do costs nothing.
+    let before = medium.syncs();
+    assert_eq!(store.sweep_receipts(UnixMs(u64::MAX), 9).unwrap(), 0);
+    assert!(put(&store, append(thread(1, 1), 9, 1)).is_err());
+    assert_eq!(medium.syncs(), before);
+    store.rest().unwrap();
+    let rested = medium.syncs();
+    assert!(rested > before);
+    store.rest().unwrap();
+    assert_eq!(medium.syncs(), rested);
+}
+
+// ---- one life, many stores --------------------------------------------------------------------------
+
+#[derive(Debug, Clone)]
+enum Act {
+    Commit(Vec<Step>),
+    Sweep { now: u64, limit: usize },
+    Rest,
+    Reopen,
+    Read { n: u8, after: Seq, limit: usize, bytes: usize },
+    List { cursor: Option<(u64, u8)>, limit: usize },
+    Owing { skip: usize, limit: usize },
+    Due { until: u64, limit: usize },
+    Receipt { n: u8, now: u64 },
+}
+
+#[derive(Debug, Clone)]
+struct Step {
+    n: u8,
+    count: u64,
+    /// Added to the right `expected`.
+    off: u64,
+    fence: u64,
+    listed_at: u64,
+    owes: Option<u64>,
+    wake: Option<u64>,
+    settle: Vec<Seq>,
+    receipt: Option<(u8, u64)>,
+    erase: bool,
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let times = (0u64..40, proptest::option::of(0u64..40), proptest::option::of(0u64..40));
+    let wrong = prop_oneof![12 => Just(0u64), 1 => 1u64..3];
+    let fence = prop_oneof![12 => Just(1u64), 1 => 0u64..3];
+    let settle = proptest::collection::vec(1u64..30, 0..2);
+    let receipt = proptest::option::weighted(0.3, (0u8..4, 0u64..40));
+    (0u8..4, 0u64..5, wrong, fence, times, settle, receipt, proptest::bool::weighted(0.08)).prop_map(
+        |(n, count, off, fence, (listed_at, owes, wake), settle, receipt, erase)| Step {
+            n,
+            count,
+            off,
+            fence,
+            listed_at,
+            owes,
+            wake,
+            settle,
+            receipt,
+            erase,
+        },
+    )
+}
+
+fn acts() -> impl Strategy<Value = Act> {
+    let limit = 0usize..6;
+    prop_oneof![
+        8 => proptest::collection::vec(steps(), 1..5).prop_map(Act::Commit),
+        1 => (0u64..50, limit.clone()).prop_map(|(now, limit)| Act::Sweep { now, limit }),
+        1 => prop_oneof![Just(Act::Rest), Just(Act::Reopen)],
+        4 => (0u8..4, 0u64..20, 0usize..12, 0usize..500)
+            .prop_map(|(n, after, limit, bytes)| Act::Read { n, after, limit, bytes }),
+        3 => (proptest::option::of((0u64..40, 0u8..4)), limit.clone())
+            .prop_map(|(cursor, limit)| Act::List { cursor, limit }),
+        1 => (0usize..4, limit.clone()).prop_map(|(skip, limit)| Act::Owing { skip, limit }),
+        1 => (0u64..50, limit).prop_map(|(until, limit)| Act::Due { until, limit }),
+        1 => (0u8..4, 0u64..50).prop_map(|(n, now)| Act::Receipt { n, now }),
+    ]
+}
+
+/// Which thread: two tenants with equal thread ids.
+fn named(n: u8) -> raddle_domain::id::ThreadKey {
+    thread(n % 2, n / 2)
+}
+
+fn writes(store: &dyn LogStore, steps: &[Step]) -> Vec<Write> {
+    let mut last =
+        [0u8, 1, 2, 3].map(|n| store.view().unwrap().row(named(n)).unwrap().map_or(0, |row| row.head.last_seq));
+    let write = |step: &Step| {
+        let (key, expected) = (named(step.n), last[usize::from(step.n)] + step.off);
+        if step.erase {
+            last[usize::from(step.n)] = 0;
+            return Write::Erase { key, fence: step.fence, expected };
+        }
+        let mut append = append(key, expected, step.count);
+        let head = &mut append.row.head;
+        head.fence = step.fence;
+        head.listed_at = UnixMs(step.listed_at);
+        head.owes_since = step.owes.map(UnixMs);
+        head.wake_at = step.wake.map(UnixMs);
+        append.settled = step.settle.iter().map(|at| settled(*at)).collect();
+        append.receipts = step.receipt.iter().map(|(n, at)| receipt(*n, *at)).collect();
+        last[usize::from(step.n)] += step.count;
+        Write::Append(append)
+    };
+    steps.iter().map(write).collect()
+}
+
+/// Everything an act shows, as text.
+fn shown(store: &dyn LogStore, act: &Act) -> String {
+    let view = || store.view().unwrap();
+    match act {
+        Act::Commit(steps) => format!("{:?}", store.commit(&writes(store, steps))),
+        Act::Sweep { now, limit } => format!("{:?}", store.sweep_receipts(UnixMs(*now), *limit)),
+        Act::Rest => format!("{:?}", store.rest()),
+        Act::Reopen => format!("{:?}", store.reopen()),
+        Act::Read { n, after, limit, bytes } => {
+            let (view, key) = (view(), named(*n));
+            let events = view.events(key, *after, *limit, *bytes);
+            let (event, turns) = (view.event(key, *after), view.turns(key, *after, *limit));
+            format!("{events:?} {event:?} {turns:?} {:?} {:?}", view.turn(key, turn_id(*after)), view.row(key))
+        }
+        Act::List { cursor, limit } => {
+            let cursor = cursor.map(|(at, n)| Place { at: UnixMs(at), thread: named(n).thread });
+            format!("{:?} {:?}", view().list(tenant(0), cursor, *limit), view().list(tenant(1), cursor, *limit))
+        }
+        Act::Owing { skip, limit } => {
+            let cursor = view().owing(None, 99).unwrap().get(*skip).copied();
+            format!("{:?}", view().owing(cursor, *limit))
+        }
+        Act::Due { until, limit } => {
+            format!("{:?} {:?}", view().due(UnixMs(*until), *limit), view().next_wake())
+        }
+        Act::Receipt { n, now } => format!("{:?}", view().receipt(tenant(0), &[*n; 32], UnixMs(*now))),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn every_store_answers_a_random_life_alike(acts in proptest::collection::vec(acts(), 1..40)) {
+        let memory = MemoryStore::default();
+        let medium = MemoryMedium::default();
+        let stored = RedbStore::open_medium(Arc::new(medium), 1 << 20, 0).unwrap();
+        for act in &acts {
+            prop_assert_eq!(shown(&memory, act), shown(&stored, act), "{:?}", act);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Steps of threads, made short for tests of stores.
+#![allow(dead_code)]
+
+use std::sync::Arc;
+
+use raddle_actors::store::{backend::MemoryMedium, redb::RedbStore};
+use raddle_domain::{
+    id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    ports::{Append, Chunk, LogStore, Receipt, RowHead, SettledTurn, StoredEvent, ThreadRow, Write, WriteRefused},
+    time::UnixMs,
+};
+
+pub const EIO: i32 = 5;
+pub const ENOSPC: i32 = 28;
+
+pub fn tenant(n: u8) -> TenantId {
+    format!("tenant-{n}").parse().unwrap()
+}
+
+pub fn thread(tenant_no: u8, n: u8) -> ThreadKey {
+    ThreadKey { tenant: tenant(tenant_no), thread: ThreadId::from_bytes([n; 16]) }
+}
+
+pub fn turn_id(n: u64) -> TurnId {
+    let mut bytes = [0; 16];
+    bytes[8..].copy_from_slice(&n.to_be_bytes());
+    TurnId::from_bytes(bytes)
+}
+
+pub fn event(key: ThreadKey, seq: Seq) -> StoredEvent {
+    let json =
+        format!(r#"{{"seq":{seq},"prev":{},"thread_id":"{}","text":"{}"}}"#, seq - 1, key.thread, "x".repeat(40));
+    StoredEvent { name: "item.delta".to_owned(), json: json.into_bytes() }
+}
+
+/// A step of `count` events after `expected`, by the writer 1, listed at 100 + its end, owing nothing.
+pub fn append(key: ThreadKey, expected: Seq, count: u64) -> Append {
+    let last_seq = expected + count;
+    let first = expected + 1;
+    Append {
+        key,
+        expected,
+        chunk: Chunk { first, events: (first..=last_seq).map(|seq| event(key, seq)).collect() },
+        row: ThreadRow {
+            head: RowHead {
+                last_seq,
+                snapshot_seq: last_seq,
+                fence: 1,
+                listed_at: UnixMs(100 + last_seq),
+                ..RowHead::default()
+            },
+            view: Arc::from(format!(r#"{{"id":"{}","seq":{last_seq}}}"#, key.thread).into_bytes()),
+            snapshot: Arc::from(format!(r#"{{"last":{last_seq}}}"#).into_bytes()),
+        },
+        settled: Vec::new(),
+        receipts: Vec::new(),
+    }
+}
+
+pub fn settled(started_seq: Seq) -> SettledTurn {
+    let turn = format!(r#"{{"started":{started_seq}}}"#).into_bytes();
+    SettledTurn { id: turn_id(started_seq), started_seq, turn, items: vec![started_seq + 1, started_seq + 2] }
+}
+
+pub fn receipt(n: u8, expires_at: u64) -> Receipt {
+    let reply = format!(r#"{{"expires":{expires_at}}}"#).into_bytes();
+    Receipt { key: [n; 32], request: [n ^ 0xff; 32], reply, expires_at: UnixMs(expires_at) }
+}
+
+/// Commits one write.
+pub fn put(store: &dyn LogStore, append: Append) -> Result<(), WriteRefused> {
+    store.commit(&[Write::Append(append)]).unwrap().remove(0)
+}
+
+pub fn redb(medium: &MemoryMedium) -> RedbStore {
+    RedbStore::open_medium(Arc::new(medium.clone()), 1 << 20, 0).unwrap()
+}
