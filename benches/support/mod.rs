@@ -1,0 +1,176 @@
+//! What the benches share: a runtime whose model the bench chooses, a raw-disk yardstick, and figures.
+//!
+//! Every figure that matters is a ratio of two sides measured in turns in one run: absolute numbers drift with
+//! whatever else the machine does.
+#![allow(dead_code, reason = "each bench uses its part")]
+
+use std::{
+    fs::File,
+    io::Write as _,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream};
+use raddle_actors::{Call, Config, Ports, Runtime, store::redb::RedbStore};
+use raddle_domain::{
+    command::NewThread,
+    id::{TenantId, ThreadKey},
+    ports::{
+        FinishReason, Fragment, LogStore, Model, ModelRequest, ModelStream, Models, StoreError, UnknownModel, View, Write,
+        WriteRefused,
+    },
+    record::ModelChoice,
+    time::UnixMs,
+};
+
+/// Answers nothing, for ever: a turn that was started stays open and costs nothing more.
+pub struct Silent;
+
+impl Model for Silent {
+    fn call(&self, _: ModelRequest) -> ModelStream {
+        stream::pending().boxed()
+    }
+}
+
+/// Streams this many words, as fast as they are taken.
+pub struct Words(pub usize);
+
+impl Model for Words {
+    fn call(&self, _: ModelRequest) -> ModelStream {
+        let words = (0..self.0).map(|n| Ok(Fragment::Text(format!("word{n} "))));
+        stream::iter(words).chain(stream::iter([Ok(Fragment::Finish(FinishReason::Stop))])).boxed()
+    }
+}
+
+/// One model under every name.
+pub struct Only(pub Arc<dyn Model>);
+
+impl Models for Only {
+    fn resolve(&self, _: Option<&str>, _: Option<&str>) -> Result<ModelChoice, UnknownModel> {
+        Ok(choice())
+    }
+    fn engine(&self, _: &str) -> Option<Arc<dyn Model>> {
+        Some(self.0.clone())
+    }
+    fn engines(&self) -> Vec<String> {
+        vec!["bench".into()]
+    }
+}
+
+pub fn choice() -> ModelChoice {
+    ModelChoice { engine: "bench".into(), model: "bench".into() }
+}
+
+/// How the store of one side is set up.
+#[derive(Clone, Copy)]
+pub struct Side {
+    pub group_commit: bool,
+    pub durable: bool,
+    pub sync_delay: Duration,
+}
+
+pub const GROUPED: Side = Side { group_commit: true, durable: true, sync_delay: Duration::ZERO };
+pub const SINGLE: Side = Side { group_commit: false, ..GROUPED };
+pub const VOLATILE: Side = Side { durable: false, ..GROUPED };
+
+impl Side {
+    pub fn slow(self, delay: Duration) -> Self {
+        Self { sync_delay: delay, ..self }
+    }
+
+    pub fn config(self, dir: &Path) -> Config {
+        let mut config = Config::new(dir);
+        config.loaded_threads = 1_000_000;
+        config.loaded_bytes = usize::MAX;
+        config.store.durable = self.durable;
+        config.store.sync_delay = self.sync_delay;
+        config
+    }
+
+    pub async fn runtime(self, dir: &Path, model: impl Model) -> Runtime {
+        let config = self.config(dir);
+        let mut ports = Ports::with_models(Arc::new(Only(Arc::new(model))));
+        if !self.group_commit {
+            let store = RedbStore::open(&config.store).expect("it opens");
+            ports.store = Some(Arc::new(OneByOne(store)));
+        }
+        Runtime::start(config, ports).await.expect("it starts")
+    }
+}
+
+/// The same store without group commit: every write is synced on its own.
+struct OneByOne(RedbStore);
+
+impl LogStore for OneByOne {
+    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<(), WriteRefused>>, StoreError> {
+        writes.iter().map(|write| Ok(self.0.commit(std::slice::from_ref(write))?.remove(0))).collect()
+    }
+    fn view(&self) -> Result<Box<dyn View + '_>, StoreError> {
+        self.0.view()
+    }
+    fn epoch(&self) -> u64 {
+        self.0.epoch()
+    }
+    fn sweep_receipts(&self, now: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.0.sweep_receipts(now, limit)
+    }
+    fn rest(&self) -> Result<(), StoreError> {
+        self.0.rest()
+    }
+    fn reopen(&self) -> Result<(), StoreError> {
+        self.0.reopen()
+    }
+}
+
+pub async fn threads(runtime: &Runtime, count: usize) -> Vec<ThreadKey> {
+    let create = |_| async {
+        let new = NewThread::with(choice());
+        let done = runtime.create_thread(TenantId::DEFAULT, new, Call::default()).await.expect("it is created");
+        ThreadKey { tenant: TenantId::DEFAULT, thread: done.value.id }
+    };
+    stream::iter(0..count).map(create).buffer_unordered(256).collect().await
+}
+
+/// Runs `work` over `0..count` with `width` at once; returns operations per second.
+pub async fn rate<F: Future<Output = ()>>(count: usize, width: usize, work: impl Fn(usize) -> F) -> f64 {
+    let start = Instant::now();
+    stream::iter(0..count).for_each_concurrent(width, |n| work(n)).await;
+    count as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Appends of 512 bytes, each followed by fdatasync, per second.
+pub fn raw_append(dir: &Path, count: usize) -> f64 {
+    let mut file = File::create(dir.join("raw")).expect("a file");
+    let start = Instant::now();
+    for _ in 0..count {
+        file.write_all(&[7; 512]).expect("room");
+        file.sync_data().expect("synced");
+    }
+    count as f64 / start.elapsed().as_secs_f64()
+}
+
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A line of a result: the figure, its bar, whether the bar is met.
+pub fn bar(what: &str, value: f64, unit: &str, bar: f64, at_least: bool) {
+    let met = if at_least { value >= bar } else { value <= bar };
+    let sign = if at_least { "≥" } else { "≤" };
+    println!("| {what} | {value:.3}{unit} | {sign} {bar}{unit} | {} |", if met { "met" } else { "**missed**" });
+}
+
+pub fn figure(what: &str, value: f64, unit: &str) {
+    println!("| {what} | {value:.1}{unit} | | |");
+}
+
+pub fn head(title: &str) {
+    println!("\n### {title}\n\n| what | value | bar | |\n| --- | --- | --- | --- |");
+}
+
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime").block_on(work)
+}
