@@ -250,7 +250,7 @@ fn headed(n: u8, expected: Seq, listed_at: u64, owes: Option<u64>, wake: Option<
 fn places(store: &dyn LogStore, cursor: Option<Place>, limit: usize) -> Vec<(u64, u8)> {
     let list = store.view().unwrap().list(tenant(1), cursor, limit).unwrap();
     for listed in &list {
-        assert_eq!(listed.row.as_ref().unwrap().head.owes_since.is_none_or(|at| at == listed.place.at), true);
+        assert!(listed.row.as_ref().unwrap().head.owes_since.is_none_or(|at| at == listed.place.at));
     }
     list.iter().map(|listed| (listed.place.at.0, listed.place.thread.as_bytes()[0])).collect()
 }
