@@ -292,7 +292,7 @@ pub enum WriteRefused {
     /// A younger writer owns the thread.
     #[error("fenced: writer {fence}, owner {owner}")]
     Fenced { fence: u64, owner: u64 },
-    /// The thread's row cannot be read.
+    /// The thread's row cannot be read, or the write does not fit itself or its thread's turns.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
 }
@@ -309,7 +309,7 @@ pub struct Corrupt {
 /// Why the store could not do what was asked, for anyone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The disk is full; nothing of this write is stored.
+    /// The disk is full; nothing of this commit is stored.
     #[error("the disk is full")]
     Full,
     /// An I/O error; what was being written may be stored or not.
@@ -331,7 +331,7 @@ pub trait LogStore: Send + Sync + 'static {
     /// How often this store was opened: the fence of this process. Starts at 1.
     fn epoch(&self) -> u64;
 
-    /// Removes receipts that expired before `now`, at most `limit`; returns how many.
+    /// Removes receipts whose `expires_at` is `now` or earlier, earliest first, at most `limit`; returns how many.
     fn sweep_receipts(&self, now: UnixMs, limit: usize) -> Result<usize, StoreError>;
 
     /// Does what makes the next open quick. Called when nothing else is to do, and at the end.
@@ -362,7 +362,7 @@ pub trait View {
     /// the others where they last settled. Unreadable rows are in the list as errors.
     fn list(&self, tenant: TenantId, cursor: Option<Place>, limit: usize) -> Result<Vec<Listed>, StoreError>;
 
-    /// The reply once given under this key, if it has not expired.
+    /// The reply once given under this key, while `now` is before its `expires_at`.
     fn receipt(&self, tenant: TenantId, key: &[u8; 32], now: UnixMs) -> Result<Option<Receipt>, StoreError>;
 
     /// Threads that owe work, after `cursor`, of all tenants.

@@ -6,10 +6,10 @@
 
 use std::{
     fmt,
-    fs::{File, OpenOptions},
-    io,
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
     ops::Bound,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,6 +21,12 @@ use ::redb::{BackendError, StorageBackend, backends::FileBackend};
 
 /// Where a database can be opened, any number of times, one at a time.
 pub trait Medium: Send + Sync + 'static {
+    /// Whether nothing was ever stored here.
+    fn is_new(&self) -> io::Result<bool>;
+
+    /// Makes `whole` the content, durably and at one stroke: after a crash it is there whole, or not at all.
+    fn install(&self, whole: &[u8]) -> io::Result<()>;
+
     /// Opens it; what it then reads is what the device holds, as far as that can be had.
     fn open(&self) -> io::Result<Box<dyn StorageBackend>>;
 
@@ -41,23 +47,42 @@ pub struct FileMedium {
     pub durable: bool,
 }
 
+impl FileMedium {
+    fn dir(&self) -> &Path {
+        self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+}
+
 impl Medium for FileMedium {
+    fn is_new(&self) -> io::Result<bool> {
+        match fs::metadata(&self.path) {
+            Ok(found) => Ok(found.len() == 0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn install(&self, whole: &[u8]) -> io::Result<()> {
+        let made = self.path.with_extension("new");
+        let mut file = File::create(&made)?;
+        file.write_all(whole)?;
+        file.sync_all()?;
+        fs::rename(&made, &self.path)?;
+        File::open(self.dir())?.sync_all()
+    }
+
     fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&self.path)?;
+        let file = OpenOptions::new().read(true).write(true).open(&self.path)?;
         // After a failed sync the kernel may hold pages as clean that never reached the disk, and a database built
         // on them would not survive a power cut: what can be written is written, the rest is read from the disk anew.
         file.sync_data()?;
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
-        if let Some(parent) = self.path.parent() {
-            File::open(parent)?.sync_all()?;
-        }
         let inner = FileBackend::new(file).map_err(io::Error::other)?;
         Ok(Box::new(Paced { inner, sync_delay: self.sync_delay, durable: self.durable }))
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let stat = rustix::fs::statvfs(parent.unwrap_or(std::path::Path::new(".")))?;
+        let stat = rustix::fs::statvfs(self.dir())?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
@@ -202,7 +227,12 @@ impl StorageBackend for Watched {
 #[doc(hidden)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    Write { offset: u64, data: Vec<u8> },
+    /// Everything, at one stroke.
+    Install(Vec<u8>),
+    Write {
+        offset: u64,
+        data: Vec<u8>,
+    },
     SetLen(u64),
     Sync,
 }
@@ -306,6 +336,14 @@ impl MemoryMedium {
 }
 
 impl Medium for MemoryMedium {
+    fn is_new(&self) -> io::Result<bool> {
+        Ok(lock(&self.0.bytes).is_empty())
+    }
+    fn install(&self, whole: &[u8]) -> io::Result<()> {
+        self.step(|| Op::Install(whole.to_vec()))?;
+        *lock(&self.0.bytes) = whole.to_vec();
+        Ok(())
+    }
     fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
         Ok(Box::new(self.clone()))
     }

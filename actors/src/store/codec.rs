@@ -320,11 +320,11 @@ pub(crate) fn check_mark<K: StoreKey>(key: &K, bytes: &[u8; HEAD]) -> Result<(),
 }
 
 pub(crate) fn seal_epoch(epoch: u64) -> Vec<u8> {
-    seal(&MetaKey::EPOCH, 8, |to| to.extend_from_slice(&epoch.to_le_bytes()))
+    seal(&MetaKey::epoch(), 8, |to| to.extend_from_slice(&epoch.to_le_bytes()))
 }
 
 pub(crate) fn read_epoch(bytes: &[u8]) -> Result<u64, Corrupt> {
-    number(&MetaKey::EPOCH, bytes)
+    number(&MetaKey::epoch(), bytes)
 }
 
 #[cfg(test)]

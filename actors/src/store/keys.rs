@@ -20,6 +20,11 @@ pub(crate) trait StoreKey: Copy {
     /// The key for a person, without the table.
     fn place(&self) -> String;
 
+    /// Whether it begins with the thread's full name.
+    fn is_of(&self, key: ThreadKey) -> bool {
+        self.bytes().starts_with(RowKey::new(key).bytes())
+    }
+
     /// The error about the record under this key.
     fn corrupt(&self, why: impl Into<String>) -> Corrupt {
         Corrupt { record: format!("{} {}", Self::TABLE, self.place()), why: why.into() }
@@ -261,9 +266,11 @@ impl TimerKey {
 
 impl MetaKey {
     /// How often the store was opened.
-    pub(crate) const EPOCH: Self = Self(*b"epoch\0\0\0");
+    pub(crate) fn epoch() -> Self {
+        Self::join(&[b"epoch\0\0\0"])
+    }
 
     fn show(&self) -> String {
-        String::from_utf8_lossy(&self.0).trim_end_matches('\0').to_owned()
+        String::from_utf8_lossy(&self.part::<8>(0)).trim_end_matches('\0').to_owned()
     }
 }

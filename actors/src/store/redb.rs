@@ -15,8 +15,10 @@ mod view;
 mod write;
 
 use std::{
+    any::Any,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Write as _},
+    ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -33,7 +35,7 @@ use raddle_domain::{
 };
 
 use super::{
-    backend::{FileMedium, Medium, Watch, Watched},
+    backend::{FileMedium, Medium, MemoryMedium, Watch, Watched},
     codec,
     keys::{EXPIRY, ExpiryKey, LOG, META, MetaKey, OWING, RECEIPTS, RECENT, THREADS, TIMERS, TURN_IDS, TURNS},
 };
@@ -95,10 +97,42 @@ pub struct RedbStore {
 }
 
 struct Opened {
-    database: Database,
+    database: Quiet<Database>,
     watch: Arc<Watch>,
     /// Set when a panic came out of the handle: no more is asked of it.
     broken: AtomicBool,
+}
+
+/// Something of redb's whose end may panic too, after a panic within it; here it ends without.
+struct Quiet<T>(Option<T>);
+
+impl<T> Quiet<T> {
+    fn new(held: T) -> Self {
+        Self(Some(held))
+    }
+}
+
+impl<T> Deref for Quiet<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // Taken in `drop` alone.
+        self.0.as_ref().expect("held until dropped")
+    }
+}
+
+impl<T> Drop for Quiet<T> {
+    fn drop(&mut self) {
+        let held = self.0.take();
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(held))) {
+            tracing::error!(why = said(&*panic), "redb panicked while it was let go");
+        }
+    }
+}
+
+/// The words of a panic.
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
 #[derive(Default)]
@@ -125,11 +159,7 @@ impl<E: Into<::redb::Error>> From<E> for Fault {
 /// Turns a panic into an error.
 fn fenced<T>(call: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     // What a panic leaves half done inside redb is never used again: the handle counts as broken.
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or(panic.downcast_ref::<&str>().copied());
-        Err(Fault::Panic(text.unwrap_or("no message").to_owned()))
-    })
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(Fault::Panic(said(&*panic).to_owned())))
 }
 
 impl Fault {
@@ -184,6 +214,7 @@ impl RedbStore {
 
     fn open_on(medium: Arc<dyn Medium>, cache: usize, min_free: u64, lock: Option<File>) -> Result<Self, OpenError> {
         let opened = (|| {
+            create_if_new(&*medium)?;
             let opened = open_handle(&*medium, cache)?;
             let epoch = fenced(|| begin_epoch(&opened.database))?;
             Ok((opened, epoch))
@@ -277,12 +308,23 @@ fn take_lock(dir: &Path) -> Result<File, OpenError> {
     Ok(file)
 }
 
+/// redb makes a new file in several writes and cannot read what a crash leaves between them: the empty database is
+/// made in memory and put in place whole.
+fn create_if_new(medium: &dyn Medium) -> Result<(), Fault> {
+    if medium.is_new()? {
+        let made = MemoryMedium::default();
+        fenced(|| Ok(Builder::new().create_with_backend(made.clone())?.close()?))?;
+        medium.install(&made.bytes())?;
+    }
+    Ok(())
+}
+
 fn open_handle(medium: &dyn Medium, cache_bytes: usize) -> Result<Opened, Fault> {
-    let inner = medium.open().map_err(|error| Fault::Redb(::redb::Error::Io(error)))?;
+    let inner = medium.open()?;
     let watch = Arc::new(Watch::default());
     let backend = Watched { inner, watch: watch.clone() };
     let database = fenced(|| Ok(Builder::new().set_cache_size(cache_bytes).create_with_backend(backend)?))?;
-    Ok(Opened { database, watch, broken: AtomicBool::new(false) })
+    Ok(Opened { database: Quiet::new(database), watch, broken: AtomicBool::new(false) })
 }
 
 /// Makes the tables of a new database, counts the open, and returns the count.
@@ -305,13 +347,13 @@ fn begin_epoch(database: &Database) -> Result<u64, Fault> {
     open_all!(LOG THREADS TURNS TURN_IDS RECEIPTS EXPIRY OWING RECENT TIMERS META);
     let epoch = {
         let mut meta = txn.open_table(META)?;
-        let before = match meta.get(MetaKey::EPOCH)? {
+        let before = match meta.get(MetaKey::epoch())? {
             Some(bytes) => codec::read_epoch(bytes.value()).map_err(Fault::Corrupt)?,
             None if fresh => 0,
             None => return Err(Fault::Redb(::redb::Error::Corrupted("the record `meta epoch` is missing".to_owned()))),
         };
         let epoch = before + 1;
-        meta.insert(MetaKey::EPOCH, codec::seal_epoch(epoch).as_slice())?;
+        meta.insert(MetaKey::epoch(), codec::seal_epoch(epoch).as_slice())?;
         epoch
     };
     txn.commit()?;
@@ -408,16 +450,11 @@ impl LogStore for RedbStore {
     fn reopen(&self) -> Result<(), StoreError> {
         let mut writer = self.writer();
         self.check_space()?;
-        let take = || self.slot.write().unwrap_or_else(PoisonError::into_inner).take();
-        if writer.failed.is_some()
-            && let Some(old) = take()
-        {
-            // Readers that still hold the old handle are told that it is closed. Closing a broken handle may fail or
-            // panic; the file is what counts.
-            let closed = fenced(|| Ok(old.database.close()?));
-            if let Err(fault) = closed {
-                tracing::debug!(error = %fault.store_error(&*self.medium), "closing a failed database");
-            }
+        if writer.failed.is_some() {
+            // Readers that still hold the old handle are told that it is closed. What closing says does not matter:
+            // the file is what counts, and it is looked at next.
+            let old = self.slot.write().unwrap_or_else(PoisonError::into_inner).take();
+            drop(old);
         }
         let absent = self.slot.read().unwrap_or_else(PoisonError::into_inner).is_none();
         let told = |fault: Fault| match fault {
@@ -436,7 +473,7 @@ impl LogStore for RedbStore {
             let txn = begin(&opened.database)?;
             {
                 let mut meta = txn.open_table(META)?;
-                let found = match meta.get(MetaKey::EPOCH)? {
+                let found = match meta.get(MetaKey::epoch())? {
                     Some(bytes) => codec::read_epoch(bytes.value()).map_err(Fault::Corrupt)?,
                     None => 0,
                 };
@@ -444,7 +481,7 @@ impl LogStore for RedbStore {
                     let why = format!("the epoch is {found}, this process began {}", self.epoch);
                     return Err(Fault::Redb(::redb::Error::Corrupted(why)));
                 }
-                meta.insert(MetaKey::EPOCH, codec::seal_epoch(found).as_slice())?;
+                meta.insert(MetaKey::epoch(), codec::seal_epoch(found).as_slice())?;
             }
             Ok(txn.commit()?)
         });

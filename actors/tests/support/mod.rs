@@ -1,6 +1,8 @@
 //! Steps of threads, made short for tests of stores.
 #![allow(dead_code)]
 
+pub mod script;
+
 use std::sync::Arc;
 
 use raddle_actors::store::{backend::MemoryMedium, redb::RedbStore};

@@ -141,7 +141,7 @@ fn read_all(mut bytes: Vec<u8>, resealed: bool) {
     with!(ReceiptKey::new(thread().tenant, &[1; 32]), |key: &ReceiptKey, bytes: &[u8]| read_receipt(
         key, &[1; 32], bytes
     ));
-    with!(MetaKey::EPOCH, |_: &MetaKey, bytes: &[u8]| read_epoch(bytes));
+    with!(MetaKey::epoch(), |_: &MetaKey, bytes: &[u8]| read_epoch(bytes));
 }
 
 proptest! {

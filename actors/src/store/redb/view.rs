@@ -20,17 +20,17 @@ use super::{
         },
         page::Page,
     },
-    Fault, fenced,
+    Fault, Quiet, fenced,
 };
 
 pub(super) struct RedbView<'s> {
-    txn: ReadTransaction,
+    txn: Quiet<ReadTransaction>,
     medium: &'s dyn Medium,
 }
 
 impl<'s> RedbView<'s> {
     pub(super) fn new(txn: ReadTransaction, medium: &'s dyn Medium) -> Self {
-        Self { txn, medium }
+        Self { txn: Quiet::new(txn), medium }
     }
 
     fn read<T>(&self, read: impl FnOnce() -> Result<T, Fault>) -> Result<T, StoreError> {
@@ -76,8 +76,13 @@ impl<'s> RedbView<'s> {
             let at = at.value();
             let sealed = codec::open_chunk(&at, bytes.value()).map_err(Fault::Corrupt)?;
             let (first, end) = (sealed.first(), sealed.last());
+            // A damaged page can lead outside of what was asked for.
+            if at != LogKey::new(key, first) {
+                return Err(missing(wanted.unwrap_or(from)));
+            }
             match wanted {
                 Some(wanted) if first != wanted => return Err(missing(wanted)),
+                None if first > from => return Err(missing(from)),
                 None if end < from => return Err(missing(end + 1)),
                 _ => {}
             }
@@ -106,7 +111,12 @@ impl<'s> RedbView<'s> {
                 let at = at.value();
                 let (turn, previous) = codec::read_turn(&at, bytes.value()).map_err(Fault::Corrupt)?;
                 // The cursor may stand between two turns; after that each names the one before it.
-                if previous > reached || (reached != after && previous != reached) || at.seq() > head.last_turn {
+                if at != TurnKey::new(key, at.seq())
+                    || at.seq() <= reached
+                    || previous > reached
+                    || (reached != after && previous != reached)
+                    || at.seq() > head.last_turn
+                {
                     return Err(Fault::Corrupt(TurnKey::new(key, previous).corrupt("the record is missing")));
                 }
                 reached = at.seq();
@@ -317,7 +327,7 @@ impl View for RedbView<'_> {
                 let (key, mark) = entry?;
                 let key = key.value();
                 match (key.thread(), codec::check_mark(&key, mark.value())) {
-                    (Some(thread), Ok(())) => due.push((key.at(), thread)),
+                    (Some(thread), Ok(())) if key.at() <= until => due.push((key.at(), thread)),
                     _ => tracing::error!(record = %key.place(), "a damaged entry of `timers` is passed over"),
                 }
             }

@@ -189,9 +189,10 @@ impl<'t> Tables<'t> {
             Err(refused) => return Ok(Err(refused)),
         };
         open!(self.threads, THREADS).remove(RowKey::new(key))?;
-        open!(self.log, LOG).retain_in(LogKey::all(key), |_, _| false)?;
-        open!(self.turns, TURNS).retain_in(TurnKey::all(key), |_, _| false)?;
-        open!(self.turn_ids, TURN_IDS).retain_in(TurnIdKey::all(key), |_, _| false)?;
+        // A damaged page can lead outside of the range: no other thread may lose a record to that.
+        open!(self.log, LOG).retain_in(LogKey::all(key), |at, _| !at.is_of(key))?;
+        open!(self.turns, TURNS).retain_in(TurnKey::all(key), |at, _| !at.is_of(key))?;
+        open!(self.turn_ids, TURN_IDS).retain_in(TurnIdKey::all(key), |at, _| !at.is_of(key))?;
         shift!(self.owing, OWING, OwingKey, key, old.head.owes_since, None);
         shift!(self.timers, TIMERS, TimerKey, key, old.head.wake_at, None);
         shift!(self.recent, RECENT, RecentKey, key, old.recent_at, None);

@@ -1,0 +1,92 @@
+//! One flipped bit anywhere in the file: every read is right or an error.
+//!
+//! Alone in its process, because redb panics on some damage and the panics are kept off the screen.
+
+mod support;
+
+use std::sync::Arc;
+
+use raddle_actors::store::{backend::MemoryMedium, redb::RedbStore};
+use raddle_domain::ports::LogStore;
+use support::{
+    redb,
+    script::{Dice, exact_reads, lookups, script},
+    tenant,
+};
+
+#[test]
+fn no_flipped_bit_is_read_as_something_else() {
+    let medium = MemoryMedium::default();
+    let store = redb(&medium);
+    for writes in script() {
+        store.commit(&writes).unwrap();
+    }
+    store.rest().unwrap();
+    drop(store);
+    let whole = medium.bytes();
+    // Empty pages hold nothing to be read wrongly.
+    let used: Vec<usize> = whole
+        .chunks(4096)
+        .enumerate()
+        .filter(|(_, page)| page.iter().any(|byte| *byte != 0))
+        .map(|(at, _)| at)
+        .collect();
+
+    let store = redb(&medium);
+    let view = store.view().unwrap();
+    let right: Vec<_> = exact_reads().iter().map(|read| read(&*view).unwrap()).collect();
+    let known: Vec<_> = lookups().iter().map(|read| read(&*view).unwrap()).collect();
+    let listed = [1, 2].map(|n| view.list(tenant(n), None, 99).unwrap());
+    drop(view);
+
+    std::panic::set_hook(Box::new(|_| {}));
+    let flips = std::env::var("RADDLE_BIT_FLIPS").ok().and_then(|text| text.parse().ok()).unwrap_or(800);
+    let mut dice = Dice(0x5eed_0002);
+    let (mut refused, mut errors, mut absent, mut wrong) = (0, 0, 0, Vec::new());
+    for _ in 0..flips {
+        let mut bytes = whole.clone();
+        let at = used[dice.roll(used.len())] * 4096 + dice.roll(4096);
+        let bit = dice.roll(8);
+        bytes[at] ^= 1 << bit;
+        let Ok(store) = RedbStore::open_medium(Arc::new(MemoryMedium::holding(bytes)), 1 << 20, 0) else {
+            refused += 1;
+            continue;
+        };
+        let Ok(view) = store.view() else {
+            errors += 1;
+            continue;
+        };
+        for (number, (read, right)) in exact_reads().iter().zip(&right).enumerate() {
+            match read(&*view) {
+                Ok(found) if found == *right => {}
+                Ok(found) => wrong.push(format!("byte {at} bit {bit}: read {number}: {found:.200}")),
+                Err(_) => errors += 1,
+            }
+        }
+        for (read, right) in lookups().iter().zip(&known) {
+            match read(&*view) {
+                Ok(found) if found == *right => {}
+                // A name whose own bytes rotted is not found; an index lacks it. Nothing else is allowed.
+                Ok(found) if found == "None" || (found.starts_with('[') && found.len() < right.len()) => absent += 1,
+                Ok(found) => wrong.push(format!("byte {at} bit {bit}: lookup: {found:.200}")),
+                Err(_) => errors += 1,
+            }
+        }
+        for (n, right) in [1, 2].into_iter().zip(&listed) {
+            let Ok(found) = view.list(tenant(n), None, 99) else {
+                errors += 1;
+                continue;
+            };
+            absent += right.len().saturating_sub(found.len());
+            for listed in found {
+                if listed.row.is_ok() && !right.contains(&listed) {
+                    wrong.push(format!("byte {at} bit {bit}: listed: {listed:?}"));
+                }
+            }
+        }
+    }
+    let _ = std::panic::take_hook();
+    println!("{flips} flips: {refused} opens refused, {errors} reads refused, {absent} absent");
+    assert!(wrong.is_empty(), "{} wrong reads:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(refused + errors > 0, "no flip was noticed at all");
+}

@@ -1,0 +1,212 @@
+//! Disks that fail, and power that goes: what was acknowledged stays, and nothing else appears but the one commit
+//! that was under way.
+
+mod support;
+
+use std::sync::Arc;
+
+use raddle_actors::store::{
+    backend::{Fault, MemoryMedium, Op},
+    redb::RedbStore,
+};
+use raddle_domain::ports::{LogStore, StoreError, Write};
+use support::{
+    EIO, ENOSPC, append, put, redb,
+    script::{Dice, after, script, shown},
+    thread,
+};
+
+/// What the store shows after each number of commits.
+fn states(commits: &[Vec<Write>]) -> Vec<String> {
+    (0..=commits.len()).map(|count| shown(&after(&commits[..count]))).collect()
+}
+
+/// Lives the script with one fault, heals, opens again, goes on. Returns whether the fault was met.
+fn live_with(fault: Fault, commits: &[Vec<Write>], states: &[String]) -> bool {
+    let medium = MemoryMedium::default();
+    let store = redb(&medium);
+    medium.set_fault(Some(fault));
+    let mut met = false;
+    let mut done = 0;
+    while done < commits.len() {
+        let failed = match store.commit(&commits[done]) {
+            Ok(results) => {
+                assert!(results.iter().all(Result::is_ok), "{fault:?}");
+                done += 1;
+                if done % 4 == 0 { store.rest().err() } else { None }
+            }
+            Err(error) => Some(error),
+        };
+        let Some(error) = failed else { continue };
+        assert!(!met || fault.lasting, "{fault:?}: a second failure: {error}");
+        met = true;
+        if fault.lasting {
+            assert!(store.reopen().is_err(), "{fault:?}");
+            assert!(store.commit(&commits[done]).is_err(), "{fault:?}");
+            medium.set_fault(None);
+        }
+        store.reopen().unwrap_or_else(|error| panic!("{fault:?}: {error}"));
+        let found = shown(&store);
+        if found != states[done] {
+            assert_ne!(error, StoreError::Full, "{fault:?}: full, but stored");
+            assert!(states.get(done + 1) == Some(&found), "{fault:?}: neither before nor after commit {done}");
+            done += 1;
+        }
+    }
+    assert!(shown(&store) == states[commits.len()], "{fault:?}");
+    drop(store);
+    medium.set_fault(None);
+    assert!(shown(&redb(&medium)) == states[commits.len()], "{fault:?}: opened anew");
+    met
+}
+
+#[test]
+fn whichever_storage_operation_fails_nothing_acknowledged_is_lost() {
+    let (commits, states) = (script(), states(&script()));
+    for errno in [EIO, ENOSPC] {
+        for lasting in [false, true] {
+            let met = (0..).take_while(|at| live_with(Fault { at: *at, errno, lasting }, &commits, &states)).count();
+            assert!(met > 100, "only {met} operations were made to fail");
+        }
+    }
+}
+
+#[test]
+fn whichever_operation_of_an_open_fails_the_next_open_succeeds() {
+    let medium = MemoryMedium::default();
+    put(&redb(&medium), append(thread(1, 1), 0, 3)).unwrap();
+    for start in [Vec::new(), medium.bytes()] {
+        let mut failures = 0;
+        for at in 0.. {
+            let medium = MemoryMedium::holding(start.clone());
+            medium.set_fault(Some(Fault { at, errno: EIO, lasting: true }));
+            let failed = RedbStore::open_medium(Arc::new(medium.clone()), 1 << 20, 0).is_err();
+            medium.set_fault(None);
+            put(&redb(&medium), append(thread(1, 2), 0, 1)).unwrap();
+            if !failed {
+                break;
+            }
+            failures += 1;
+        }
+        assert!(failures > 3);
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_writes_lets_reads_go_on_and_heals_by_itself() {
+    let medium = MemoryMedium::default();
+    let store = RedbStore::open_medium(Arc::new(medium.clone()), 1 << 20, 1000).unwrap();
+    put(&store, append(thread(1, 1), 0, 1)).unwrap();
+    medium.set_free(999);
+    medium.set_fault(None);
+    let step = Write::Append(append(thread(1, 1), 1, 1));
+    assert_eq!(store.commit(std::slice::from_ref(&step)), Err(StoreError::Full));
+    assert_eq!(store.reopen(), Err(StoreError::Full));
+    assert_eq!(medium.operations(), 0);
+    assert_eq!(store.view().unwrap().row(thread(1, 1)).unwrap().unwrap().head.last_seq, 1);
+    medium.set_free(1000);
+    assert_eq!(store.commit(&[step]).unwrap(), [Ok(())]);
+}
+
+#[test]
+fn a_view_from_before_a_reopen_ends_with_an_error_and_blocks_nothing() {
+    let medium = MemoryMedium::default();
+    let store = redb(&medium);
+    put(&store, append(thread(1, 1), 0, 1)).unwrap();
+    let old = store.view().unwrap();
+    medium.set_fault(Some(Fault { at: 0, errno: EIO, lasting: false }));
+    assert!(store.commit(&[Write::Append(append(thread(1, 1), 1, 1))]).is_err());
+    store.reopen().unwrap();
+    // Pages that the old view has in memory may still be shown; nothing wrong is.
+    match old.row(thread(1, 1)) {
+        Ok(row) => assert_eq!(row.unwrap().head.last_seq, 1),
+        Err(error) => assert!(matches!(error, StoreError::Unavailable(_)), "{error}"),
+    }
+    put(&store, append(thread(1, 1), 1, 1)).unwrap();
+}
+
+// ---- crash images -----------------------------------------------------------------------------------
+
+fn put_op(image: &mut Vec<u8>, op: &Op, mut sectors: impl FnMut() -> bool) {
+    match op {
+        Op::SetLen(len) => image.resize(*len as usize, 0),
+        Op::Write { offset, data } => {
+            for (at, sector) in (*offset as usize..).step_by(512).zip(data.chunks(512)) {
+                if sectors() {
+                    // A length that was cut later, and then not: the write stood there before.
+                    if image.len() < at + sector.len() {
+                        image.resize(at + sector.len(), 0);
+                    }
+                    image[at..at + sector.len()].copy_from_slice(sector);
+                }
+            }
+        }
+        Op::Install(whole) => image.clone_from(whole),
+        Op::Sync => {}
+    }
+}
+
+#[test]
+fn every_crash_image_holds_what_was_acknowledged_and_at_most_one_commit_more() {
+    let (commits, states) = (script(), states(&script()));
+    let medium = MemoryMedium::default();
+    medium.record();
+    let store = redb(&medium);
+    // How many operations were done when a commit was acknowledged.
+    let mut acked_at = Vec::new();
+    for (at, writes) in commits.iter().enumerate() {
+        store.commit(writes).unwrap();
+        acked_at.push(medium.recorded());
+        if at % 4 == 2 {
+            store.rest().unwrap();
+        }
+    }
+    drop(store);
+    let ops = medium.take_record();
+
+    let rounds = std::env::var("RADDLE_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let mut dice = Dice(0x5eed_0001);
+    let mut images = 0;
+    let (mut written, mut synced, mut synced_to) = (Vec::new(), Vec::new(), 0);
+    for end in 0..=ops.len() {
+        if let Some(op) = end.checked_sub(1).map(|at| &ops[at]) {
+            put_op(&mut written, op, || true);
+            // What is put in place at one stroke is on the disk from then on.
+            if matches!(op, Op::Sync | Op::Install(_)) {
+                synced.clone_from(&written);
+                synced_to = end;
+            }
+        }
+        let acked = acked_at.iter().filter(|at| **at <= end).count();
+        let mut check = |image: &[u8], what: &str| {
+            images += 1;
+            let opened = RedbStore::open_medium(Arc::new(MemoryMedium::holding(image.to_vec())), 1 << 20, 0);
+            let store = opened.unwrap_or_else(|error| panic!("{what} after {end} operations: {error}"));
+            let found = shown(&store);
+            let fits = found == states[acked] || states.get(acked + 1) == Some(&found);
+            let which = states.iter().position(|state| *state == found);
+            assert!(fits, "{what} after {end} operations: acknowledged {acked}, found {which:?}");
+        };
+        check(&written, "all writes");
+        let unsynced = &ops[synced_to..end];
+        if unsynced.is_empty() {
+            continue;
+        }
+        check(&synced, "synced writes");
+        for _ in 0..5 * rounds {
+            let mut image = synced.clone();
+            let keep = 1 + dice.roll(9);
+            for op in unsynced {
+                let whole = dice.roll(10) < keep;
+                put_op(&mut image, op, || whole);
+            }
+            check(&image, "some writes");
+            let mut image = synced.clone();
+            for op in unsynced {
+                put_op(&mut image, op, || dice.roll(10) < keep);
+            }
+            check(&image, "torn writes");
+        }
+    }
+    assert!(images >= 2000, "only {images} images");
+}

@@ -1,0 +1,131 @@
+//! A small life of a store, and what can be seen of it.
+
+use std::fmt::Write as _;
+
+use raddle_actors::store::memory::MemoryStore;
+use raddle_domain::{
+    id::{Seq, ThreadKey},
+    ports::{Append, LogStore, View, Write},
+    time::UnixMs,
+};
+
+use super::{append, receipt, settled, tenant, thread, turn_id};
+
+pub const THREADS: [(u8, u8); 5] = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 9)];
+
+pub fn keys() -> [ThreadKey; 5] {
+    THREADS.map(|(tenant_no, n)| thread(tenant_no, n))
+}
+
+fn step(which: usize, expected: Seq, count: u64, change: impl FnOnce(&mut Append)) -> Write {
+    let mut step = append(keys()[which], expected, count);
+    change(&mut step);
+    Write::Append(step)
+}
+
+/// Commits that touch every table, grow the file, and erase.
+pub fn script() -> Vec<Vec<Write>> {
+    let owes = |at| move |step: &mut Append| step.row.head.owes_since = Some(UnixMs(at));
+    let settles = |started, n| {
+        move |step: &mut Append| {
+            step.settled = vec![settled(started)];
+            step.receipts = vec![receipt(n, 100 + u64::from(n))];
+        }
+    };
+    let large = |step: &mut Append| {
+        for event in &mut step.chunk.events {
+            event.json = vec![b'7'; 90_000];
+        }
+    };
+    vec![
+        vec![step(0, 0, 1, |_| {})],
+        vec![step(0, 1, 3, owes(7)), step(1, 0, 1, |_| {}), step(3, 0, 2, owes(9))],
+        vec![step(0, 4, 2, |step| step.row.head.wake_at = Some(UnixMs(77)))],
+        vec![step(0, 6, 4, settles(3, 1)), step(1, 1, 1, owes(11))],
+        vec![step(2, 0, 3, large)],
+        vec![step(3, 2, 5, settles(1, 2)), step(4, 0, 1, |step| step.row.head.wake_at = Some(UnixMs(5)))],
+        vec![Write::Erase { key: keys()[2], fence: 1, expected: 3 }],
+        vec![step(1, 2, 8, settles(2, 3)), step(0, 10, 1, |_| {})],
+        (0..70).map(|n| step(4, 1 + n, 1, |_| {})).collect(),
+        vec![step(2, 0, 2, |_| {}), step(3, 7, 1, settles(4, 2))],
+        vec![step(0, 11, 6, settles(12, 4))],
+    ]
+}
+
+/// A store in memory that lived through `commits`.
+pub fn after(commits: &[Vec<Write>]) -> MemoryStore {
+    let store = MemoryStore::default();
+    for writes in commits {
+        assert!(store.commit(writes).unwrap().iter().all(Result::is_ok));
+    }
+    store
+}
+
+/// All that the script's store shows; equal texts mean equal stores.
+pub fn shown(store: &dyn LogStore) -> String {
+    let view = store.view().unwrap();
+    reads().iter().fold(String::new(), |mut text, read| {
+        writeln!(text, "{}", read(&*view).expect("a readable store")).unwrap();
+        text
+    })
+}
+
+/// One thing to ask; the answer, or the error, as text.
+pub type Read = Box<dyn Fn(&dyn View) -> Result<String, String>>;
+
+fn text<T: std::fmt::Debug, E: std::fmt::Display>(answer: Result<T, E>) -> Result<String, String> {
+    answer.map(|answer| format!("{answer:?}")).map_err(|error| error.to_string())
+}
+
+/// Reads whose every answer must be right or an error.
+pub fn reads() -> Vec<Read> {
+    let mut reads = exact_reads();
+    reads.extend(lookups());
+    reads.extend([1, 2].map(|n| -> Read { Box::new(move |view| text(view.list(tenant(n), None, 99))) }));
+    reads
+}
+
+/// Reads of what the row vouches for.
+pub fn exact_reads() -> Vec<Read> {
+    let mut reads: Vec<Read> = Vec::new();
+    for key in keys() {
+        reads.push(Box::new(move |view| text(view.row(key))));
+        reads.push(Box::new(move |view| text(view.turns(key, 0, 99))));
+        for after in [0, 1, 5] {
+            reads.push(Box::new(move |view| text(view.events(key, after, 999, usize::MAX))));
+        }
+        for seq in [1, 2, 9] {
+            reads.push(Box::new(move |view| text(view.event(key, seq))));
+        }
+    }
+    reads
+}
+
+/// Reads by a name that nothing else vouches for.
+pub fn lookups() -> Vec<Read> {
+    let mut reads: Vec<Read> = Vec::new();
+    for key in keys() {
+        for started in [1, 2, 3, 4, 12] {
+            reads.push(Box::new(move |view| text(view.turn(key, turn_id(started)))));
+        }
+    }
+    for n in 0..5 {
+        reads.push(Box::new(move |view| text(view.receipt(tenant(1), &[n; 32], UnixMs(0)))));
+        reads.push(Box::new(move |view| text(view.receipt(tenant(2), &[n; 32], UnixMs(0)))));
+    }
+    reads.push(Box::new(|view| text(view.owing(None, 99))));
+    reads.push(Box::new(|view| text(view.due(UnixMs(u64::MAX), 99))));
+    reads
+}
+
+/// Small and repeatable randomness.
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn roll(&mut self, below: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % below as u64) as usize
+    }
+}
