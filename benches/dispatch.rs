@@ -17,7 +17,11 @@ async fn starts(side: Side, count: usize, width: usize) -> (f64, f64) {
     let rate = rate(count, width, |n| {
         let (runtime, key) = (&runtime, keys[n]);
         async move {
-            let start = StartTurn { prompt: "what is the weather like?".into(), delivery: Delivery::Reject, ..StartTurn::default() };
+            let start = StartTurn {
+                prompt: "what is the weather like?".into(),
+                delivery: Delivery::Reject,
+                ..StartTurn::default()
+            };
             runtime.start_turn(key, start, Call::default()).await.expect("it starts");
         }
     })

@@ -18,8 +18,8 @@ use raddle_domain::{
     command::NewThread,
     id::{TenantId, ThreadKey},
     ports::{
-        FinishReason, Fragment, LogStore, Model, ModelRequest, ModelStream, Models, StoreError, UnknownModel, View, Write,
-        WriteRefused,
+        FinishReason, Fragment, LogStore, Model, ModelRequest, ModelStream, Models, StoreError, UnknownModel, View,
+        Write, WriteRefused,
     },
     record::ModelChoice,
     time::UnixMs,
@@ -172,5 +172,10 @@ pub fn head(title: &str) {
 }
 
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime").block_on(work)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(work)
 }
