@@ -1,0 +1,11 @@
+# What CI runs.
+ci:
+    bash .ci/run
+
+# The figures of benches/README.md.
+bench:
+    cargo bench --bench append --bench dispatch --bench fanout --bench resume --bench http
+
+# A server on the embedded store with the offline model.
+run:
+    cargo run --release -- serve
