@@ -114,7 +114,7 @@ impl From<io::Error> for Failure {
 impl Cli {
     /// Does what was asked.
     pub async fn run(self) -> Result<(), Failure> {
-        let done = match self.command {
+        match self.command {
             Command::Serve(serve) => serve.run().await,
             Command::Chat(chat) => chat.run().await,
             Command::Threads(threads) => threads.run().await,
@@ -128,8 +128,7 @@ impl Cli {
                 clap_complete::generate(shell, &mut Cli::command(), "raddle", &mut script);
                 write(&script)
             }
-        };
-        done
+        }
     }
 }
 

@@ -98,7 +98,9 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(turns::wait_turn))
         .routes(routes!(turns::list_items))
         .routes(routes!(events::list_events));
-    not_built::mount(built)
+    let mut table = not_built::mount(built);
+    openapi::without_null_parameters(table.get_openapi_mut());
+    table
 }
 
 async fn no_such_path() -> Problem {

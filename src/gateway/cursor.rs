@@ -93,7 +93,7 @@ pub fn decode<P: Point>(list: List, text: &str) -> Result<P, Problem> {
 
 fn read<P: Point>(list: List, text: &str) -> Option<P> {
     // Longer than any place: not worth decoding.
-    if text.len() > 256 || text.len() % 2 != 0 {
+    if text.len() > 256 || !text.len().is_multiple_of(2) {
         return None;
     }
     let nibble = |byte: u8| match byte {

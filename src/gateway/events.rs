@@ -14,7 +14,7 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt, stream};
 use raddle_actors::handle::{Next, Subscription};
-use raddle_domain::id::Seq;
+use raddle_domain::id::{Seq, ThreadId};
 
 use super::{
     Gateway, frame,
@@ -33,7 +33,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 #[utoipa::path(
     get, path = "/v1/threads/{thread}/events", tag = "events",
     params(
-        ("thread" = String, Path),
+        ("thread" = ThreadId, Path),
         ("after" = Option<u64>, Query, description = "The last `seq` seen; from the beginning unless given"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "Of a page; 50 unless given"),
         ("Last-Event-ID" = Option<u64>, Header, description = "The same as `after`, and stronger"),
@@ -140,7 +140,7 @@ mod tests {
     use axum::http::HeaderValue;
     use raddle_actors::batch::Batch;
     use raddle_domain::{
-        id::{TenantId, ThreadId, ThreadKey},
+        id::{TenantId, ThreadKey},
         ports::{Chunk, StoredEvent},
     };
     use uuid::Uuid;

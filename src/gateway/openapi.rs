@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
 use utoipa::{
-    IntoResponses, OpenApi,
-    openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder},
+    IntoResponses,
+    openapi::{
+        ContentBuilder, Header, OpenApi, Ref, RefOr, Response, ResponseBuilder, Schema,
+        schema::{ObjectBuilder, SchemaType, Type},
+    },
 };
 
 use super::problem::{CONTENT_TYPE, Document};
 
 /// What the document says before any route is added.
-#[derive(OpenApi)]
+#[derive(utoipa::OpenApi)]
 #[openapi(
     info(
         title = "raddle",
@@ -61,5 +64,41 @@ fn problems(statuses: &[u16]) -> BTreeMap<String, RefOr<Response>> {
 pub fn problem_response(status: StatusCode) -> Response {
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
     let description = status.canonical_reason().unwrap_or("A problem");
-    ResponseBuilder::new().description(description).content(CONTENT_TYPE, content).build()
+    let response = ResponseBuilder::new().description(description).content(CONTENT_TYPE, content);
+    match status {
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            response.header("Retry-After", Header::new(ObjectBuilder::new().schema_type(Type::Integer))).build()
+        }
+        _ => response.build(),
+    }
+}
+
+/// Parameters are present or absent, never `null`: an `Option` in a handler's description means the former.
+pub fn without_null_parameters(document: &mut OpenApi) {
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
+        for parameter in
+            operations.into_iter().flatten().flat_map(|operation| operation.parameters.iter_mut().flatten())
+        {
+            let RefOr::T(parameter) = parameter else { continue };
+            match &mut parameter.schema {
+                Some(RefOr::T(Schema::Object(object))) => {
+                    if let SchemaType::Array(types) = &mut object.schema_type {
+                        types.retain(|kind| *kind != Type::Null);
+                        if let [only] = types.as_slice() {
+                            object.schema_type = SchemaType::Type(only.clone());
+                        }
+                    }
+                }
+                Some(RefOr::T(Schema::OneOf(choice))) => {
+                    let null = |schema: &RefOr<Schema>| matches!(schema, RefOr::T(Schema::Object(object)) if object.schema_type == SchemaType::Type(Type::Null));
+                    choice.items.retain(|schema| !null(schema));
+                    if let [only] = choice.items.as_slice() {
+                        parameter.schema = Some(only.clone());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
 }

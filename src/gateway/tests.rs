@@ -120,7 +120,8 @@ async fn a_bad_request_is_refused_before_any_thread_is_asked() {
     let turns = format!("{THREAD}/turns");
     let interrupt = format!("{THREAD}/turns/turn_01905d3c-7e57-7abc-8def-0123456789ab/interrupt");
     let long = format!("{{\"prompt\":\"{}\"}}", "x".repeat(64));
-    let rows: Vec<(&str, &str, &[(&str, &str)], &str, u16, &str)> = vec![
+    type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, u16, &'a str);
+    let rows: Vec<Row> = vec![
         ("POST", "/v1/threads", &[], "{", 400, "bad-request"),
         ("POST", "/v1/threads", &[], "[]", 422, "invalid"),
         ("POST", "/v1/threads", &[], r#"{"titel":"x"}"#, 422, "unknown-field"),

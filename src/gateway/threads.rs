@@ -10,7 +10,7 @@ use axum::{
 };
 use raddle_actors::handle::{Archived, Done, ThreadQuery};
 use raddle_domain::{
-    id::{InputId, Seq},
+    id::{InputId, Seq, ThreadId},
     record::{Thread, ThreadStatus},
 };
 
@@ -20,7 +20,7 @@ use super::{
     openapi::{Reads, Writes},
     problem::Problem,
     request::{Caller, OfThread, Params, Verb},
-    wire::{InboxEntry, List, NewThread, Nothing, PatchThread, Snapshot, positions},
+    wire::{self, InboxEntry, List, NewThread, Nothing, PatchThread, Snapshot, positions},
 };
 
 /// Says that a reply was given before.
@@ -32,7 +32,7 @@ const QUERY_CHARS: usize = 256;
 /// Make a thread.
 #[utoipa::path(
     post, path = "/v1/threads", tag = "threads", request_body = NewThread,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeated request harmless")),
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$", description = "Makes a repeated request harmless")),
     responses(
         (status = 201, body = Thread, description = "Made, and durable",
             headers(("Location" = String), ("ETag" = String), ("Idempotent-Replayed" = Option<String>))),
@@ -56,9 +56,9 @@ pub async fn create_thread(
     params(
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "50 unless given"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
-        ("archived" = Option<String>, Query, description = "`false` (default), `true` (all), `only`"),
+        ("archived" = Option<wire::Archived>, Query, description = "`false` (default), `true` (all), `only`"),
         ("status" = Option<ThreadStatus>, Query),
-        ("q" = Option<String>, Query, description = "Part of the title or of the id, in any case"),
+        ("q" = Option<String>, Query, max_length = 256, description = "Part of the title or of the id, in any case"),
     ),
     responses((status = 200, body = List<Thread>, description = "A page"), Reads),
 )]
@@ -96,7 +96,7 @@ const STATUSES: [(&str, ThreadStatus); 4] = [
 
 /// Read a thread.
 #[utoipa::path(
-    get, path = "/v1/threads/{thread}", tag = "threads", params(("thread" = String, Path)),
+    get, path = "/v1/threads/{thread}", tag = "threads", params(("thread" = ThreadId, Path)),
     responses((status = 200, body = Thread, description = "As of its `seq`", headers(("ETag" = String))), Reads),
 )]
 pub async fn get_thread(
@@ -113,8 +113,8 @@ pub async fn get_thread(
 #[utoipa::path(
     patch, path = "/v1/threads/{thread}", tag = "threads", request_body = PatchThread,
     params(
-        ("thread" = String, Path),
-        ("If-Match" = Option<String>, Header, description = "The `seq` that the caller saw, in quotes"),
+        ("thread" = ThreadId, Path),
+        ("If-Match" = Option<String>, Header, pattern = "^(\"[0-9]+\"|\\*)$", description = "The `seq` that the caller saw, in quotes"),
     ),
     responses((status = 200, body = Thread, description = "As changed", headers(("ETag" = String))), Writes),
 )]
@@ -132,8 +132,8 @@ pub async fn patch_thread(
 #[utoipa::path(
     delete, path = "/v1/threads/{thread}", tag = "threads",
     params(
-        ("thread" = String, Path),
-        ("If-Match" = Option<String>, Header, description = "The `seq` that the caller saw, in quotes"),
+        ("thread" = ThreadId, Path),
+        ("If-Match" = Option<String>, Header, pattern = "^(\"[0-9]+\"|\\*)$", description = "The `seq` that the caller saw, in quotes"),
     ),
     responses((status = 204, description = "Gone"), Writes),
 )]
@@ -148,7 +148,7 @@ pub async fn delete_thread(
 
 /// Read a thread whole. Its events after `seq` continue it exactly.
 #[utoipa::path(
-    get, path = "/v1/threads/{thread}/snapshot", tag = "threads", params(("thread" = String, Path)),
+    get, path = "/v1/threads/{thread}/snapshot", tag = "threads", params(("thread" = ThreadId, Path)),
     responses((status = 200, body = Snapshot, description = "As of `seq`", headers(("ETag" = String))), Reads),
 )]
 pub async fn get_snapshot(
@@ -173,7 +173,7 @@ pub async fn get_snapshot(
 #[utoipa::path(
     get, path = "/v1/threads/{thread}/inbox", tag = "inbox",
     params(
-        ("thread" = String, Path),
+        ("thread" = ThreadId, Path),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "50 unless given"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
@@ -230,7 +230,6 @@ pub(super) fn etag(seq: Seq) -> [(HeaderName, String); 1] {
 #[cfg(test)]
 mod tests {
     use raddle_domain::{
-        id::ThreadId,
         record::{Admission, AdmissionStatus, Delivery, TurnOverrides},
         time::UnixMs,
     };

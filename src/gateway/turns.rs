@@ -9,7 +9,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use raddle_actors::handle::{Done, ItemQuery, Started};
-use raddle_domain::record::{InterruptReceipt, Item, ItemKind, Turn};
+use raddle_domain::{
+    id::{ThreadId, TurnId},
+    record::{InterruptReceipt, Item, ItemKind, Turn},
+};
 
 use super::{
     Gateway,
@@ -28,9 +31,9 @@ const WAIT_MAX_MS: u64 = 300_000;
 #[utoipa::path(
     post, path = "/v1/threads/{thread}/turns", tag = "turns", request_body = StartTurn,
     params(
-        ("thread" = String, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "Makes a repeated request harmless"),
-        ("If-Match" = Option<String>, Header, description = "The thread's `seq` that the caller saw, in quotes"),
+        ("thread" = ThreadId, Path),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$", description = "Makes a repeated request harmless"),
+        ("If-Match" = Option<String>, Header, pattern = "^(\"[0-9]+\"|\\*)$", description = "The thread's `seq` that the caller saw, in quotes"),
     ),
     responses(
         (status = 201, body = TurnStarted, description = "Started, and durable",
@@ -64,7 +67,7 @@ pub async fn start_turn(
 #[utoipa::path(
     get, path = "/v1/threads/{thread}/turns", tag = "turns",
     params(
-        ("thread" = String, Path),
+        ("thread" = ThreadId, Path),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "50 unless given"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
@@ -86,7 +89,7 @@ pub async fn list_turns(
 /// Read a turn.
 #[utoipa::path(
     get, path = "/v1/threads/{thread}/turns/{turn}", tag = "turns",
-    params(("thread" = String, Path), ("turn" = String, Path)),
+    params(("thread" = ThreadId, Path), ("turn" = TurnId, Path)),
     responses((status = 200, body = Turn, description = "As it stands"), Reads),
 )]
 pub async fn get_turn(
@@ -102,10 +105,10 @@ pub async fn get_turn(
 #[utoipa::path(
     post, path = "/v1/threads/{thread}/turns/{turn}/interrupt", tag = "turns", request_body = Interrupt,
     params(
-        ("thread" = String, Path),
-        ("turn" = String, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "Makes a repeated request harmless"),
-        ("If-Match" = Option<String>, Header, description = "The thread's `seq` that the caller saw, in quotes"),
+        ("thread" = ThreadId, Path),
+        ("turn" = TurnId, Path),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$", description = "Makes a repeated request harmless"),
+        ("If-Match" = Option<String>, Header, pattern = "^(\"[0-9]+\"|\\*)$", description = "The thread's `seq` that the caller saw, in quotes"),
     ),
     responses(
         (status = 200, body = InterruptReceipt, description = "Ended, and durable",
@@ -129,8 +132,8 @@ pub async fn interrupt_turn(
 #[utoipa::path(
     get, path = "/v1/threads/{thread}/turns/{turn}/wait", tag = "turns",
     params(
-        ("thread" = String, Path),
-        ("turn" = String, Path),
+        ("thread" = ThreadId, Path),
+        ("turn" = TurnId, Path),
         ("timeout_ms" = Option<u64>, Query, maximum = 300_000, description = "30000 unless given"),
     ),
     responses(
@@ -159,8 +162,8 @@ pub async fn wait_turn(
 #[utoipa::path(
     get, path = "/v1/threads/{thread}/items", tag = "turns",
     params(
-        ("thread" = String, Path),
-        ("turn" = Option<String>, Query, description = "Of this turn only"),
+        ("thread" = ThreadId, Path),
+        ("turn" = Option<TurnId>, Query, description = "Of this turn only"),
         ("kind" = Option<ItemKind>, Query, description = "Of this kind only"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "50 unless given"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),

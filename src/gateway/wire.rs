@@ -180,6 +180,16 @@ where
     Option::deserialize(from).map(Some)
 }
 
+/// Whether a list shows archived threads: not (unless given), all, or no others.
+#[derive(Debug, ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "it only describes the parameter; `request::Params` reads it")]
+pub enum Archived {
+    False,
+    True,
+    Only,
+}
+
 // ---- replies -------------------------------------------------------------------------------------
 
 /// A part of a list.
