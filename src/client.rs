@@ -356,6 +356,71 @@ fn cause(err: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
+    use std::sync::{Arc, Mutex};
+
+    use axum::{Router, extract::RawQuery, http::StatusCode as Status, response::IntoResponse, routing::get};
+
+    /// A server that gives one answer after the other, and notes what it was asked for.
+    async fn server(answers: Vec<(u16, String)>) -> (Client, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let noted = asked.clone();
+        let answers = Arc::new(Mutex::new(answers.into_iter()));
+        let answer = move |RawQuery(query): RawQuery| async move {
+            noted.lock().unwrap().push(query.unwrap_or_default());
+            let gone = || (410, r#"{"status":410,"code":"thread-deleted","detail":"gone"}"#.to_owned());
+            let (status, body) = answers.lock().unwrap().next().unwrap_or_else(gone);
+            (Status::from_u16(status).unwrap(), body).into_response()
+        };
+        let router = Router::new().route("/v1/threads/{thread}/events", get(answer));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (Client::new(&format!("http://{address}"), None).unwrap(), asked)
+    }
+
+    fn frame(seq: u64) -> String {
+        format!("id: {seq}\nevent: item.delta\ndata: {{\"seq\":{seq}}}\n\n")
+    }
+
+    #[tokio::test]
+    async fn a_reader_sees_every_event_once_however_often_its_stream_is_cut() {
+        let half = "id: 4\nevent: item.delta\ndata: {\"se";
+        let gap = "event: stream.gap\ndata: {\"after\":4}\n\n";
+        let busy = r#"{"status":503,"code":"draining","detail":"later"}"#;
+        let (client, asked) = server(vec![
+            (200, format!("retry: 1000\n\n{}{}", frame(2), frame(3))),
+            (200, format!("{}{half}", frame(3))),
+            (200, format!("{}{gap}", frame(4))),
+            (503, busy.to_owned()),
+            (200, frame(5)),
+        ])
+        .await;
+        let mut events = client.follow("thr_1", 1);
+        let mut seen = Vec::new();
+        while let Some((name, json)) = events.next().await.unwrap() {
+            assert_eq!(name, "item.delta");
+            seen.push(json);
+        }
+        assert_eq!(seen, [2, 3, 4, 5].map(|seq| format!("{{\"seq\":{seq}}}")));
+        assert_eq!(*asked.lock().unwrap(), ["after=1", "after=3", "after=3", "after=4", "after=4", "after=5"]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_for_good_ends_a_stream() {
+        let refusal = r#"{"status":422,"code":"invalid","detail":"`after` is beyond the head","request_id":"r"}"#;
+        let (client, asked) = server(vec![(422, refusal.to_owned())]).await;
+        let err = client.follow("thr_1", 99).next().await.unwrap_err();
+        assert!(matches!(err, ClientError::Refused(refusal) if refusal.code == "invalid"));
+        assert_eq!(asked.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_no_problem_document_is_a_refusal_all_the_same() {
+        let (client, _) = server(vec![(404, "<html>".to_owned())]).await;
+        let err = client.events("thr_1", 0).await.unwrap_err();
+        assert!(matches!(err, ClientError::Refused(Refusal { status: 404, .. })), "{err:?}");
+    }
+
     #[test]
     fn a_server_is_an_address_of_the_web() {
         assert!(Client::new("http://127.0.0.1:7878", None).is_ok());

@@ -56,7 +56,7 @@ pub async fn create_thread(
     params(
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "50 unless given"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
-        ("archived" = Option<wire::Archived>, Query, description = "`false` (default), `true` (all), `only`"),
+        ("archived" = inline(Option<wire::Archived>), Query, description = "`false` (default), `true` (all), `only`"),
         ("status" = Option<ThreadStatus>, Query),
         ("q" = Option<String>, Query, max_length = 256, description = "Part of the title or of the id, in any case"),
     ),
