@@ -1,1 +1,12 @@
+//! raddle: a durable, multi-tenant runtime for AI-agent threads.
+//!
+//! This package is what speaks and what is wired: the HTTP gateway, the command line, the configuration. The
+//! rules are in `raddle-domain`, the runtime in `raddle-actors`. A host that embeds the server needs
+//! [`gateway::router`] and a [`raddle_actors::handle::Runtime`].
 
+pub mod app;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod gateway;
+pub mod sse;

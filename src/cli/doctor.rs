@@ -1,0 +1,89 @@
+//! `raddle doctor`: is a server well, and if not, which part of it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Failure, Remote, plain, say, say_json};
+use crate::client::{Client, ClientError};
+
+/// Less free space than this is trouble soon.
+const ENOUGH_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Checks, one line each; exit code 1 when one fails.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Check the disk of this data directory too
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    ok: bool,
+    detail: String,
+}
+
+impl Doctor {
+    pub async fn run(self) -> Result<(), Failure> {
+        let client = self.remote.client()?;
+        let mut checks = server(&client).await;
+        checks.extend(self.data_dir.as_ref().map(disk));
+        if self.remote.json {
+            say_json(&checks)?;
+        } else {
+            for check in &checks {
+                say(&format!(
+                    "{:<5} {:<10} {}",
+                    if check.ok { "ok" } else { "FAIL" },
+                    check.name,
+                    plain(&check.detail)
+                ))?;
+            }
+        }
+        if checks.iter().all(|check| check.ok) { Ok(()) } else { Err(Failure::Told) }
+    }
+}
+
+async fn server(client: &Client) -> Vec<Check> {
+    let check = |name, ok, detail: String| Check { name, ok, detail };
+    let info = match client.info().await {
+        Ok(info) => info,
+        Err(err @ ClientError::Unreachable { .. }) => return vec![check("reachable", false, err.to_string())],
+        Err(err) => {
+            let there = check("reachable", true, client.server().to_string());
+            return vec![there, check("version", false, err.to_string())];
+        }
+    };
+    let ours = env!("CARGO_PKG_VERSION");
+    let theirs = info["version"].as_str().unwrap_or("unknown");
+    let version = match theirs == ours {
+        true => check("version", true, theirs.to_owned()),
+        false => check("version", false, format!("the server is {theirs}, this command is {ours}")),
+    };
+    let ready = match client.ready().await {
+        Ok(()) => check("ready", true, "takes work".to_owned()),
+        Err(err) => check("ready", false, err.to_string()),
+    };
+    let model = match (info["default_model"]["engine"].as_str(), info["default_model"]["model"].as_str()) {
+        (Some("scripted"), _) => check("model", false, "only `scripted` answers: set model.openai.base_url".to_owned()),
+        (Some(engine), Some(model)) => check("model", true, format!("{engine}/{model}")),
+        _ => check("model", false, "no default model: set model.default".to_owned()),
+    };
+    vec![check("reachable", true, client.server().to_string()), version, ready, model]
+}
+
+fn disk(dir: &PathBuf) -> Check {
+    let (ok, detail) = match rustix::fs::statvfs(dir) {
+        Ok(disk) => {
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            (free >= ENOUGH_BYTES, format!("{} MiB free at {}", free / (1024 * 1024), dir.display()))
+        }
+        Err(err) => (false, format!("cannot look at {}: {err}", dir.display())),
+    };
+    Check { name: "disk", ok, detail }
+}

@@ -1,0 +1,170 @@
+//! `raddle serve`: from configuration to a listening server, and down again without losing anything.
+//!
+//! stdout carries exactly one line, once the server answers: `listening on http://ADDR`. Scripts wait for it.
+//! A shutdown has one deadline: the runtime takes what it needs for open turns and ends every stream, replies
+//! that are under way get the rest. A second signal does not wait.
+
+use std::{future::IntoFuture, io::IsTerminal, net::SocketAddr, path::PathBuf, time::Duration};
+
+use axum::serve::ListenerExt;
+use clap::Args;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::{Failure, say};
+use crate::{
+    app,
+    config::{Config, LogConfig, LogFormat},
+    gateway::{self, GatewayConfig},
+};
+
+/// What replies under way get at least, however much of the deadline the runtime took.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Every option is also a key of the file and a variable; so are all other keys.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Where to listen; port 0 picks one [default: 127.0.0.1:7878] [env: RADDLE_LISTEN=]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// Where everything is kept [default: ./raddle-data] [env: RADDLE_DATA_DIR=]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// The configuration file
+    #[arg(long, env = "RADDLE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Serve {
+    pub async fn run(self) -> Result<(), Failure> {
+        let config = self.config()?;
+        log_to_stderr(&config.log)?;
+        // Before anything is announced: a signal that arrives from here on is a shutdown, not a death.
+        let mut signals = Signals::new()?;
+        let runtime = app::start(&config).map_err(|err| Failure::Failed(format!("{err:#}")))?;
+        let listener = match TcpListener::bind(config.listen).await {
+            Ok(listener) => listener,
+            Err(err) => {
+                runtime.shutdown(config.shutdown_deadline).await;
+                return Err(Failure::Failed(format!("cannot listen on {}: {err}", config.listen)));
+            }
+        };
+        let address = listener.local_addr()?;
+        let gateway = GatewayConfig {
+            body_bytes: config.limits.body_bytes,
+            limits: config.limits.thread,
+            // The configuration allows nothing but loopback while there are no keys.
+            loopback_only: true,
+        };
+        let router = gateway::router(runtime.clone(), gateway);
+        // Small frames must not wait for each other.
+        let listener = listener.tap_io(|stream| {
+            if let Err(err) = stream.set_nodelay(true) {
+                tracing::debug!(error = %err, "TCP_NODELAY");
+            }
+        });
+        let stop = CancellationToken::new();
+        let server = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let mut server = tokio::spawn(server.into_future());
+        say(&format!("listening on http://{address}"))?;
+        welcome(&config, address);
+
+        tokio::select! {
+            name = signals.next() => tracing::info!(signal = name, "shutting down"),
+            ended = &mut server => {
+                runtime.shutdown(config.shutdown_deadline).await;
+                return Err(Failure::Failed(format!("the server stopped listening: {ended:?}")));
+            }
+        }
+        let until = Instant::now() + config.shutdown_deadline;
+        let down = async {
+            // Meanwhile the server listens on and says `draining`.
+            runtime.shutdown(config.shutdown_deadline).await;
+            stop.cancel();
+            let until = until.max(Instant::now() + LAST_WORDS);
+            if tokio::time::timeout_at(until, &mut server).await.is_err() {
+                tracing::warn!("the deadline has passed: connections are cut");
+            }
+        };
+        tokio::select! {
+            () = down => {
+                tracing::info!("down");
+                Ok(())
+            }
+            name = signals.next() => {
+                tracing::warn!(signal = name, "again: leaving at once");
+                std::process::exit(if name == "SIGINT" { 130 } else { 143 });
+            }
+        }
+    }
+
+    fn config(&self) -> Result<Config, Failure> {
+        let file = self.config.as_ref().map(|path| {
+            std::fs::read_to_string(path)
+                .map_err(|err| Failure::Usage(format!("cannot read {}: {err}", path.display())))
+        });
+        let listen = self.listen.clone().map(|listen| ("listen", listen));
+        let data_dir = self.data_dir.clone().map(|dir| ("data_dir", dir));
+        // A variable that is not text cannot be one of ours.
+        let env =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Config::read(file.transpose()?.as_deref(), env, listen.into_iter().chain(data_dir))
+            .map_err(|err| Failure::Usage(err.to_string()))
+    }
+}
+
+/// What asks a server to go.
+struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}
+
+fn log_to_stderr(log: &LogConfig) -> Result<(), Failure> {
+    let filter =
+        EnvFilter::try_new(&log.level).map_err(|err| Failure::Usage(format!("`log.level` is not a filter: {err}")))?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match log.format {
+        LogFormat::Text => lines.try_init(),
+        LogFormat::Json => lines.json().try_init(),
+    }
+    .map_err(|err| Failure::Failed(format!("cannot log: {err}")))
+}
+
+/// What somebody who has just started a server wants to know.
+fn welcome(config: &Config, address: SocketAddr) {
+    let base = format!("http://{address}");
+    eprintln!("data in {}", config.data_dir.display());
+    if config.model.openai.is_none() {
+        eprintln!("no model is configured: the engine `scripted` answers, without a network");
+        eprintln!("  a real one: RADDLE_MODEL_OPENAI_BASE_URL=… RADDLE_MODEL_OPENAI_API_KEY=… raddle serve");
+    }
+    eprintln!("to begin, in another terminal:");
+    eprintln!("  THREAD=$(curl -s -X POST {base}/v1/threads | grep -o 'thr_[0-9a-f-]*' | head -n 1)");
+    eprintln!("  curl -s {base}/v1/threads/$THREAD/turns -d '{{\"prompt\": \"Hello\"}}'");
+    eprintln!("  curl -sN {base}/v1/threads/$THREAD/events -H 'Accept: text/event-stream'");
+    match base.as_str() {
+        crate::client::DEFAULT_SERVER => eprintln!("or: raddle chat"),
+        base => eprintln!("or: raddle chat --server {base}"),
+    }
+}

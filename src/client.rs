@@ -1,0 +1,438 @@
+//! A typed client of the API, as far as the command line needs it.
+//!
+//! Failures are of three sorts, and the exit code depends on which: the server could not be reached, it refused,
+//! or something else went wrong. [`Follow`] turns a stream that may be cut at any time into one that is not.
+
+use std::{collections::VecDeque, fmt, time::Duration};
+
+use futures_util::StreamExt;
+use raddle_domain::{
+    id::Seq,
+    record::{InterruptReceipt, Thread, Turn},
+};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, value::RawValue};
+use uuid::Uuid;
+
+use crate::sse::Parser;
+
+/// Where the server is unless somebody says otherwise.
+pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7878";
+
+/// A stream says something at least every 15 s; after this long a silent one is dead.
+const SILENCE: Duration = Duration::from_secs(45);
+/// How long an answer to anything but a wait may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often in a row a stream is opened anew before the failure is believed.
+const RECONNECTS: u32 = 30;
+
+/// Why a request gave no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("cannot reach {server}: {why}")]
+    Unreachable { server: String, why: String },
+    #[error("{0}")]
+    Refused(Refusal),
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The problem that a server answered with.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Refusal {
+    pub status: u16,
+    pub code: String,
+    pub detail: String,
+    #[serde(default)]
+    pub request_id: Option<String>,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} {}", self.detail, self.status, self.code)?;
+        match &self.request_id {
+            Some(id) => write!(f, ", request {id})"),
+            None => f.write_str(")"),
+        }
+    }
+}
+
+/// A part of a list.
+#[derive(Debug, Deserialize)]
+pub struct Page<T> {
+    pub data: Vec<T>,
+    pub next_cursor: Option<String>,
+}
+
+/// Events as they are stored, and where their log ended.
+#[derive(Debug, Deserialize)]
+pub struct EventPage {
+    pub data: Vec<Box<RawValue>>,
+    pub head: Seq,
+}
+
+/// An event, as far as it is read here.
+#[derive(Debug, Clone, Deserialize)]
+pub struct EventView {
+    pub seq: Seq,
+    pub ts: String,
+    pub event: String,
+    #[serde(default)]
+    pub turn_id: Option<String>,
+    #[serde(default)]
+    pub item_id: Option<String>,
+    pub payload: Value,
+}
+
+/// What a thread is made with.
+#[derive(Debug, Default, Serialize)]
+pub struct NewThread<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<&'a str>,
+}
+
+/// What a turn is started with.
+#[derive(Debug, Default, Serialize)]
+pub struct StartTurn<'a> {
+    pub prompt: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<&'a str>,
+}
+
+#[derive(Deserialize)]
+struct Started {
+    turn: Turn,
+}
+
+/// A server, and how to speak to it. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    server: Url,
+    key: Option<String>,
+}
+
+impl Client {
+    /// A client of the server at `server`; `key` is sent as a bearer token.
+    pub fn new(server: &str, key: Option<String>) -> Result<Self, ClientError> {
+        let failed = |why: String| ClientError::Failed(format!("`{server}` is not the address of a server: {why}"));
+        let mut url = Url::parse(server).map_err(|err| failed(err.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") || url.cannot_be_a_base() {
+            return Err(failed("it must start with http:// or https://".into()));
+        }
+        if !url.path().ends_with('/') {
+            url.set_path(&format!("{}/", url.path()));
+        }
+        let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build();
+        let http = http.map_err(|err| ClientError::Failed(format!("no HTTP client: {err}")))?;
+        Ok(Self { http, server: url, key })
+    }
+
+    pub fn server(&self) -> &Url {
+        &self.server
+    }
+
+    fn request(&self, method: Method, path: &[&str], query: &[(&str, String)]) -> RequestBuilder {
+        let mut url = self.server.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            // What stands in a segment stays in it: an id that holds a slash names no other path.
+            segments.pop_if_empty().extend(path);
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let request = self.http.request(method, url);
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let response = request
+            .send()
+            .await
+            .map_err(|err| ClientError::Unreachable { server: self.server.to_string(), why: cause(&err) })?;
+        if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
+    }
+
+    async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
+        let response = self.send(request.timeout(PATIENCE)).await?;
+        let body = response.bytes().await.map_err(|err| ClientError::Failed(cause(&err)))?;
+        serde_json::from_slice(&body)
+            .map_err(|err| ClientError::Failed(format!("the answer is not as expected: {err}")))
+    }
+
+    /// A POST that may be repeated: it carries a key of its own.
+    fn post(&self, path: &[&str]) -> RequestBuilder {
+        self.request(Method::POST, path, &[]).header("idempotency-key", Uuid::now_v7().to_string())
+    }
+
+    /// Whether the server says it is ready, and if not, why.
+    pub async fn ready(&self) -> Result<(), ClientError> {
+        self.send(self.request(Method::GET, &["readyz"], &[]).timeout(PATIENCE)).await.map(drop)
+    }
+
+    pub async fn info(&self) -> Result<Value, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "info"], &[])).await
+    }
+
+    pub async fn create_thread(&self, new: &NewThread<'_>) -> Result<Thread, ClientError> {
+        self.json(self.post(&["v1", "threads"]).json(new)).await
+    }
+
+    pub async fn thread(&self, thread: &str) -> Result<Thread, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "threads", thread], &[])).await
+    }
+
+    pub async fn snapshot(&self, thread: &str) -> Result<Value, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "threads", thread, "snapshot"], &[])).await
+    }
+
+    pub async fn threads(&self, query: &[(&str, String)]) -> Result<Page<Value>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "threads"], query)).await
+    }
+
+    pub async fn delete_thread(&self, thread: &str) -> Result<(), ClientError> {
+        let request = self.request(Method::DELETE, &["v1", "threads", thread], &[]);
+        self.send(request.timeout(PATIENCE)).await.map(drop)
+    }
+
+    pub async fn start_turn(&self, thread: &str, start: &StartTurn<'_>) -> Result<Turn, ClientError> {
+        let request = self.post(&["v1", "threads", thread, "turns"]).json(start);
+        self.json(request).await.map(|started: Started| started.turn)
+    }
+
+    pub async fn interrupt(&self, thread: &str, turn: &str) -> Result<InterruptReceipt, ClientError> {
+        let request = self.post(&["v1", "threads", thread, "turns", turn, "interrupt"]);
+        self.json(request).await
+    }
+
+    pub async fn events(&self, thread: &str, after: Seq) -> Result<EventPage, ClientError> {
+        let query = [("after", after.to_string()), ("limit", "500".to_owned())];
+        self.json(self.request(Method::GET, &["v1", "threads", thread, "events"], &query)).await
+    }
+
+    /// The events of a thread after `after`, as they happen, through every interruption.
+    pub fn follow(&self, thread: &str, after: Seq) -> Follow {
+        Follow {
+            client: self.clone(),
+            thread: thread.to_owned(),
+            after,
+            open: None,
+            ready: VecDeque::new(),
+            failures: 0,
+            gone: false,
+        }
+    }
+}
+
+/// A thread's events, each once and in order, over as many connections as it takes.
+pub struct Follow {
+    client: Client,
+    thread: String,
+    after: Seq,
+    open: Option<(Response, Parser)>,
+    ready: VecDeque<crate::sse::Event>,
+    /// Connections in a row that brought nothing.
+    failures: u32,
+    /// The last word was said.
+    gone: bool,
+}
+
+impl Follow {
+    /// The record of the next event as JSON, with its name; `None` when the thread was deleted.
+    /// Cancel-safe: what a dropped call had read is kept.
+    pub async fn next(&mut self) -> Result<Option<(String, String)>, ClientError> {
+        loop {
+            while let Some(event) = self.ready.pop_front() {
+                let name = event.name.unwrap_or_default();
+                self.gone |= name == "thread.deleted";
+                match event.id.and_then(|id| id.parse::<Seq>().ok()) {
+                    // A stream that is resumed may repeat; a reader may not notice.
+                    Some(seq) if seq <= self.after => {}
+                    Some(seq) => {
+                        self.after = seq;
+                        self.failures = 0;
+                        return Ok(Some((name, event.data)));
+                    }
+                    // `stream.gap` and `stream.end`: the connection ends, and the cursor is ours already.
+                    None => {}
+                }
+            }
+            if self.gone {
+                return Ok(None);
+            }
+            match self.read().await {
+                Ok(true) => {}
+                Ok(false) => self.pause().await?,
+                // A thread that is gone ends what followed it.
+                Err(ClientError::Refused(refusal)) if refusal.code == "thread-deleted" => return Ok(None),
+                // A server that restarts or is busy is worth another try; a refusal for good is not.
+                Err(err @ ClientError::Refused(Refusal { status: ..500, .. })) => return Err(err),
+                Err(err) if self.failures >= RECONNECTS => return Err(err),
+                Err(_) => self.pause().await?,
+            }
+        }
+    }
+
+    /// Reads a piece of the open stream, opening one first if there is none. `false` when the stream ended.
+    async fn read(&mut self) -> Result<bool, ClientError> {
+        if self.open.is_none() {
+            self.open = Some((self.connect().await?, Parser::default()));
+        }
+        let Some((response, parser)) = &mut self.open else { return Ok(false) };
+        match tokio::time::timeout(SILENCE, response.chunk()).await {
+            Ok(Ok(Some(bytes))) => {
+                let mut events = Vec::new();
+                parser.feed(&bytes, &mut events).map_err(|err| ClientError::Failed(err.to_string()))?;
+                self.ready.extend(events);
+                Ok(true)
+            }
+            // Ended, cut, or silent for too long: all the same to a reader with a cursor.
+            Ok(Ok(None) | Err(_)) | Err(_) => {
+                self.open = None;
+                Ok(false)
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Response, ClientError> {
+        let query = [("after", self.after.to_string())];
+        let request = self.client.request(Method::GET, &["v1", "threads", &self.thread, "events"], &query);
+        self.client.send(request.header(header::ACCEPT, "text/event-stream")).await
+    }
+
+    /// Waits before the next connection: not at all after progress, then longer.
+    async fn pause(&mut self) -> Result<(), ClientError> {
+        if self.failures > RECONNECTS {
+            return Err(ClientError::Failed("the stream ends again and again".into()));
+        }
+        let wait = Duration::from_millis(u64::from(self.failures) * 100).min(Duration::from_secs(1));
+        self.failures += 1;
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+}
+
+/// The problem in an answer; a server that is not ours may answer anything.
+async fn refusal(response: Response) -> ClientError {
+    let status = response.status();
+    let body = read_some(response).await;
+    match serde_json::from_slice(&body) {
+        Ok(refusal) => ClientError::Refused(refusal),
+        Err(_) => ClientError::Refused(Refusal {
+            status: status.as_u16(),
+            code: "unknown".to_owned(),
+            detail: format!("the server answered {}", StatusCode::as_str(&status)),
+            request_id: None,
+        }),
+    }
+}
+
+async fn read_some(response: Response) -> Vec<u8> {
+    let mut body = Vec::new();
+    let mut stream = response.bytes_stream();
+    while let Some(Ok(piece)) = stream.next().await {
+        body.extend_from_slice(&piece);
+        if body.len() > 64 * 1024 {
+            break;
+        }
+    }
+    body
+}
+
+/// The last cause of an error: `reqwest` says "error sending request", its cause says why.
+fn cause(err: &dyn std::error::Error) -> String {
+    let mut last = err;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::sync::{Arc, Mutex};
+
+    use axum::{Router, extract::RawQuery, http::StatusCode as Status, response::IntoResponse, routing::get};
+
+    /// A server that gives one answer after the other, and notes what it was asked for.
+    async fn server(answers: Vec<(u16, String)>) -> (Client, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let noted = asked.clone();
+        let answers = Arc::new(Mutex::new(answers.into_iter()));
+        let answer = move |RawQuery(query): RawQuery| async move {
+            noted.lock().unwrap().push(query.unwrap_or_default());
+            let gone = || (410, r#"{"status":410,"code":"thread-deleted","detail":"gone"}"#.to_owned());
+            let (status, body) = answers.lock().unwrap().next().unwrap_or_else(gone);
+            (Status::from_u16(status).unwrap(), body).into_response()
+        };
+        let router = Router::new().route("/v1/threads/{thread}/events", get(answer));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (Client::new(&format!("http://{address}"), None).unwrap(), asked)
+    }
+
+    fn frame(seq: u64) -> String {
+        format!("id: {seq}\nevent: item.delta\ndata: {{\"seq\":{seq}}}\n\n")
+    }
+
+    #[tokio::test]
+    async fn a_reader_sees_every_event_once_however_often_its_stream_is_cut() {
+        let half = "id: 4\nevent: item.delta\ndata: {\"se";
+        let gap = "event: stream.gap\ndata: {\"after\":4}\n\n";
+        let busy = r#"{"status":503,"code":"draining","detail":"later"}"#;
+        let (client, asked) = server(vec![
+            (200, format!("retry: 1000\n\n{}{}", frame(2), frame(3))),
+            (200, format!("{}{half}", frame(3))),
+            (200, format!("{}{gap}", frame(4))),
+            (503, busy.to_owned()),
+            (200, frame(5)),
+        ])
+        .await;
+        let mut events = client.follow("thr_1", 1);
+        let mut seen = Vec::new();
+        while let Some((name, json)) = events.next().await.unwrap() {
+            assert_eq!(name, "item.delta");
+            seen.push(json);
+        }
+        assert_eq!(seen, [2, 3, 4, 5].map(|seq| format!("{{\"seq\":{seq}}}")));
+        assert_eq!(*asked.lock().unwrap(), ["after=1", "after=3", "after=3", "after=4", "after=4", "after=5"]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_for_good_ends_a_stream() {
+        let refusal = r#"{"status":422,"code":"invalid","detail":"`after` is beyond the head","request_id":"r"}"#;
+        let (client, asked) = server(vec![(422, refusal.to_owned())]).await;
+        let err = client.follow("thr_1", 99).next().await.unwrap_err();
+        assert!(matches!(err, ClientError::Refused(refusal) if refusal.code == "invalid"));
+        assert_eq!(asked.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_no_problem_document_is_a_refusal_all_the_same() {
+        let (client, _) = server(vec![(404, "<html>".to_owned())]).await;
+        let err = client.events("thr_1", 0).await.unwrap_err();
+        assert!(matches!(err, ClientError::Refused(Refusal { status: 404, .. })), "{err:?}");
+    }
+
+    #[test]
+    fn a_server_is_an_address_of_the_web() {
+        assert!(Client::new("http://127.0.0.1:7878", None).is_ok());
+        assert!(Client::new("127.0.0.1:7878", None).is_err());
+        assert!(Client::new("ftp://x", None).is_err());
+    }
+
+    #[test]
+    fn an_id_stays_in_its_segment_of_the_path() {
+        let client = Client::new("http://h/base", None).unwrap();
+        let url = |path: &[&str]| client.request(Method::GET, path, &[]).build().unwrap().url().to_string();
+        assert_eq!(url(&["v1", "threads", "thr_1"]), "http://h/base/v1/threads/thr_1");
+        assert_eq!(url(&["v1", "threads", "a/b?c"]), "http://h/base/v1/threads/a%2Fb%3Fc");
+    }
+}

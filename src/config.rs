@@ -1,0 +1,485 @@
+//! The configuration: every key, default and unit, in one place. Pure: texts in, a [`Config`] or a sentence out.
+//!
+//! Flags win over the environment, which wins over the file, which wins over the defaults. A key `a.b_c` is
+//! `RADDLE_A_B_C` in the environment. A key that nobody reads is an error that names it: a typo must not leave a
+//! default in force. Secrets show neither in `Debug` nor in an error.
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+use raddle_domain::command::Limits;
+use secrecy::SecretString;
+use toml::{Table, Value};
+
+/// Variables that are no configuration of the server: they belong to the command line.
+const NOT_KEYS: [&str; 4] = ["RADDLE_SERVER", "RADDLE_KEY", "RADDLE_LOG", "RADDLE_CONFIG"];
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// Everything a server can be told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen; port 0 picks one.
+    pub listen: SocketAddr,
+    pub data_dir: PathBuf,
+    pub limits: ServerLimits,
+    pub model: ModelConfig,
+    pub store: StoreConfig,
+    /// How long an approval may be waited for. Read, and without effect until approvals are built.
+    pub approvals_expiry: Duration,
+    /// How long a shutdown may take.
+    pub shutdown_deadline: Duration,
+    pub log: LogConfig,
+}
+
+/// The bounds of the whole server, and of each thread.
+#[derive(Debug, Clone)]
+pub struct ServerLimits {
+    /// Threads in memory.
+    pub loaded_threads: usize,
+    /// Bytes that loaded threads may hold.
+    pub loaded_bytes: u64,
+    /// The largest request body.
+    pub body_bytes: usize,
+    pub commands_in_flight: usize,
+    pub commands_per_thread: usize,
+    pub subscribers: usize,
+    /// Bytes that may wait for one subscriber.
+    pub subscriber_bytes: usize,
+    pub thread: Limits,
+}
+
+/// Which models answer.
+#[derive(Debug, Clone)]
+pub struct ModelConfig {
+    /// Who answers when nobody is named.
+    pub default: Option<String>,
+    pub openai: Option<OpenAiConfig>,
+}
+
+/// A provider that speaks the OpenAI chat protocol.
+#[derive(Debug, Clone)]
+pub struct OpenAiConfig {
+    pub base_url: String,
+    pub api_key: Option<Secret>,
+    pub connect_timeout: Duration,
+    pub first_byte_timeout: Duration,
+    pub idle_timeout: Duration,
+}
+
+/// A secret, or where it is.
+#[derive(Debug, Clone)]
+pub enum Secret {
+    Value(SecretString),
+    File(PathBuf),
+}
+
+/// The store.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// Added to every sync: a slow disk, for tests.
+    pub sync_delay: Duration,
+    /// Memory for pages.
+    pub cache_bytes: usize,
+    /// Space that must stay free on the disk.
+    pub min_free_bytes: u64,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// A level, or directives such as `raddle=debug,info`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is no TOML. Names the line and never shows it: it may hold a secret.
+    #[error("the configuration file is not TOML{}: {why}", line.map(|line| format!(", line {line}")).unwrap_or_default())]
+    Syntax { line: Option<usize>, why: String },
+    #[error("{origin} names `{name}`, which is not a key of the configuration")]
+    Unknown { name: String, origin: Origin },
+    #[error("`{key}` ({origin}) {why}")]
+    Invalid { key: String, origin: Origin, why: String },
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    File,
+    Environment,
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Default => "the default",
+            Self::File => "the configuration file",
+            Self::Environment => "the environment",
+            Self::Flag => "the command line",
+        })
+    }
+}
+
+impl Config {
+    /// Reads the configuration. `file` is the text of the file, `env` the whole environment, `flags` pairs of a
+    /// key and its value.
+    pub fn read(
+        file: Option<&str>,
+        env: impl IntoIterator<Item = (String, String)>,
+        flags: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut keys = Keys::new(file, env, flags)?;
+        let config = Self::take(&mut keys)?;
+        keys.end()?;
+        Ok(config)
+    }
+
+    fn take(keys: &mut Keys) -> Result<Self, ConfigError> {
+        for key in ["auth.admin_key", "auth.admin_key_file"] {
+            if let Some((_, origin)) = keys.raw(key) {
+                let why = "cannot be set: keys are not built yet, so the server listens on loopback only".to_owned();
+                return Err(ConfigError::Invalid { key: key.to_owned(), origin, why });
+            }
+        }
+        Ok(Self {
+            listen: listen(keys)?,
+            data_dir: keys.text("data_dir")?.map_or_else(|| PathBuf::from("./raddle-data"), |text| text.0.into()),
+            limits: limits(keys)?,
+            model: ModelConfig { default: keys.text("model.default")?.map(|text| text.0), openai: openai(keys)? },
+            store: StoreConfig {
+                sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
+                cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
+                min_free_bytes: keys.number("store.min_free_bytes", 64 * MIB, 0, u64::MAX)?,
+            },
+            approvals_expiry: keys.millis("approvals.expiry_ms", 24 * 60 * 60 * 1000, 1)?,
+            shutdown_deadline: keys.millis("shutdown.deadline_ms", 10_000, 0)?,
+            log: LogConfig {
+                level: keys.text("log.level")?.map_or_else(|| "info".to_owned(), |text| text.0),
+                format: match keys.text("log.format")? {
+                    None => LogFormat::Text,
+                    Some((text, origin)) => match text.as_str() {
+                        "text" => LogFormat::Text,
+                        "json" => LogFormat::Json,
+                        _ => return Err(invalid("log.format", origin, "must be `text` or `json`")),
+                    },
+                },
+            },
+        })
+    }
+}
+
+fn listen(keys: &mut Keys) -> Result<SocketAddr, ConfigError> {
+    let (text, origin) = keys.text("listen")?.unwrap_or_else(|| ("127.0.0.1:7878".to_owned(), Origin::Default));
+    let Ok(listen) = text.parse::<SocketAddr>() else {
+        return Err(invalid("listen", origin, "must be an address and a port, such as 127.0.0.1:7878"));
+    };
+    if !listen.ip().is_loopback() {
+        let why = format!(
+            "is {listen}, which others can reach: keys are not built yet, so the server listens on loopback only, \
+             such as 127.0.0.1:{}",
+            listen.port()
+        );
+        return Err(invalid("listen", origin, why));
+    }
+    Ok(listen)
+}
+
+fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
+    let usual = Limits::default();
+    let thread = Limits {
+        inbox_per_thread: keys.count("limits.inbox_per_thread", usual.inbox_per_thread, 0)?,
+        prompt_bytes: keys.size("limits.prompt_bytes", usual.prompt_bytes as u64, 1)?,
+        item_bytes: keys.size("limits.item_bytes", usual.item_bytes as u64, 1)?,
+        field_bytes: keys.size("limits.field_bytes", usual.field_bytes as u64, 1)?,
+        system_prompt_bytes: keys.size("limits.system_prompt_bytes", usual.system_prompt_bytes as u64, 1)?,
+        metadata_bytes: keys.size("limits.metadata_bytes", usual.metadata_bytes as u64, 2)?,
+        model_calls_per_turn: keys.count("limits.model_calls_per_turn", usual.model_calls_per_turn, 1)?,
+        model_attempts: keys.count("limits.model_attempts", usual.model_attempts, 1)?,
+        retry_base_ms: keys.number("limits.retry_base_ms", usual.retry_base_ms, 0, u64::MAX)?,
+        retry_cap_ms: keys.number("limits.retry_cap_ms", usual.retry_cap_ms, 0, u64::MAX)?,
+        turn_ms: keys.number("limits.turn_ms", usual.turn_ms, 1, u64::MAX)?,
+        resumes_without_progress: keys.count("limits.resumes_without_progress", usual.resumes_without_progress, 1)?,
+    };
+    Ok(ServerLimits {
+        loaded_threads: keys.size("limits.loaded_threads", 1000, 1)?,
+        loaded_bytes: keys.number("limits.loaded_bytes", 256 * MIB, 1, u64::MAX)?,
+        body_bytes: keys.size("limits.body_bytes", MIB, 2)?,
+        commands_in_flight: keys.size("limits.commands_in_flight", 4096, 1)?,
+        commands_per_thread: keys.size("limits.commands_per_thread", 256, 1)?,
+        subscribers: keys.size("limits.subscribers", 4096, 1)?,
+        subscriber_bytes: keys.size("limits.subscriber_bytes", 256 * KIB, 1)?,
+        thread,
+    })
+}
+
+/// The provider is configured as soon as somebody says where it is or how to log in.
+fn openai(keys: &mut Keys) -> Result<Option<OpenAiConfig>, ConfigError> {
+    let base_url = keys.text("model.openai.base_url")?;
+    let value = keys.text("model.openai.api_key")?;
+    let file = keys.text("model.openai.api_key_file")?;
+    let api_key = match (value, file) {
+        (Some(_), Some((_, origin))) => {
+            return Err(invalid(
+                "model.openai.api_key_file",
+                origin,
+                "is given beside `model.openai.api_key`: one of them",
+            ));
+        }
+        (Some((key, _)), None) => Some(Secret::Value(key.into())),
+        (None, Some((path, _))) => Some(Secret::File(path.into())),
+        (None, None) => None,
+    };
+    let connect_timeout = keys.millis("model.openai.connect_timeout_ms", 10_000, 1)?;
+    let first_byte_timeout = keys.millis("model.openai.first_byte_timeout_ms", 120_000, 1)?;
+    let idle_timeout = keys.millis("model.openai.idle_timeout_ms", 60_000, 1)?;
+    let base_url = match (base_url, &api_key) {
+        (None, None) => return Ok(None),
+        (None, Some(_)) => "https://api.openai.com/v1".to_owned(),
+        (Some((url, origin)), _) => {
+            if !url.starts_with("http://") && !url.starts_with("https://") {
+                return Err(invalid("model.openai.base_url", origin, "must start with http:// or https://"));
+            }
+            url
+        }
+    };
+    Ok(Some(OpenAiConfig { base_url, api_key, connect_timeout, first_byte_timeout, idle_timeout }))
+}
+
+fn invalid(key: &str, origin: Origin, why: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { key: key.to_owned(), origin, why: why.into() }
+}
+
+/// What was given, until somebody takes it. What is left at the end is unknown.
+struct Keys {
+    file: BTreeMap<String, Value>,
+    env: BTreeMap<String, String>,
+    flags: BTreeMap<&'static str, String>,
+}
+
+impl Keys {
+    fn new(
+        file: Option<&str>,
+        env: impl IntoIterator<Item = (String, String)>,
+        flags: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Result<Self, ConfigError> {
+        let table = file.unwrap_or_default().parse::<Table>().map_err(|err| {
+            let before = |at: usize| file.and_then(|text| text.get(..at)).unwrap_or_default();
+            let line = err.span().map(|span| 1 + before(span.start).matches('\n').count());
+            ConfigError::Syntax { line, why: err.message().to_owned() }
+        })?;
+        let mut keys = Self { file: BTreeMap::new(), env: BTreeMap::new(), flags: flags.into_iter().collect() };
+        flatten(String::new(), table, &mut keys.file);
+        for (name, value) in env {
+            if name == "RADDLE_LOG" {
+                // The short form that everybody types; stronger than the long one.
+                keys.env.insert(variable("log.level"), value);
+            } else if name.starts_with("RADDLE_") && !NOT_KEYS.contains(&name.as_str()) {
+                keys.env.entry(name).or_insert(value);
+            }
+        }
+        Ok(keys)
+    }
+
+    /// The strongest value of a key, taken out together with the weaker ones.
+    fn raw(&mut self, key: &str) -> Option<(Value, Origin)> {
+        let file = self.file.remove(key).map(|value| (value, Origin::File));
+        let env = self.env.remove(&variable(key)).map(|text| (Value::String(text), Origin::Environment));
+        let flag = self.flags.remove(key).map(|text| (Value::String(text), Origin::Flag));
+        flag.or(env).or(file)
+    }
+
+    fn text(&mut self, key: &str) -> Result<Option<(String, Origin)>, ConfigError> {
+        match self.raw(key) {
+            None => Ok(None),
+            Some((Value::String(text), origin)) if !text.is_empty() => Ok(Some((text, origin))),
+            Some((_, origin)) => Err(invalid(key, origin, "must be a text that is not empty")),
+        }
+    }
+
+    fn number(&mut self, key: &str, default: u64, least: u64, most: u64) -> Result<u64, ConfigError> {
+        let Some((value, origin)) = self.raw(key) else { return Ok(default) };
+        let number = match &value {
+            Value::Integer(number) => u64::try_from(*number).ok(),
+            // A text is a number in the environment and on the command line, not in the file.
+            Value::String(text) if origin != Origin::File => text.parse().ok(),
+            _ => None,
+        };
+        number.filter(|number| (least..=most).contains(number)).ok_or_else(|| {
+            let why = match most {
+                u64::MAX => format!("must be a whole number of at least {least}"),
+                _ => format!("must be a whole number from {least} to {most}"),
+            };
+            invalid(key, origin, why)
+        })
+    }
+
+    fn size(&mut self, key: &str, default: u64, least: u64) -> Result<usize, ConfigError> {
+        // Values are checked against what a size may be on this machine.
+        let number = self.number(key, default, least, usize::MAX as u64)?;
+        Ok(usize::try_from(number).unwrap_or(usize::MAX))
+    }
+
+    fn count(&mut self, key: &str, default: u32, least: u64) -> Result<u32, ConfigError> {
+        let number = self.number(key, default.into(), least, u32::MAX.into())?;
+        Ok(u32::try_from(number).unwrap_or(u32::MAX))
+    }
+
+    fn millis(&mut self, key: &str, default: u64, least: u64) -> Result<Duration, ConfigError> {
+        self.number(key, default, least, u64::MAX).map(Duration::from_millis)
+    }
+
+    fn end(self) -> Result<(), ConfigError> {
+        let file = self.file.into_keys().map(|name| (name, Origin::File));
+        let env = self.env.into_keys().map(|name| (name, Origin::Environment));
+        let flags = self.flags.into_keys().map(|name| (name.to_owned(), Origin::Flag));
+        match file.chain(env).chain(flags).next() {
+            None => Ok(()),
+            Some((name, origin)) => Err(ConfigError::Unknown { name, origin }),
+        }
+    }
+}
+
+/// The environment variable of a key.
+fn variable(key: &str) -> String {
+    format!("RADDLE_{}", key.replace('.', "_").to_ascii_uppercase())
+}
+
+/// Nested tables as dotted keys. An empty table is a key without a value, so that an unknown section is named too.
+fn flatten(prefix: String, table: Table, into: &mut BTreeMap<String, Value>) {
+    for (name, value) in table {
+        let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Table(inner) => flatten(key, inner, into),
+            leaf => {
+                into.insert(key, leaf);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(file: &str, env: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::read(Some(file), env, flags.iter().map(|(key, value)| (*key, (*value).to_owned())))
+    }
+
+    #[test]
+    fn nothing_given_gives_the_documented_defaults() {
+        let config = read("", &[], &[]).unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:7878");
+        assert_eq!(config.data_dir, PathBuf::from("./raddle-data"));
+        assert_eq!(config.limits.body_bytes, 1 << 20);
+        assert_eq!(config.limits.loaded_threads, 1000);
+        assert_eq!(config.limits.thread, Limits::default());
+        assert_eq!(config.shutdown_deadline, Duration::from_secs(10));
+        assert!(config.model.openai.is_none());
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file_over_defaults() {
+        let file = "listen = \"127.0.0.1:1\"\n[limits]\nloaded_threads = 1\nbody_bytes = 10";
+        let env = [("RADDLE_LISTEN", "127.0.0.1:2"), ("RADDLE_LIMITS_LOADED_THREADS", "2"), ("PATH", "/bin")];
+        let config = read(file, &env, &[("listen", "127.0.0.1:3")]).unwrap();
+        assert_eq!(config.listen.port(), 3);
+        assert_eq!(config.limits.loaded_threads, 2);
+        assert_eq!(config.limits.body_bytes, 10);
+    }
+
+    #[test]
+    fn a_key_that_nobody_reads_is_named() {
+        let unknown = |result: Result<Config, ConfigError>| match result {
+            Err(ConfigError::Unknown { name, .. }) => name,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(unknown(read("[limits]\nloaded_thread = 1", &[], &[])), "limits.loaded_thread");
+        assert_eq!(unknown(read("[limit]\nx = 1", &[], &[])), "limit.x");
+        assert_eq!(unknown(read("", &[("RADDLE_LISTN", "x")], &[])), "RADDLE_LISTN");
+    }
+
+    #[test]
+    fn variables_of_the_command_line_are_not_keys() {
+        let env = [("RADDLE_SERVER", "x"), ("RADDLE_KEY", "x"), ("RADDLE_CONFIG", "x"), ("RADDLE_LOG", "debug")];
+        assert_eq!(read("", &env, &[]).unwrap().log.level, "debug");
+        let both = [("RADDLE_LOG_LEVEL", "warn"), ("RADDLE_LOG", "debug")];
+        assert_eq!(read("", &both, &[]).unwrap().log.level, "debug");
+        let swapped = [("RADDLE_LOG", "debug"), ("RADDLE_LOG_LEVEL", "warn")];
+        assert_eq!(read("", &swapped, &[]).unwrap().log.level, "debug");
+    }
+
+    #[test]
+    fn an_address_that_others_can_reach_is_refused() {
+        for open in ["0.0.0.0:7878", "[::]:7878", "192.168.0.2:7878"] {
+            let err = read("", &[], &[("listen", open)]).unwrap_err().to_string();
+            assert!(err.contains("loopback only"), "{err}");
+        }
+        for closed in ["127.0.0.1:0", "127.9.9.9:1", "[::1]:7878"] {
+            assert!(read("", &[], &[("listen", closed)]).is_ok(), "{closed}");
+        }
+        assert!(read("", &[], &[("listen", "localhost")]).is_err());
+    }
+
+    #[test]
+    fn a_number_is_checked_where_it_is_read() {
+        let bad = [
+            "[limits]\nloaded_threads = 0",
+            "[limits]\nloaded_threads = -1",
+            "[limits]\nloaded_threads = \"7\"",
+            "[limits]\nloaded_threads = 1.5",
+            "[limits]\ninbox_per_thread = 5000000000",
+            "[log]\nformat = \"xml\"",
+        ];
+        for file in bad {
+            assert!(matches!(read(file, &[], &[]), Err(ConfigError::Invalid { .. })), "{file}");
+        }
+        assert!(read("", &[("RADDLE_LIMITS_LOADED_THREADS", "many")], &[]).is_err());
+    }
+
+    #[test]
+    fn a_secret_shows_neither_in_debug_nor_in_an_error() {
+        let config = read("[model.openai]\napi_key = \"hush\"", &[], &[]).unwrap();
+        assert!(!format!("{config:?}").contains("hush"));
+        assert_eq!(config.model.openai.unwrap().base_url, "https://api.openai.com/v1");
+        for file in ["[model.openai]\napi_key = \"hush", "[model.openai]\napi_key = [\"hush\"]"] {
+            let err = read(file, &[], &[]).unwrap_err();
+            assert!(!format!("{err} {err:?}").contains("hush"), "{err:?}");
+        }
+    }
+
+    #[test]
+    fn a_syntax_error_names_its_line() {
+        let err = read("listen = \"127.0.0.1:1\"\n\nlimits = [", &[], &[]).unwrap_err();
+        assert!(matches!(err, ConfigError::Syntax { line: Some(3), .. }), "{err:?}");
+    }
+
+    #[test]
+    fn keys_of_features_that_are_not_built_are_told_apart() {
+        assert_eq!(read("approvals.expiry_ms = 5", &[], &[]).unwrap().approvals_expiry, Duration::from_millis(5));
+        let err = read("[auth]\nadmin_key = \"k\"", &[], &[]).unwrap_err().to_string();
+        assert!(err.contains("auth.admin_key") && err.contains("not built"), "{err}");
+        assert!(read("", &[("RADDLE_AUTH_ADMIN_KEY_FILE", "/k")], &[]).is_err());
+    }
+
+    #[test]
+    fn a_provider_needs_an_address_of_the_web() {
+        assert!(read("model.openai.base_url = \"localhost:1\"", &[], &[]).is_err());
+        let config = read("model.openai.base_url = \"http://localhost:1/v1\"", &[], &[]).unwrap();
+        assert!(config.model.openai.unwrap().api_key.is_none());
+        let both = "model.openai.api_key = \"a\"\nmodel.openai.api_key_file = \"b\"";
+        assert!(read(both, &[], &[]).is_err());
+    }
+}

@@ -1,0 +1,123 @@
+//! HTTP: the route table, and what wraps every route. Thin on purpose: a handler reads a request, asks the
+//! [`Runtime`], writes a reply. No rule of a thread is decided here.
+//!
+//! Invariants: every error is a problem document; every route is in the OpenAPI document, because one call adds
+//! it to both; a handler that panics answers 500 and ends nobody else's request.
+//! Absent on purpose: keys (see [`request::Caller`]), TLS, compression, CORS.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Bytes,
+    middleware::from_fn_with_state,
+    response::{IntoResponse, Response},
+};
+use raddle_actors::handle::Runtime;
+use raddle_domain::command::Limits;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+mod cursor;
+mod events;
+mod frame;
+mod metrics;
+mod not_built;
+mod observe;
+mod openapi;
+mod problem;
+mod request;
+mod service;
+mod threads;
+mod turns;
+mod wire;
+
+use problem::{Code, Problem};
+
+/// What the gateway keeps to, and tells callers about.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// The largest body that is read.
+    pub body_bytes: usize,
+    /// The limits of the runtime behind it, for `/v1/info`.
+    pub limits: Limits,
+    /// Answer only under names of the machine itself: right for a server without keys, which must listen on
+    /// loopback only, and where otherwise any web page could talk to it through its reader's browser.
+    pub loopback_only: bool,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true }
+    }
+}
+
+/// What handlers share.
+pub(crate) struct Gateway {
+    runtime: Runtime,
+    config: GatewayConfig,
+    metrics: metrics::Metrics,
+    openapi: Bytes,
+}
+
+/// The whole API as a router, for the server and for hosts that mount it in their own.
+pub fn router(runtime: Runtime, config: GatewayConfig) -> Router {
+    let (router, document) = table().split_for_parts();
+    let openapi = document.to_json().unwrap_or_default().into();
+    let metrics = metrics::Metrics::new(runtime.clone());
+    let gateway = Arc::new(Gateway { runtime, config, metrics, openapi });
+    router
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(gateway.clone(), observe::observe))
+        .with_state(gateway)
+}
+
+/// The OpenAPI document, pretty-printed.
+pub fn openapi() -> Result<String, serde_json::Error> {
+    table().into_openapi().to_pretty_json()
+}
+
+/// Every route there is.
+fn table() -> OpenApiRouter<Arc<Gateway>> {
+    let built = OpenApiRouter::with_openapi(openapi::Frame::openapi())
+        .routes(routes!(service::healthz))
+        .routes(routes!(service::readyz))
+        .routes(routes!(service::metrics))
+        .routes(routes!(service::openapi))
+        .routes(routes!(service::info))
+        .routes(routes!(threads::create_thread, threads::list_threads))
+        .routes(routes!(threads::get_thread, threads::patch_thread, threads::delete_thread))
+        .routes(routes!(threads::get_snapshot))
+        .routes(routes!(threads::list_inbox))
+        .routes(routes!(turns::start_turn, turns::list_turns))
+        .routes(routes!(turns::get_turn))
+        .routes(routes!(turns::interrupt_turn))
+        .routes(routes!(turns::wait_turn))
+        .routes(routes!(turns::list_items))
+        .routes(routes!(events::list_events));
+    let mut table = not_built::mount(built);
+    openapi::without_null_parameters(table.get_openapi_mut());
+    table
+}
+
+async fn no_such_path() -> Problem {
+    Problem::new(Code::NotFound, "no such path; /openapi.json lists those there are")
+}
+
+/// The `Allow` header is added by the router, which knows the methods.
+async fn no_such_method() -> Problem {
+    Problem::new(Code::MethodNotAllowed, "the path has no such method; `Allow` lists those it has")
+}
+
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let why = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    tracing::error!(%why, "a handler panicked");
+    Problem::new(Code::Internal, "the server failed; the cause is in its log").into_response()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+//! Stored events as the bytes of a response: SSE frames and JSON pages. Pure, and without parsing: what the
+//! store holds is what the client reads.
+
+use axum::body::Bytes;
+use raddle_domain::{id::Seq, ports::Chunk};
+
+/// How a stream begins: how long a client waits before it connects again.
+pub const PREAMBLE: Bytes = Bytes::from_static(b"retry: 1000\n\n");
+
+/// What a silent stream says now and then, so that neither side takes the other for dead.
+pub const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
+
+/// Room for `id: `, `event: `, `data: `, a seq, four line ends.
+const OVERHEAD: usize = 40;
+
+/// The frames of `chunk`, without its first `skip` events.
+pub fn frames(chunk: &Chunk, skip: usize) -> Bytes {
+    let events = chunk.events.get(skip..).unwrap_or_default();
+    let room = events.iter().map(|event| event.name.len() + event.json.len() + OVERHEAD).sum();
+    let mut out = Vec::with_capacity(room);
+    for (seq, event) in (chunk.first + skip as Seq..).zip(events) {
+        out.extend_from_slice(b"id: ");
+        out.extend_from_slice(seq.to_string().as_bytes());
+        out.extend_from_slice(b"\nevent: ");
+        out.extend_from_slice(event.name.as_bytes());
+        // Records are stored as one line each; were one not, every line of it would be a data line.
+        for line in event.json.split(|byte| *byte == b'\n') {
+            out.extend_from_slice(b"\ndata: ");
+            out.extend_from_slice(line);
+        }
+        out.extend_from_slice(b"\n\n");
+    }
+    out.into()
+}
+
+/// The watcher was too slow: it has seen everything up to `after`, and goes on from there by connecting again.
+/// Without an `id:`, so that the client's own cursor stays where it is.
+pub fn gap(after: Seq) -> Bytes {
+    format!("event: stream.gap\ndata: {{\"after\":{after}}}\n\n").into()
+}
+
+/// The server goes down.
+pub fn shutdown(after: Seq) -> Bytes {
+    format!("event: stream.end\ndata: {{\"reason\":\"shutdown\",\"after\":{after}}}\n\n").into()
+}
+
+/// A page of events as JSON.
+pub fn page(chunks: &[Chunk], head: Seq) -> Bytes {
+    let room = chunks.iter().flat_map(|chunk| &chunk.events).map(|event| event.json.len() + 1).sum::<usize>();
+    let mut out = Vec::with_capacity(room + OVERHEAD);
+    out.extend_from_slice(b"{\"data\":[");
+    for (at, event) in chunks.iter().flat_map(|chunk| &chunk.events).enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(&event.json);
+    }
+    out.extend_from_slice(format!("],\"head\":{head}}}").as_bytes());
+    out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use raddle_domain::ports::StoredEvent;
+
+    use super::*;
+
+    fn chunk(first: Seq, events: &[(&str, &str)]) -> Chunk {
+        let events = events.iter().map(|(name, json)| StoredEvent { name: (*name).into(), json: (*json).into() });
+        Chunk { first, events: events.collect() }
+    }
+
+    #[test]
+    fn a_frame_carries_seq_name_and_the_stored_bytes() {
+        let chunk = chunk(7, &[("turn.started", r#"{"seq":7}"#), ("item.started", r#"{"seq":8}"#)]);
+        assert_eq!(
+            frames(&chunk, 0),
+            "id: 7\nevent: turn.started\ndata: {\"seq\":7}\n\nid: 8\nevent: item.started\ndata: {\"seq\":8}\n\n"
+        );
+    }
+
+    #[test]
+    fn skipped_events_leave_the_seqs_of_the_others_alone() {
+        let chunk = chunk(7, &[("a", "{}"), ("b", "{}"), ("c", "{}")]);
+        assert_eq!(frames(&chunk, 2), "id: 9\nevent: c\ndata: {}\n\n");
+        assert_eq!(frames(&chunk, 3), "");
+        assert_eq!(frames(&chunk, 4), "");
+    }
+
+    #[test]
+    fn a_line_end_in_a_record_does_not_end_its_frame() {
+        assert_eq!(frames(&chunk(1, &[("a", "{\n}")]), 0), "id: 1\nevent: a\ndata: {\ndata: }\n\n");
+    }
+
+    #[test]
+    fn the_last_words_of_a_stream_move_no_cursor() {
+        assert_eq!(gap(12), "event: stream.gap\ndata: {\"after\":12}\n\n");
+        assert_eq!(shutdown(12), "event: stream.end\ndata: {\"reason\":\"shutdown\",\"after\":12}\n\n");
+    }
+
+    #[test]
+    fn a_page_is_the_stored_bytes_in_a_list() {
+        let chunks = [chunk(1, &[("a", "{\"seq\":1}")]), chunk(2, &[("b", "{\"seq\":2}"), ("c", "{\"seq\":3}")])];
+        assert_eq!(page(&chunks, 9), r#"{"data":[{"seq":1},{"seq":2},{"seq":3}],"head":9}"#);
+        assert_eq!(page(&[], 0), r#"{"data":[],"head":0}"#);
+    }
+}

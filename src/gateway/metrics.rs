@@ -1,0 +1,159 @@
+//! Counts and gauges for Prometheus. Labels are route templates, known methods and status classes: their number
+//! is fixed by the route table, not by what callers send.
+
+use std::time::Duration;
+
+use axum::http::{Method, StatusCode};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+        histogram::Histogram,
+    },
+    registry::Registry,
+};
+use raddle_actors::handle::{Health, Runtime};
+
+/// Upper bounds in seconds: from a read in memory to a disk in trouble.
+const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    route: String,
+    method: &'static str,
+    status: &'static str,
+}
+
+/// The gateway's own registry: two runtimes in one process do not mix.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Labels, Counter>,
+    latency: Family<Labels, Histogram, fn() -> Histogram>,
+}
+
+impl Metrics {
+    pub fn new(runtime: Runtime) -> Self {
+        let mut registry = Registry::with_prefix("raddle");
+        let requests = Family::default();
+        let latency = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
+        registry.register("http_requests", "Requests answered", requests.clone());
+        registry.register("http_request_seconds", "Time until the answer began", latency.clone());
+        registry.register_collector(Box::new(RuntimeHealth(runtime)));
+        Self { registry, requests, latency }
+    }
+
+    /// Counts an answer.
+    pub fn request(&self, route: &str, method: &Method, status: StatusCode, elapsed: Duration) {
+        let labels = Labels { route: route.to_owned(), method: method_label(method), status: class(status) };
+        self.requests.get_or_create(&labels).inc();
+        self.latency.get_or_create(&labels).observe(elapsed.as_secs_f64());
+    }
+
+    /// Everything, as Prometheus reads it.
+    pub fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Methods are the caller's to invent; labels are not.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+fn class(status: StatusCode) -> &'static str {
+    match status.as_u16() / 100 {
+        1 => "1xx",
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
+    }
+}
+
+/// The runtime's own figures, read when somebody looks.
+struct RuntimeHealth(Runtime);
+
+impl std::fmt::Debug for RuntimeHealth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RuntimeHealth")
+    }
+}
+
+impl Collector for RuntimeHealth {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        figures(&self.0.health(), &mut encoder)
+    }
+}
+
+fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+    let gauges = [
+        ("store_writable", "1 while the store takes writes", u64::from(health.store_writable)),
+        ("draining", "1 while the server shuts down", u64::from(health.draining)),
+        ("loaded_threads", "Threads in memory", health.loaded_threads),
+        ("loaded_bytes", "Bytes held by loaded threads, estimated", health.loaded_bytes),
+        ("running_turns", "Turns that are open", health.running_turns),
+        ("subscribers", "Watchers of threads", health.subscribers),
+        ("commands_in_flight", "Commands that are being answered", health.commands_in_flight),
+    ];
+    let counters = [
+        ("store_commits", "Commits of the store", health.commits),
+        ("store_steps", "Steps of threads stored", health.steps),
+        ("store_events", "Events stored", health.events),
+        ("store_errors", "Errors of the store", health.store_errors),
+        ("evictions", "Threads put out of memory", health.evictions),
+        ("subscribers_dropped", "Watchers cut off for slowness", health.subscribers_dropped),
+        ("commands_refused_busy", "Commands refused because a bound was reached", health.commands_refused_busy),
+    ];
+    for (name, help, value) in gauges {
+        // Gauges are signed in the exposition library; these never come near the bound.
+        let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+    }
+    for (name, help, value) in counters {
+        let counter = ConstCounter::new(value);
+        counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Fixed(Health);
+    impl Collector for Fixed {
+        fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+            figures(&self.0, &mut encoder)
+        }
+    }
+
+    #[test]
+    fn the_runtimes_figures_are_exposed_under_the_prefix() {
+        let mut registry = Registry::with_prefix("raddle");
+        registry.register_collector(Box::new(Fixed(Health { loaded_threads: 3, commits: 9, ..Health::default() })));
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert!(text.contains("raddle_loaded_threads 3\n"), "{text}");
+        assert!(text.contains("raddle_store_commits_total 9\n"), "{text}");
+    }
+
+    #[test]
+    fn an_invented_method_gets_no_label_of_its_own() {
+        assert_eq!(method_label(&Method::from_bytes(b"BREW").unwrap()), "other");
+    }
+}

@@ -1,0 +1,159 @@
+//! Routes that the API promises and this build does not have. They are registered, documented and answer 501:
+//! a client learns that the path is right and the feature is missing. Building one means taking its row out.
+
+use axum::{
+    http::StatusCode,
+    routing::{MethodFilter, on},
+};
+use utoipa::openapi::{
+    HttpMethod,
+    path::{OperationBuilder, ParameterBuilder, ParameterIn},
+    schema::{ObjectBuilder, Type},
+};
+use utoipa_axum::router::OpenApiRouter;
+
+use super::{openapi, problem::Problem};
+
+/// A feature, and the routes it will have.
+pub struct Part {
+    pub what: &'static str,
+    tag: &'static str,
+    routes: &'static [(Verb, &'static str)],
+}
+
+#[derive(Clone, Copy)]
+enum Verb {
+    Get,
+    Post,
+    Put,
+    Patch,
+    Delete,
+}
+use Verb::{Delete, Get, Patch, Post, Put};
+
+/// Everything that is missing.
+pub const TABLE: &[Part] = &[
+    Part { what: "the console", tag: "service", routes: &[(Get, "/")] },
+    Part { what: "forking a thread", tag: "threads", routes: &[(Post, "/v1/threads/{thread}/fork")] },
+    Part { what: "compaction", tag: "threads", routes: &[(Post, "/v1/threads/{thread}/compact")] },
+    Part { what: "editing the last message", tag: "threads", routes: &[(Post, "/v1/threads/{thread}/edit")] },
+    Part { what: "steering a turn", tag: "turns", routes: &[(Post, "/v1/threads/{thread}/turns/{turn}/steer")] },
+    Part {
+        what: "changing queued prompts",
+        tag: "inbox",
+        routes: &[(Patch, "/v1/threads/{thread}/inbox/{input}"), (Delete, "/v1/threads/{thread}/inbox/{input}")],
+    },
+    Part {
+        what: "approvals",
+        tag: "approvals",
+        routes: &[(Get, "/v1/approvals"), (Get, "/v1/approvals/{approval}"), (Post, "/v1/approvals/{approval}")],
+    },
+    Part { what: "questions", tag: "approvals", routes: &[(Get, "/v1/questions"), (Post, "/v1/questions/{question}")] },
+    Part {
+        what: "uncertain effects",
+        tag: "approvals",
+        routes: &[(Get, "/v1/effects"), (Post, "/v1/effects/{operation}")],
+    },
+    Part { what: "the event stream of a tenant", tag: "events", routes: &[(Get, "/v1/events")] },
+    Part { what: "usage reports", tag: "usage", routes: &[(Get, "/v1/usage")] },
+    Part { what: "routing rules", tag: "usage", routes: &[(Get, "/v1/routing-rules"), (Put, "/v1/routing-rules")] },
+    Part {
+        what: "jobs",
+        tag: "jobs",
+        routes: &[
+            (Post, "/v1/jobs"),
+            (Get, "/v1/jobs"),
+            (Get, "/v1/jobs/{job}"),
+            (Post, "/v1/jobs/{job}/pause"),
+            (Post, "/v1/jobs/{job}/resume"),
+            (Post, "/v1/jobs/{job}/cancel"),
+            (Post, "/v1/jobs/{job}/retry"),
+        ],
+    },
+    Part {
+        what: "schedules",
+        tag: "jobs",
+        routes: &[
+            (Post, "/v1/schedules"),
+            (Get, "/v1/schedules"),
+            (Get, "/v1/schedules/{schedule}"),
+            (Patch, "/v1/schedules/{schedule}"),
+            (Delete, "/v1/schedules/{schedule}"),
+        ],
+    },
+    Part {
+        what: "context runs",
+        tag: "runs",
+        routes: &[
+            (Post, "/v1/runs"),
+            (Get, "/v1/runs"),
+            (Get, "/v1/runs/stream"),
+            (Get, "/v1/runs/{run}"),
+            (Put, "/v1/runs/{run}"),
+            (Post, "/v1/runs/{run}/events"),
+            (Get, "/v1/runs/{run}/events"),
+            (Post, "/v1/runs/{run}/todos/sync"),
+            (Post, "/v1/runs/{run}/driver/next"),
+            (Get, "/v1/runs/{run}/blackboard"),
+            (Post, "/v1/runs/{run}/blackboard/patches"),
+            (Get, "/v1/runs/{run}/tasks"),
+            (Post, "/v1/runs/{run}/tasks"),
+            (Post, "/v1/runs/{run}/tasks/claim"),
+            (Post, "/v1/runs/{run}/tasks/{task}/transition"),
+            (Post, "/v1/runs/{run}/lease/validate"),
+            (Post, "/v1/runs/{run}/checkpoints"),
+            (Get, "/v1/runs/{run}/checkpoints"),
+            (Post, "/v1/runs/{run}/checkpoints/{checkpoint}/restore"),
+            (Get, "/v1/runs/{run}/replay"),
+            (Get, "/v1/runs/{run}/ledger"),
+            (Get, "/v1/runs/{run}/mutations"),
+            (Get, "/v1/runs/{run}/rollback-preview"),
+            (Post, "/v1/runs/{run}/rollback-execute"),
+            (Get, "/v1/runs/{run}/rollback-history"),
+        ],
+    },
+    Part {
+        what: "tenants and keys",
+        tag: "admin",
+        routes: &[
+            (Post, "/v1/admin/tenants"),
+            (Get, "/v1/admin/tenants"),
+            (Patch, "/v1/admin/tenants/{tenant}"),
+            (Delete, "/v1/admin/tenants/{tenant}"),
+            (Post, "/v1/admin/tenants/{tenant}/keys"),
+            (Get, "/v1/admin/tenants/{tenant}/keys"),
+            (Delete, "/v1/admin/tenants/{tenant}/keys/{key_id}"),
+            (Post, "/v1/admin/tenants/{tenant}/export"),
+            (Post, "/v1/admin/tenants/{tenant}/erase"),
+        ],
+    },
+];
+
+/// Adds the routes of the table, and their descriptions.
+pub fn mount<S: Clone + Send + Sync + 'static>(mut router: OpenApiRouter<S>) -> OpenApiRouter<S> {
+    for part in TABLE {
+        let what = part.what;
+        for (verb, path) in part.routes {
+            let (filter, method) = match verb {
+                Get => (MethodFilter::GET, HttpMethod::Get),
+                Post => (MethodFilter::POST, HttpMethod::Post),
+                Put => (MethodFilter::PUT, HttpMethod::Put),
+                Patch => (MethodFilter::PATCH, HttpMethod::Patch),
+                Delete => (MethodFilter::DELETE, HttpMethod::Delete),
+            };
+            router = router.route(path, on(filter, move || async move { Problem::not_built(what) }));
+            let mut operation = OperationBuilder::new()
+                .tag(part.tag)
+                .summary(Some(format!("Not built yet: {what}.")))
+                .response("501", openapi::problem_response(StatusCode::NOT_IMPLEMENTED))
+                .response("500", openapi::problem_response(StatusCode::INTERNAL_SERVER_ERROR));
+            for name in path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
+                let text = ObjectBuilder::new().schema_type(Type::String);
+                let parameter = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path);
+                operation = operation.parameter(parameter.required(utoipa::openapi::Required::True).schema(Some(text)));
+            }
+            router.get_openapi_mut().paths.add_path_operation(*path, vec![method], operation.build());
+        }
+    }
+    router
+}

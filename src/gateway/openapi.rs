@@ -1,0 +1,104 @@
+//! The OpenAPI document: the handlers' own descriptions, plus what all of them have in common.
+
+use std::collections::BTreeMap;
+
+use axum::http::StatusCode;
+use utoipa::{
+    IntoResponses,
+    openapi::{
+        ContentBuilder, Header, OpenApi, Ref, RefOr, Response, ResponseBuilder, Schema,
+        schema::{ObjectBuilder, SchemaType, Type},
+    },
+};
+
+use super::problem::{CONTENT_TYPE, Document};
+
+/// What the document says before any route is added.
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "raddle",
+        description = "A durable, multi-tenant runtime for AI-agent threads. Errors are problem documents (RFC 9457); \
+                       clients branch on `code`.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
+    ),
+    components(schemas(Document)),
+    tags(
+        (name = "service", description = "The server itself"),
+        (name = "threads", description = "Durable conversations"),
+        (name = "turns", description = "One prompt to its outcome"),
+        (name = "inbox", description = "Prompts that wait"),
+        (name = "events", description = "What happened, replayed and live"),
+        (name = "approvals", description = "What waits for a person"),
+        (name = "usage", description = "What it cost, and which model answers"),
+        (name = "jobs", description = "Work for later"),
+        (name = "runs", description = "Work that agents share"),
+        (name = "admin", description = "Tenants and keys"),
+    ),
+)]
+pub struct Frame;
+
+/// The problems that any read may meet.
+pub struct Reads;
+/// The problems that any change may meet.
+pub struct Writes;
+
+impl IntoResponses for Reads {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        problems(&[403, 404, 410, 422, 500, 503])
+    }
+}
+
+impl IntoResponses for Writes {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        problems(&[400, 403, 404, 409, 410, 412, 413, 422, 429, 500, 501, 503, 507])
+    }
+}
+
+fn problems(statuses: &[u16]) -> BTreeMap<String, RefOr<Response>> {
+    let known = statuses.iter().filter_map(|status| StatusCode::from_u16(*status).ok());
+    known.map(|status| (status.as_str().to_owned(), RefOr::T(problem_response(status)))).collect()
+}
+
+/// A problem document with this status.
+pub fn problem_response(status: StatusCode) -> Response {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    let description = status.canonical_reason().unwrap_or("A problem");
+    let response = ResponseBuilder::new().description(description).content(CONTENT_TYPE, content);
+    match status {
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            response.header("Retry-After", Header::new(ObjectBuilder::new().schema_type(Type::Integer))).build()
+        }
+        _ => response.build(),
+    }
+}
+
+/// Parameters are present or absent, never `null`: an `Option` in a handler's description means the former.
+pub fn without_null_parameters(document: &mut OpenApi) {
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
+        for parameter in
+            operations.into_iter().flatten().flat_map(|operation| operation.parameters.iter_mut().flatten())
+        {
+            let RefOr::T(parameter) = parameter else { continue };
+            match &mut parameter.schema {
+                Some(RefOr::T(Schema::Object(object))) => {
+                    if let SchemaType::Array(types) = &mut object.schema_type {
+                        types.retain(|kind| *kind != Type::Null);
+                        if let [only] = types.as_slice() {
+                            object.schema_type = SchemaType::Type(only.clone());
+                        }
+                    }
+                }
+                Some(RefOr::T(Schema::OneOf(choice))) => {
+                    let null = |schema: &RefOr<Schema>| matches!(schema, RefOr::T(Schema::Object(object)) if object.schema_type == SchemaType::Type(Type::Null));
+                    choice.items.retain(|schema| !null(schema));
+                    if let [only] = choice.items.as_slice() {
+                        parameter.schema = Some(only.clone());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! What a caller is told when a request does not succeed: RFC 9457 problem documents.
+//!
+//! Every [`raddle_actors::handle::Error`] becomes a [`Problem`] here and nowhere else, in one match without a
+//! catch-all: a new error has to choose its status. Sentences leave the process; causes stay in the log.
+
+use std::{fmt, time::Duration};
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use raddle_actors::handle::Error;
+use raddle_domain::{command::Refused, ports::StoreError};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::{
+    ToSchema,
+    openapi::schema::{Object, ObjectBuilder, Type},
+};
+
+use super::observe;
+
+/// The media type of every error.
+pub const CONTENT_TYPE: &str = "application/problem+json";
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $status:literal, $code:literal, $title:literal;)*) => {
+        /// What went wrong, as clients tell it apart.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Code { $($(#[$doc])* $name,)* }
+
+        impl Code {
+            /// Every code there is.
+            pub const ALL: &[Code] = &[$(Self::$name,)*];
+
+            /// The stable word.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $code,)* }
+            }
+
+            /// The same for every problem of this code.
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$name => $title,)* }
+            }
+
+            /// The status it travels with.
+            pub fn status(self) -> StatusCode {
+                let status: u16 = match self { $(Self::$name => $status,)* };
+                StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+        }
+    };
+}
+
+codes! {
+    BadRequest = 400, "bad-request", "The request cannot be read";
+    /// A page of another site, or another name than the machine's own, on a server without keys.
+    ForeignOrigin = 403, "foreign-origin", "The request comes from elsewhere";
+    NotFound = 404, "not-found", "There is no such thing";
+    MethodNotAllowed = 405, "method-not-allowed", "The path has no such method";
+    TurnOpen = 409, "turn-open", "Another turn is open";
+    ThreadArchived = 409, "thread-archived", "The thread is archived";
+    TurnNotActive = 409, "turn-not-active", "The turn is not the active one";
+    InFlight = 409, "in-flight", "The same request is still in flight";
+    ThreadDeleted = 410, "thread-deleted", "The thread was deleted";
+    PreconditionFailed = 412, "precondition-failed", "The thread has moved on";
+    TooLarge = 413, "too-large", "Too large";
+    Invalid = 422, "invalid", "A value is not acceptable";
+    UnknownField = 422, "unknown-field", "A field is unknown";
+    IdempotencyMismatch = 422, "idempotency-mismatch", "The key belongs to another request";
+    InboxFull = 429, "inbox-full", "The thread's inbox is full";
+    Internal = 500, "internal", "A defect of the server";
+    NotImplemented = 501, "not-implemented", "Not built yet";
+    Busy = 503, "busy", "The server is busy";
+    Draining = 503, "draining", "The server is shutting down";
+    StoreUnavailable = 503, "store-unavailable", "The store is not available";
+    ThreadUnavailable = 503, "thread-unavailable", "The thread's records cannot be used";
+    StorageFull = 507, "storage-full", "The disk is full";
+}
+
+/// An answer to a request that did not succeed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    pub code: Code,
+    /// A sentence for the caller.
+    pub detail: String,
+    pub retry_after: Option<Duration>,
+    /// Named fields beside the standard ones.
+    pub extra: Map<String, Value>,
+}
+
+/// A problem as it travels. Problems of some codes carry further named fields.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct Document<'a> {
+    /// A stable URI, one per code.
+    #[serde(rename = "type")]
+    #[schema(example = "https://raddle.dev/problems/turn-open")]
+    uri: String,
+    title: &'a str,
+    status: u16,
+    /// Stable, kebab-case: what clients branch on.
+    #[schema(schema_with = codes)]
+    code: &'a str,
+    /// A sentence about this very occurrence.
+    detail: &'a str,
+    /// The `X-Request-Id` of the reply.
+    #[schema(required)]
+    request_id: Option<String>,
+    #[serde(flatten)]
+    #[schema(ignore)]
+    extra: &'a Map<String, Value>,
+}
+
+/// The codes as the OpenAPI document lists them.
+fn codes() -> Object {
+    let words = Code::ALL.iter().map(|code| code.as_str());
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).build()
+}
+
+impl Problem {
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), retry_after: None, extra: Map::new() }
+    }
+
+    /// A value that the caller must change; `field` says where it stands.
+    pub fn invalid(field: &str, why: impl fmt::Display) -> Self {
+        Self::new(Code::Invalid, format!("`{field}` {why}")).with("field", field)
+    }
+
+    pub fn not_found(what: &str) -> Self {
+        Self::new(Code::NotFound, format!("no such {what}"))
+    }
+
+    /// Something that the API promises and this build does not have.
+    pub fn not_built(what: &str) -> Self {
+        Self::new(Code::NotImplemented, format!("{what} is not built yet"))
+    }
+
+    /// Adds a named field.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.extra.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Says when it is worth to try again.
+    #[must_use]
+    pub fn after(mut self, retry_after: Duration) -> Self {
+        self.retry_after = Some(retry_after);
+        self
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        let sentence = refused.to_string();
+        match refused {
+            Refused::TurnOpen { turn } => Problem::new(Code::TurnOpen, sentence).with("active_turn", turn.to_string()),
+            Refused::ThreadArchived => Problem::new(Code::ThreadArchived, sentence),
+            Refused::TurnNotActive { turn: _, active } => {
+                Problem::new(Code::TurnNotActive, sentence).with("active_turn", active.map(|turn| turn.to_string()))
+            }
+            Refused::Precondition { expected: _, head } => {
+                Problem::new(Code::PreconditionFailed, sentence).with("seq", head)
+            }
+            Refused::InboxFull { limit } => {
+                Problem::new(Code::InboxFull, sentence).with("limit", limit).after(Duration::from_secs(5))
+            }
+            Refused::Invalid { field, why: _ } => Problem::new(Code::Invalid, sentence).with("field", field),
+            Refused::TooLarge { field, size, limit } => {
+                Problem::new(Code::TooLarge, sentence).with("field", field).with("size", size).with("limit", limit)
+            }
+            Refused::NotImplemented(_) => Problem::new(Code::NotImplemented, sentence),
+        }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let sentence = error.to_string();
+        match error {
+            Error::Refused(refused) => refused.into(),
+            Error::NotFound(_) => Problem::new(Code::NotFound, sentence),
+            Error::Deleted => Problem::new(Code::ThreadDeleted, sentence),
+            Error::InFlight => Problem::new(Code::InFlight, sentence),
+            Error::IdempotencyMismatch => Problem::new(Code::IdempotencyMismatch, sentence),
+            Error::Busy { what: _, retry_after } => Problem::new(Code::Busy, sentence).after(retry_after),
+            Error::Draining => Problem::new(Code::Draining, sentence).after(Duration::from_secs(5)),
+            Error::ThreadUnavailable(_) => {
+                tracing::error!(%sentence, "a thread is unavailable");
+                Problem::new(Code::ThreadUnavailable, sentence).after(Duration::from_secs(30))
+            }
+            Error::Store(StoreError::Full) => Problem::new(Code::StorageFull, sentence),
+            Error::Store(StoreError::Unavailable(why)) => {
+                tracing::error!(%why, "the store is not available");
+                Problem::new(Code::StoreUnavailable, "the store is not available; the cause is in the server's log")
+                    .after(Duration::from_secs(1))
+            }
+            Error::Store(StoreError::Corrupt(corrupt)) => {
+                tracing::error!(record = %corrupt.record, why = %corrupt.why, "a record is corrupt");
+                Problem::new(Code::ThreadUnavailable, format!("the thread is unavailable: {sentence}"))
+                    .after(Duration::from_secs(30))
+            }
+            Error::Internal(why) => {
+                tracing::error!(%why, "a request met a defect");
+                Problem::new(Code::Internal, "the server failed; the cause is in its log")
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.code.status();
+        let document = Document {
+            uri: format!("https://raddle.dev/problems/{}", self.code.as_str()),
+            title: self.code.title(),
+            status: status.as_u16(),
+            code: self.code.as_str(),
+            detail: &self.detail,
+            request_id: observe::request_id(),
+            extra: &self.extra,
+        };
+        let body = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response();
+        if let Some(wait) = self.retry_after {
+            // Whole seconds are all the header can say: rounded up, so that nobody comes early.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raddle_domain::{id::TurnId, ports::Corrupt};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn turn() -> TurnId {
+        TurnId::new(Uuid::from_u128(7))
+    }
+
+    #[test]
+    fn every_error_has_the_status_and_code_of_the_contract() {
+        let corrupt = || Corrupt { record: "threads/x".into(), why: "checksum".into() };
+        let rows: Vec<(Error, u16, &str)> = vec![
+            (Refused::TurnOpen { turn: turn() }.into(), 409, "turn-open"),
+            (Refused::ThreadArchived.into(), 409, "thread-archived"),
+            (Refused::TurnNotActive { turn: turn(), active: None }.into(), 409, "turn-not-active"),
+            (Refused::Precondition { expected: 3, head: 9 }.into(), 412, "precondition-failed"),
+            (Refused::InboxFull { limit: 100 }.into(), 429, "inbox-full"),
+            (Refused::Invalid { field: "prompt", why: "is empty".into() }.into(), 422, "invalid"),
+            (Refused::TooLarge { field: "prompt", size: 9, limit: 8 }.into(), 413, "too-large"),
+            (Refused::NotImplemented("steering").into(), 501, "not-implemented"),
+            (Error::NotFound("thread"), 404, "not-found"),
+            (Error::Deleted, 410, "thread-deleted"),
+            (Error::InFlight, 409, "in-flight"),
+            (Error::IdempotencyMismatch, 422, "idempotency-mismatch"),
+            (Error::Busy { what: "the mailbox", retry_after: Duration::from_millis(200) }, 503, "busy"),
+            (Error::Draining, 503, "draining"),
+            (Error::ThreadUnavailable("record x".into()), 503, "thread-unavailable"),
+            (StoreError::Full.into(), 507, "storage-full"),
+            (StoreError::Unavailable("EIO".into()).into(), 503, "store-unavailable"),
+            (StoreError::Corrupt(corrupt()).into(), 503, "thread-unavailable"),
+            (Error::Internal("a secret path".into()), 500, "internal"),
+        ];
+        for (error, status, code) in rows {
+            let problem = Problem::from(error.clone());
+            assert_eq!((problem.code.status().as_u16(), problem.code.as_str()), (status, code), "{error:?}");
+            let response = problem.into_response();
+            let waits = response.headers().contains_key(header::RETRY_AFTER);
+            assert_eq!(waits, matches!(status, 429 | 503), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_defect_keeps_its_cause_to_itself() {
+        let problem = Problem::from(Error::Internal("a secret path".into()));
+        assert!(!problem.detail.contains("secret"));
+    }
+
+    #[test]
+    fn a_corrupt_record_is_named() {
+        let corrupt = Corrupt { record: "threads/default/thr_1".into(), why: "checksum".into() };
+        let problem = Problem::from(Error::Store(corrupt.into()));
+        assert!(problem.detail.contains("threads/default/thr_1"), "{}", problem.detail);
+    }
+
+    #[test]
+    fn an_open_turn_is_named_in_a_field_of_its_own() {
+        let problem = Problem::from(Refused::TurnOpen { turn: turn() });
+        assert_eq!(problem.extra["active_turn"], turn().to_string());
+    }
+
+    #[test]
+    fn a_retry_is_never_announced_too_early() {
+        let wait = |ms| {
+            let problem = Problem::new(Code::Busy, "").after(Duration::from_millis(ms));
+            problem.into_response().headers()[header::RETRY_AFTER].to_str().unwrap().to_owned()
+        };
+        assert_eq!([wait(0), wait(1), wait(1_000), wait(1_001)], ["1", "1", "1", "2"]);
+    }
+
+    #[test]
+    fn codes_are_kebab_case_and_unique() {
+        for (at, code) in Code::ALL.iter().enumerate() {
+            assert!(code.as_str().bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'));
+            assert!(Code::ALL[..at].iter().all(|other| other.as_str() != code.as_str()));
+            assert!(code.status().is_client_error() || code.status().is_server_error());
+        }
+    }
+}

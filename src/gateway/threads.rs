@@ -1,0 +1,282 @@
+//! Threads: make, list, read, change, delete; the snapshot and the inbox.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use raddle_actors::handle::{Archived, Done, ThreadQuery};
+use raddle_domain::{
+    id::{InputId, Seq, ThreadId},
+    record::{Thread, ThreadStatus},
+};
+
+use super::{
+    Gateway,
+    cursor::{self, List as Of},
+    openapi::{Reads, Writes},
+    problem::Problem,
+    request::{Caller, OfThread, Params, Verb},
+    wire::{self, InboxEntry, List, NewThread, Nothing, PatchThread, Snapshot, positions},
+};
+
+/// Says that a reply was given before.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// What a list may filter by: longer texts match no title.
+const QUERY_CHARS: usize = 256;
+
+/// Make a thread.
+#[utoipa::path(
+    post, path = "/v1/threads", tag = "threads", request_body = NewThread,
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$", description = "Makes a repeated request harmless")),
+    responses(
+        (status = 201, body = Thread, description = "Made, and durable",
+            headers(("Location" = String), ("ETag" = String), ("Idempotent-Replayed" = Option<String>))),
+        Writes,
+    ),
+)]
+pub async fn create_thread(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Caller,
+    Verb { body, call }: Verb<NewThread>,
+) -> Result<Response, Problem> {
+    let new = body.into_command(&**gateway.runtime.models())?;
+    let done = gateway.runtime.create_thread(caller.tenant, new, call).await?;
+    let location = format!("/v1/threads/{}", done.value.id);
+    Ok(reply(StatusCode::CREATED, done, Some(location), Json))
+}
+
+/// List threads, most recently updated first.
+#[utoipa::path(
+    get, path = "/v1/threads", tag = "threads",
+    params(
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "50 unless given"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("archived" = inline(Option<wire::Archived>), Query, description = "`false` (default), `true` (all), `only`"),
+        ("status" = Option<ThreadStatus>, Query),
+        ("q" = Option<String>, Query, max_length = 256, description = "Part of the title or of the id, in any case"),
+    ),
+    responses((status = 200, body = List<Thread>, description = "A page"), Reads),
+)]
+pub async fn list_threads(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Caller,
+    mut params: Params,
+) -> Result<Json<List<Thread>>, Problem> {
+    let of = Of::Threads(caller.tenant);
+    let limit = params.limit()?;
+    let after = params.text("cursor").map(|text| cursor::decode(of, &text)).transpose()?;
+    let status = params.word("status", &STATUSES)?;
+    let archived = [("false", Archived::Without), ("true", Archived::With), ("only", Archived::Only)];
+    let archived = params.word("archived", &archived)?.unwrap_or(match status {
+        // Whoever asks for archived threads by status wants to see them.
+        Some(ThreadStatus::Archived) => Archived::Only,
+        _ => Archived::Without,
+    });
+    let q = params.text("q").filter(|q| !q.is_empty());
+    if q.as_ref().is_some_and(|q| q.chars().count() > QUERY_CHARS) {
+        return Err(Problem::invalid("q", format_args!("has more than {QUERY_CHARS} characters")));
+    }
+    params.end()?;
+    let query = ThreadQuery { archived, status, q, after, limit };
+    let page = gateway.runtime.threads(caller.tenant, query).await?;
+    Ok(Json(List { data: page.data, next_cursor: page.next.map(|place| cursor::encode(of, &place)) }))
+}
+
+const STATUSES: [(&str, ThreadStatus); 4] = [
+    (ThreadStatus::Idle.as_str(), ThreadStatus::Idle),
+    (ThreadStatus::Running.as_str(), ThreadStatus::Running),
+    (ThreadStatus::AwaitingApproval.as_str(), ThreadStatus::AwaitingApproval),
+    (ThreadStatus::Archived.as_str(), ThreadStatus::Archived),
+];
+
+/// Read a thread.
+#[utoipa::path(
+    get, path = "/v1/threads/{thread}", tag = "threads", params(("thread" = ThreadId, Path)),
+    responses((status = 200, body = Thread, description = "As of its `seq`", headers(("ETag" = String))), Reads),
+)]
+pub async fn get_thread(
+    State(gateway): State<Arc<Gateway>>,
+    OfThread(key): OfThread,
+    params: Params,
+) -> Result<Response, Problem> {
+    params.end()?;
+    let thread = gateway.runtime.thread(key).await?;
+    Ok((etag(thread.seq), Json(thread)).into_response())
+}
+
+/// Change a thread's settings, or archive it.
+#[utoipa::path(
+    patch, path = "/v1/threads/{thread}", tag = "threads", request_body = PatchThread,
+    params(
+        ("thread" = ThreadId, Path),
+        ("If-Match" = Option<String>, Header, pattern = "^(\"[0-9]+\"|\\*)$", description = "The `seq` that the caller saw, in quotes"),
+    ),
+    responses((status = 200, body = Thread, description = "As changed", headers(("ETag" = String))), Writes),
+)]
+pub async fn patch_thread(
+    State(gateway): State<Arc<Gateway>>,
+    OfThread(key): OfThread,
+    Verb { body, call }: Verb<PatchThread>,
+) -> Result<Response, Problem> {
+    let patch = body.into_command(&**gateway.runtime.models())?;
+    let done = gateway.runtime.patch_thread(key, patch, call).await?;
+    Ok(reply(StatusCode::OK, done, None, Json))
+}
+
+/// Delete a thread with every record and event of it.
+#[utoipa::path(
+    delete, path = "/v1/threads/{thread}", tag = "threads",
+    params(
+        ("thread" = ThreadId, Path),
+        ("If-Match" = Option<String>, Header, pattern = "^(\"[0-9]+\"|\\*)$", description = "The `seq` that the caller saw, in quotes"),
+    ),
+    responses((status = 204, description = "Gone"), Writes),
+)]
+pub async fn delete_thread(
+    State(gateway): State<Arc<Gateway>>,
+    OfThread(key): OfThread,
+    Verb { body: Nothing {}, call }: Verb<Nothing>,
+) -> Result<StatusCode, Problem> {
+    gateway.runtime.delete_thread(key, call).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Read a thread whole. Its events after `seq` continue it exactly.
+#[utoipa::path(
+    get, path = "/v1/threads/{thread}/snapshot", tag = "threads", params(("thread" = ThreadId, Path)),
+    responses((status = 200, body = Snapshot, description = "As of `seq`", headers(("ETag" = String))), Reads),
+)]
+pub async fn get_snapshot(
+    State(gateway): State<Arc<Gateway>>,
+    OfThread(key): OfThread,
+    params: Params,
+) -> Result<Response, Problem> {
+    params.end()?;
+    let whole = gateway.runtime.snapshot(key).await?;
+    let snapshot = Snapshot {
+        thread: whole.thread,
+        turns: whole.turns,
+        items: whole.items,
+        approvals: [],
+        inbox: positions(whole.inbox),
+        seq: whole.seq,
+    };
+    Ok((etag(snapshot.seq), Json(snapshot)).into_response())
+}
+
+/// List the prompts that wait, in the order in which they will run.
+#[utoipa::path(
+    get, path = "/v1/threads/{thread}/inbox", tag = "inbox",
+    params(
+        ("thread" = ThreadId, Path),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "50 unless given"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = 200, body = List<InboxEntry>, description = "A page"), Reads),
+)]
+pub async fn list_inbox(
+    State(gateway): State<Arc<Gateway>>,
+    OfThread(key): OfThread,
+    mut params: Params,
+) -> Result<Json<List<InboxEntry>>, Problem> {
+    let of = Of::Inbox(key);
+    let limit = params.limit()?;
+    let after = params.text("cursor").map(|text| cursor::decode(of, &text)).transpose()?;
+    params.end()?;
+    let inbox = positions(gateway.runtime.inbox(key).await?);
+    let (data, next) = inbox_page(inbox, after, limit);
+    Ok(Json(List { data, next_cursor: next.map(|input| cursor::encode(of, &input)) }))
+}
+
+/// The `limit` entries after `after`. A prompt that left the inbox took all before it along: the rest starts at the front.
+fn inbox_page(inbox: Vec<InboxEntry>, after: Option<InputId>, limit: usize) -> (Vec<InboxEntry>, Option<InputId>) {
+    let seen = |entry: &InboxEntry| Some(entry.admission.id) == after;
+    let from = inbox.iter().position(seen).map_or(0, |at| at + 1);
+    let more = inbox.len() > from + limit;
+    let data: Vec<_> = inbox.into_iter().skip(from).take(limit).collect();
+    let next = data.last().filter(|_| more).map(|last| last.admission.id);
+    (data, next)
+}
+
+/// The reply to a command: its record, where the thread stands, and whether all this was said before.
+pub(super) fn reply<T, B: IntoResponse>(
+    status: StatusCode,
+    done: Done<T>,
+    location: Option<String>,
+    body: impl FnOnce(T) -> B,
+) -> Response {
+    let Done { value, seq, replayed } = done;
+    let mut response = (status, etag(seq), body(value)).into_response();
+    let headers = response.headers_mut();
+    if let Some(location) = location.and_then(|location| HeaderValue::try_from(location).ok()) {
+        headers.insert(header::LOCATION, location);
+    }
+    if replayed {
+        headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    response
+}
+
+/// The validator that `If-Match` takes back.
+pub(super) fn etag(seq: Seq) -> [(HeaderName, String); 1] {
+    [(header::ETAG, format!("\"{seq}\""))]
+}
+
+#[cfg(test)]
+mod tests {
+    use raddle_domain::{
+        record::{Admission, AdmissionStatus, Delivery, TurnOverrides},
+        time::UnixMs,
+    };
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn inbox(ids: &[u128]) -> Vec<InboxEntry> {
+        let admission = |id: &u128| Admission {
+            id: InputId::new(Uuid::from_u128(*id)),
+            thread_id: ThreadId::new(Uuid::from_u128(1)),
+            delivery: Delivery::Queue,
+            status: AdmissionStatus::Pending,
+            prompt: "x".into(),
+            overrides: TurnOverrides::default(),
+            turn_id: None,
+            created_at: UnixMs(0),
+        };
+        positions(ids.iter().map(admission).collect())
+    }
+
+    fn page(ids: &[u128], after: Option<u128>, limit: usize) -> (Vec<usize>, bool) {
+        let after = after.map(|id| InputId::new(Uuid::from_u128(id)));
+        let (data, next) = inbox_page(inbox(ids), after, limit);
+        (data.iter().map(|entry| entry.position).collect(), next.is_some())
+    }
+
+    #[test]
+    fn an_inbox_is_paged_without_a_repeat_or_a_hole() {
+        assert_eq!(page(&[1, 2, 3], None, 2), (vec![0, 1], true));
+        assert_eq!(page(&[1, 2, 3], Some(2), 2), (vec![2], false));
+        assert_eq!(page(&[1, 2, 3], None, 3), (vec![0, 1, 2], false));
+        assert_eq!(page(&[], None, 3), (vec![], false));
+    }
+
+    #[test]
+    fn a_cursor_whose_prompt_was_promoted_goes_on_at_the_front() {
+        assert_eq!(page(&[3, 4], Some(2), 2), (vec![0, 1], false));
+    }
+
+    #[test]
+    fn a_replayed_reply_says_so() {
+        let done = |replayed| Done { value: 1, seq: 9, replayed };
+        let fresh = reply(StatusCode::CREATED, done(false), Some("/v1/x".into()), Json);
+        assert_eq!(fresh.headers()["etag"], "\"9\"");
+        assert_eq!(fresh.headers()["location"], "/v1/x");
+        assert!(!fresh.headers().contains_key(REPLAYED));
+        assert_eq!(reply(StatusCode::CREATED, done(true), None, Json).headers()[REPLAYED], "true");
+    }
+}
