@@ -1,22 +1,58 @@
 //! Wiring: a [`Config`] becomes a running [`Runtime`]. The only place that knows every part by name.
 
+use std::sync::Arc;
+
 use anyhow::{Context, bail};
-use raddle_actors::handle::Runtime;
+use raddle_actors::{Ports, Runtime, store::redb::RedbConfig};
 use secrecy::SecretString;
 
-use crate::config::{Config, Secret};
+use crate::{
+    config::{Config, Secret},
+    models::{Registry, RegistryConfig, openai::OpenAiConfig},
+};
 
-/// Starts the runtime on the configured data directory.
+/// Starts the runtime on the configured data directory, with the configured models.
 ///
 /// The error is a sentence for whoever started the server; that another process owns the directory is one, and
 /// names its pid.
-pub fn start(config: &Config) -> anyhow::Result<Runtime> {
-    let key = config.model.openai.as_ref().and_then(|openai| openai.api_key.as_ref());
-    let api_key = key.map(|key| reveal(key).context("`model.openai.api_key_file`")).transpose()?;
-    // WIRING: `models::Registry` from `config.model` and `api_key`, then `Runtime::start` with `config.data_dir`,
-    // `config.limits`, `config.store`.
-    let _ = api_key;
-    Ok(Runtime {})
+pub async fn start(config: &Config) -> anyhow::Result<Runtime> {
+    let models = Registry::new(models(config)?).context("`model`")?;
+    Ok(Runtime::start(runtime(config), Ports::with_models(Arc::new(models))).await?)
+}
+
+fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
+    let openai = config.model.openai.as_ref().map(|openai| {
+        let key = openai.api_key.as_ref().map(reveal).transpose().context("`model.openai.api_key_file`")?;
+        let defaults = OpenAiConfig::new(openai.base_url.clone());
+        anyhow::Ok(OpenAiConfig {
+            api_key: key,
+            connect_timeout: openai.connect_timeout,
+            first_byte_timeout: openai.first_byte_timeout,
+            idle_timeout: openai.idle_timeout,
+            ..defaults
+        })
+    });
+    Ok(RegistryConfig { default: config.model.default.clone(), openai: openai.transpose()? })
+}
+
+fn runtime(config: &Config) -> raddle_actors::Config {
+    let limits = &config.limits;
+    raddle_actors::Config {
+        store: RedbConfig {
+            cache_bytes: config.store.cache_bytes,
+            min_free_bytes: config.store.min_free_bytes,
+            sync_delay: config.store.sync_delay,
+            ..RedbConfig::new(&config.data_dir)
+        },
+        limits: limits.thread,
+        loaded_threads: limits.loaded_threads,
+        loaded_bytes: usize::try_from(limits.loaded_bytes).unwrap_or(usize::MAX),
+        commands_in_flight: limits.commands_in_flight,
+        commands_per_thread: limits.commands_per_thread,
+        subscribers: limits.subscribers,
+        subscriber_bytes: limits.subscriber_bytes,
+        ..raddle_actors::Config::new(&config.data_dir)
+    }
 }
 
 /// The secret itself, read from its file if that is where it is.

@@ -13,7 +13,7 @@ use axum::{
     middleware::from_fn_with_state,
     response::{IntoResponse, Response},
 };
-use raddle_actors::handle::Runtime;
+use raddle_actors::Runtime;
 use raddle_domain::command::Limits;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;

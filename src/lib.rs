@@ -2,11 +2,12 @@
 //!
 //! This package is what speaks and what is wired: the HTTP gateway, the command line, the configuration. The
 //! rules are in `raddle-domain`, the runtime in `raddle-actors`. A host that embeds the server needs
-//! [`gateway::router`] and a [`raddle_actors::handle::Runtime`].
+//! [`gateway::router`] and a [`raddle_actors::Runtime`].
 
 pub mod app;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod gateway;
+pub mod models;
 pub mod sse;

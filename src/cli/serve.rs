@@ -46,7 +46,7 @@ impl Serve {
         log_to_stderr(&config.log)?;
         // Before anything is announced: a signal that arrives from here on is a shutdown, not a death.
         let mut signals = Signals::new()?;
-        let runtime = app::start(&config).map_err(|err| Failure::Failed(format!("{err:#}")))?;
+        let runtime = app::start(&config).await.map_err(|err| Failure::Failed(format!("{err:#}")))?;
         let listener = match TcpListener::bind(config.listen).await {
             Ok(listener) => listener,
             Err(err) => {

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use raddle_actors::handle::ItemPlace;
+use raddle_actors::ItemPlace;
 use raddle_domain::{
     id::{InputId, Seq, TenantId, ThreadId, ThreadKey},
     ports::Place,

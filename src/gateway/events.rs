@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::{Stream, StreamExt, stream};
-use raddle_actors::handle::{Next, Subscription};
+use raddle_actors::{Next, Subscription};
 use raddle_domain::id::{Seq, ThreadId};
 
 use super::{

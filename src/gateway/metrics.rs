@@ -15,7 +15,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use raddle_actors::handle::{Health, Runtime};
+use raddle_actors::{Health, Runtime};
 
 /// Upper bounds in seconds: from a read in memory to a disk in trouble.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];

@@ -1,6 +1,6 @@
 //! What a caller is told when a request does not succeed: RFC 9457 problem documents.
 //!
-//! Every [`raddle_actors::handle::Error`] becomes a [`Problem`] here and nowhere else, in one match without a
+//! Every [`raddle_actors::Error`] becomes a [`Problem`] here and nowhere else, in one match without a
 //! catch-all: a new error has to choose its status. Sentences leave the process; causes stay in the log.
 
 use std::{fmt, time::Duration};
@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use raddle_actors::handle::Error;
+use raddle_actors::Error;
 use raddle_domain::{command::Refused, ports::StoreError};
 use serde::Serialize;
 use serde_json::{Map, Value};

@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderMap, Method, header, request::Parts},
 };
 use futures_util::StreamExt;
-use raddle_actors::handle::{Call, Idempotency};
+use raddle_actors::{Call, Idempotency};
 use raddle_domain::id::{Seq, TenantId, ThreadId, ThreadKey, TurnId};
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde_json::{Map, Value};

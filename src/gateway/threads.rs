@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use raddle_actors::handle::{Archived, Done, ThreadQuery};
+use raddle_actors::{Archived, Done, ThreadQuery};
 use raddle_domain::{
     id::{InputId, Seq, ThreadId},
     record::{Thread, ThreadStatus},

@@ -8,7 +8,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use raddle_actors::handle::{Done, ItemQuery, Started};
+use raddle_actors::{Done, ItemQuery, Started};
 use raddle_domain::{
     id::{ThreadId, TurnId},
     record::{InterruptReceipt, Item, ItemKind, Turn},
