@@ -154,6 +154,15 @@ async fn a_bad_request_is_refused_before_any_thread_is_asked() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_body_that_never_ends_is_given_up() {
+    let (router, _dir) = gateway();
+    let body = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+    let request = Request::post("/v1/threads").body(body).unwrap();
+    let (status, code, _) = problem(router.oneshot(request).await.unwrap()).await;
+    assert_eq!((status, code.as_str()), (400, "bad-request"));
+}
+
 #[tokio::test]
 async fn a_request_keeps_its_name() {
     let (router, _dir) = gateway();
