@@ -13,6 +13,7 @@ use raddle_domain::{
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::sse::Parser;
@@ -24,6 +25,8 @@ pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7878";
 const SILENCE: Duration = Duration::from_secs(45);
 /// How long an answer to anything but a wait may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A connection that lasted this long was a good one, even if nothing happened meanwhile.
+const LASTING: Duration = Duration::from_secs(10);
 /// How often in a row a stream is opened anew before the failure is believed.
 const RECONNECTS: u32 = 30;
 
@@ -221,6 +224,7 @@ impl Client {
             thread: thread.to_owned(),
             after,
             open: None,
+            since: Instant::now(),
             ready: VecDeque::new(),
             failures: 0,
             gone: false,
@@ -234,8 +238,10 @@ pub struct Follow {
     thread: String,
     after: Seq,
     open: Option<(Response, Parser)>,
+    /// When the open connection was made.
+    since: Instant,
     ready: VecDeque<crate::sse::Event>,
-    /// Connections in a row that brought nothing.
+    /// Connections in a row that brought nothing and did not last.
     failures: u32,
     /// The last word was said.
     gone: bool,
@@ -281,6 +287,7 @@ impl Follow {
     async fn read(&mut self) -> Result<bool, ClientError> {
         if self.open.is_none() {
             self.open = Some((self.connect().await?, Parser::default()));
+            self.since = Instant::now();
         }
         let Some((response, parser)) = &mut self.open else { return Ok(false) };
         match tokio::time::timeout(SILENCE, response.chunk()).await {
@@ -293,6 +300,9 @@ impl Follow {
             // Ended, cut, or silent for too long: all the same to a reader with a cursor.
             Ok(Ok(None) | Err(_)) | Err(_) => {
                 self.open = None;
+                if self.since.elapsed() > LASTING {
+                    self.failures = 0;
+                }
                 Ok(false)
             }
         }

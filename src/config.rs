@@ -146,6 +146,15 @@ impl Config {
         Ok(config)
     }
 
+    /// Every key that can be set, in the order in which they are read.
+    pub fn keys() -> Vec<String> {
+        let Ok(mut keys) = Keys::new(None, [], []) else { return Vec::new() };
+        // Defaults are acceptable, or nothing would start; what was asked for is the list.
+        let _ = Self::take(&mut keys);
+        keys.asked.retain(|key| !key.starts_with("auth."));
+        keys.asked
+    }
+
     fn take(keys: &mut Keys) -> Result<Self, ConfigError> {
         for key in ["auth.admin_key", "auth.admin_key_file"] {
             if let Some((_, origin)) = keys.raw(key) {
@@ -266,6 +275,8 @@ struct Keys {
     file: BTreeMap<String, Value>,
     env: BTreeMap<String, String>,
     flags: BTreeMap<&'static str, String>,
+    /// The keys that were asked for: those there are.
+    asked: Vec<String>,
 }
 
 impl Keys {
@@ -279,12 +290,15 @@ impl Keys {
             let line = err.span().map(|span| 1 + before(span.start).matches('\n').count());
             ConfigError::Syntax { line, why: err.message().to_owned() }
         })?;
-        let mut keys = Self { file: BTreeMap::new(), env: BTreeMap::new(), flags: flags.into_iter().collect() };
+        let mut keys =
+            Self { file: BTreeMap::new(), env: BTreeMap::new(), flags: flags.into_iter().collect(), asked: Vec::new() };
         flatten(String::new(), table, &mut keys.file);
         for (name, value) in env {
             if name == "RADDLE_LOG" {
-                // The short form that everybody types; stronger than the long one.
-                keys.env.insert(variable("log.level"), value);
+                // The short form that everybody types; stronger than the long one, unless it is empty.
+                if !value.is_empty() {
+                    keys.env.insert(variable("log.level"), value);
+                }
             } else if name.starts_with("RADDLE_") && !NOT_KEYS.contains(&name.as_str()) {
                 keys.env.entry(name).or_insert(value);
             }
@@ -294,6 +308,7 @@ impl Keys {
 
     /// The strongest value of a key, taken out together with the weaker ones.
     fn raw(&mut self, key: &str) -> Option<(Value, Origin)> {
+        self.asked.push(key.to_owned());
         let file = self.file.remove(key).map(|value| (value, Origin::File));
         let env = self.env.remove(&variable(key)).map(|text| (Value::String(text), Origin::Environment));
         let flag = self.flags.remove(key).map(|text| (Value::String(text), Origin::Flag));
@@ -356,7 +371,7 @@ fn variable(key: &str) -> String {
     format!("RADDLE_{}", key.replace('.', "_").to_ascii_uppercase())
 }
 
-/// Nested tables as dotted keys. An empty table is a key without a value, so that an unknown section is named too.
+/// Nested tables as dotted keys.
 fn flatten(prefix: String, table: Table, into: &mut BTreeMap<String, Value>) {
     for (name, value) in table {
         let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
@@ -409,6 +424,32 @@ mod tests {
         assert_eq!(unknown(read("[limits]\nloaded_thread = 1", &[], &[])), "limits.loaded_thread");
         assert_eq!(unknown(read("[limit]\nx = 1", &[], &[])), "limit.x");
         assert_eq!(unknown(read("", &[("RADDLE_LISTN", "x")], &[])), "RADDLE_LISTN");
+    }
+
+    #[test]
+    fn every_documented_key_is_one() {
+        let keys = Config::keys();
+        let documented = [
+            "listen",
+            "data_dir",
+            "limits.loaded_threads",
+            "limits.loaded_bytes",
+            "limits.body_bytes",
+            "limits.inbox_per_thread",
+            "model.default",
+            "model.openai.base_url",
+            "model.openai.api_key",
+            "model.openai.api_key_file",
+            "store.sync_delay_ms",
+            "approvals.expiry_ms",
+            "shutdown.deadline_ms",
+        ];
+        for key in documented {
+            assert!(keys.iter().any(|known| known == key), "{key}");
+        }
+        // No two keys share a variable.
+        let variables: std::collections::BTreeSet<_> = keys.iter().map(|key| variable(key)).collect();
+        assert_eq!(variables.len(), keys.len());
     }
 
     #[test]

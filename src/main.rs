@@ -12,7 +12,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(tokio) => tokio.block_on(cli.run()),
+        Ok(tokio) => {
+            let done = tokio.block_on(cli.run());
+            // Whatever is still blocked has had its deadline.
+            tokio.shutdown_background();
+            done
+        }
         Err(err) => Err(Failure::Failed(format!("cannot start: {err}"))),
     };
     match done {

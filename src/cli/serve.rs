@@ -26,8 +26,9 @@ use crate::{
 /// What replies under way get at least, however much of the deadline the runtime took.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Every option is also a key of the file and a variable; so are all other keys.
+/// Flags win over the environment, which wins over the file.
 #[derive(Debug, Args)]
+#[command(after_long_help = keys())]
 pub struct Serve {
     /// Where to listen; port 0 picks one [default: 127.0.0.1:7878] [env: RADDLE_LISTEN=]
     #[arg(long, value_name = "ADDR")]
@@ -116,6 +117,12 @@ impl Serve {
         Config::read(file.transpose()?.as_deref(), env, listen.into_iter().chain(data_dir))
             .map_err(|err| Failure::Usage(err.to_string()))
     }
+}
+
+/// The keys, asked of the configuration itself: the help cannot go stale.
+fn keys() -> String {
+    let keys = Config::keys();
+    format!("Keys of the TOML file, each also a variable (`a.b_c` is RADDLE_A_B_C):\n  {}", keys.join("\n  "))
 }
 
 /// What asks a server to go.

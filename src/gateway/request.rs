@@ -3,7 +3,7 @@
 //! Nothing here knows a route. A caller's mistake is answered with the name of the field, header or parameter
 //! that is wrong; what is not understood is refused, never ignored.
 
-use std::{collections::BTreeMap, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, str::FromStr, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes, to_bytes},
@@ -16,6 +16,7 @@ use raddle_domain::id::{Seq, TenantId, ThreadId, ThreadKey, TurnId};
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use tokio::time::timeout;
 
 use super::{
     Gateway,
@@ -24,6 +25,9 @@ use super::{
 
 /// How much of a body that is too large is still read, so that the caller gets to see the answer.
 const DRAIN_BYTES: usize = 8 * 1024 * 1024;
+
+/// How long a body may take: a caller that drips holds a connection, and nothing else, for no longer.
+const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// How many things a list holds when the caller does not say.
 pub const DEFAULT_PAGE: usize = 50;
@@ -191,7 +195,9 @@ impl<B: DeserializeOwned> FromRequest<Arc<Gateway>> for Verb<B> {
             Method::POST => idempotency_key(&parts.headers)?,
             _ => None,
         };
-        let value = object(&read(&parts.headers, body, gateway.config.body_bytes).await?)?;
+        let bytes = timeout(BODY_TIME, read(&parts.headers, body, gateway.config.body_bytes)).await;
+        let late = |_| Problem::new(Code::BadRequest, format!("the body did not arrive within {BODY_TIME:?}"));
+        let value = object(&bytes.map_err(late)??)?;
         let idempotency = key.map(|key| {
             let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
             Idempotency {

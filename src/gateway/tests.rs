@@ -51,11 +51,11 @@ fn the_openapi_document_is_whole() {
 }
 
 /// A gateway over a runtime that lives as long as the returned directory.
-fn gateway() -> (Router, tempfile::TempDir) {
+async fn gateway() -> (Router, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data").display().to_string();
     let config = crate::config::Config::read(None, [], [("data_dir", data)]).unwrap();
-    let runtime = crate::app::start(&config).unwrap();
+    let runtime = crate::app::start(&config).await.unwrap();
     (router(runtime, GatewayConfig { body_bytes: 64, ..GatewayConfig::default() }), dir)
 }
 
@@ -85,7 +85,7 @@ const THREAD: &str = "/v1/threads/thr_01905d3c-7e57-7abc-8def-0123456789ab";
 
 #[tokio::test]
 async fn an_unknown_path_and_a_wrong_method_are_problems() {
-    let (router, _dir) = gateway();
+    let (router, _dir) = gateway().await;
     let (status, code, _) = problem(send(&router, "GET", "/v1/nothing", &[], "").await).await;
     assert_eq!((status, code.as_str()), (404, "not-found"));
     let response = send(&router, "PUT", "/v1/threads", &[], "").await;
@@ -97,7 +97,7 @@ async fn an_unknown_path_and_a_wrong_method_are_problems() {
 
 #[tokio::test]
 async fn what_is_not_built_says_so_on_its_own_route() {
-    let (router, _dir) = gateway();
+    let (router, _dir) = gateway().await;
     let document: Value = serde_json::from_str(&openapi().unwrap()).unwrap();
     let mut asked = 0;
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -116,7 +116,7 @@ async fn what_is_not_built_says_so_on_its_own_route() {
 
 #[tokio::test]
 async fn a_bad_request_is_refused_before_any_thread_is_asked() {
-    let (router, _dir) = gateway();
+    let (router, _dir) = gateway().await;
     let turns = format!("{THREAD}/turns");
     let interrupt = format!("{THREAD}/turns/turn_01905d3c-7e57-7abc-8def-0123456789ab/interrupt");
     let long = format!("{{\"prompt\":\"{}\"}}", "x".repeat(64));
@@ -154,9 +154,18 @@ async fn a_bad_request_is_refused_before_any_thread_is_asked() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_body_that_never_ends_is_given_up() {
+    let (router, _dir) = gateway().await;
+    let body = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+    let request = Request::post("/v1/threads").body(body).unwrap();
+    let (status, code, _) = problem(router.oneshot(request).await.unwrap()).await;
+    assert_eq!((status, code.as_str()), (400, "bad-request"));
+}
+
 #[tokio::test]
 async fn a_request_keeps_its_name() {
-    let (router, _dir) = gateway();
+    let (router, _dir) = gateway().await;
     let response = send(&router, "GET", "/healthz", &[("x-request-id", "job-7")], "").await;
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.headers()["x-request-id"], "job-7");
