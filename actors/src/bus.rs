@@ -21,6 +21,8 @@ use crate::{batch::Batch, registry::Registry};
 
 /// Batches that may wait for one watcher, whatever their size.
 const QUEUE: usize = 256;
+/// Batches that may be on their way to the bus.
+const INLET: usize = 16 * 1024;
 
 pub(crate) struct EventBusActor {
     watchers: HashMap<ThreadKey, Vec<Watcher>>,
@@ -28,6 +30,7 @@ pub(crate) struct EventBusActor {
     /// Bytes that may wait for one watcher.
     limit: usize,
     registry: Arc<Registry>,
+    inlet: Arc<Inlet>,
 }
 
 struct Watcher {
@@ -50,7 +53,7 @@ pub(crate) struct Watch {
 /// Committed batches, in the order of their commits.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct Publish(pub Vec<Arc<Batch>>);
+struct Publish(Vec<Arc<Batch>>);
 
 /// Asks for a watch; once answered, whatever is committed from then on is seen.
 #[derive(Message)]
@@ -68,17 +71,39 @@ struct Unsubscribe {
 }
 
 impl EventBusActor {
-    pub fn new(limit: usize, registry: Arc<Registry>) -> Self {
-        Self { watchers: HashMap::new(), next: 0, limit, registry }
+    pub fn new(limit: usize, registry: Arc<Registry>, inlet: Arc<Inlet>) -> Self {
+        Self { watchers: HashMap::new(), next: 0, limit, registry, inlet }
+    }
+
+    fn let_all_go(&mut self) {
+        let watchers: Vec<Watcher> = self.watchers.drain().flat_map(|(_, watchers)| watchers).collect();
+        tracing::warn!(watchers = watchers.len(), "events are committed faster than they fan out; watchers are let go");
+        self.registry.counters.subscribers_dropped.fetch_add(watchers.len() as u64, SeqCst);
+        watchers.iter().for_each(|watcher| watcher.lagged.store(true, SeqCst));
     }
 }
 
 impl Actor for EventBusActor {
     type Context = Context<Self>;
+}
 
-    fn started(&mut self, ctx: &mut Self::Context) {
-        // Commits are bounded by admission; what they publish waits here, and is counted there.
-        ctx.set_mailbox_capacity(1024);
+/// The bound of what is on its way to the bus. A batch beyond it is dropped, and the bus then lets all watchers go:
+/// they resume from the log, which has it.
+#[derive(Default)]
+pub(crate) struct Inlet {
+    batches: AtomicUsize,
+    overflowed: AtomicBool,
+}
+
+impl Inlet {
+    /// Hands batches to the bus, if there is room. Never blocks.
+    pub fn publish(&self, bus: &Addr<EventBusActor>, batches: Vec<Arc<Batch>>) {
+        if self.batches.load(SeqCst) >= INLET {
+            self.overflowed.store(true, SeqCst);
+        } else {
+            self.batches.fetch_add(batches.len(), SeqCst);
+            bus.do_send(Publish(batches));
+        }
     }
 }
 
@@ -86,6 +111,11 @@ impl Handler<Publish> for EventBusActor {
     type Result = ();
 
     fn handle(&mut self, Publish(batches): Publish, _: &mut Self::Context) {
+        self.inlet.batches.fetch_sub(batches.len(), SeqCst);
+        if self.inlet.overflowed.swap(false, SeqCst) {
+            self.let_all_go();
+            return;
+        }
         for batch in batches {
             let Some(watchers) = self.watchers.get_mut(&batch.key) else { continue };
             let size = batch.size();

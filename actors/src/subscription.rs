@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use raddle_domain::{
     id::{Seq, ThreadKey},
-    ports::Chunk,
+    ports::{Chunk, StoredEvent},
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -33,6 +33,23 @@ pub enum Next {
     Shutdown { after: Seq },
     /// The thread is gone. Nothing follows.
     Deleted,
+}
+
+impl Next {
+    /// The events of this piece that were not seen before, each with its seq; none where it is the last.
+    pub fn events(&self) -> impl Iterator<Item = (Seq, &StoredEvent)> {
+        let (chunks, skip): (Vec<&Chunk>, usize) = match self {
+            Self::Stored(chunks) => (chunks.iter().collect(), 0),
+            Self::Live { batch, skip } => (vec![&batch.chunk], *skip),
+            Self::Gap { .. } | Self::Shutdown { .. } | Self::Deleted => (Vec::new(), 0),
+        };
+        chunks.into_iter().flat_map(|chunk| (chunk.first..).zip(&chunk.events)).skip(skip)
+    }
+
+    /// Whether nothing follows.
+    pub const fn is_last(&self) -> bool {
+        matches!(self, Self::Gap { .. } | Self::Shutdown { .. } | Self::Deleted)
+    }
 }
 
 /// A watcher; see [`Runtime::subscribe`]. Holds a place among the bounded number of watchers.

@@ -14,7 +14,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bus::{EventBusActor, Publish},
+    bus::{EventBusActor, Inlet},
     config::{Config, Ports, StartError},
     registry::Registry,
     store::{StoreActor, StoreHandle, redb::RedbStore},
@@ -31,6 +31,7 @@ pub(crate) struct Shared {
     pub store: Arc<dyn LogStore>,
     pub store_handle: StoreHandle,
     pub bus: Addr<EventBusActor>,
+    pub inlet: Arc<Inlet>,
     pub supervisor: Addr<Supervisor>,
     pub timers: Addr<Timers>,
     pub registry: Arc<Registry>,
@@ -125,17 +126,17 @@ fn tree(config: Config, ports: Ports, store: Arc<dyn LogStore>, engines: Handle)
     let front = Arbiter::new().handle();
     let threads = (0..config.arbiters.max(1)).map(|_| Arbiter::new().handle()).collect();
 
-    let (limit, counts) = (config.subscriber_bytes, registry.clone());
-    let bus = EventBusActor::start_in_arbiter(&front, move |_| EventBusActor::new(limit, counts));
+    let inlet = Arc::new(Inlet::default());
+    let (limit, counts, outlet) = (config.subscriber_bytes, registry.clone(), inlet.clone());
+    let bus = EventBusActor::start_in_arbiter(&front, move |_| EventBusActor::new(limit, counts, outlet));
     let supervisor = Supervisor::start_in_arbiter(&front, move |_| Supervisor::new(threads));
     let timers = Timers::start_in_arbiter(&front, |_| Timers::default());
 
-    // The store is fed by admitted commands and engines only, so what it passes on is bounded too.
-    let (to_bus, to_supervisor) = (bus.clone(), supervisor.clone());
+    let (to_bus, to_inlet, to_supervisor) = (bus.clone(), inlet.clone(), supervisor.clone());
     let store_handle = StoreActor::start_in(
         &Arbiter::new().handle(),
         store.clone(),
-        Arc::new(move |batches| to_bus.do_send(Publish(batches))),
+        Arc::new(move |batches| to_inlet.publish(&to_bus, batches)),
         Arc::new(move || to_supervisor.do_send(Sweep)),
     );
     let shared = Arc::new(Shared {
@@ -146,6 +147,7 @@ fn tree(config: Config, ports: Ports, store: Arc<dyn LogStore>, engines: Handle)
         store,
         store_handle,
         bus,
+        inlet,
         supervisor,
         timers,
         registry,

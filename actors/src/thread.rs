@@ -27,7 +27,6 @@ use tokio::{
 
 use crate::{
     batch::Batch,
-    bus::Publish,
     engine::{Engine, EngineCall},
     handle::{Error, Idempotency, InFlight, append_error},
     host::{self, Loaded, SavedRest, Steps},
@@ -257,9 +256,10 @@ impl ThreadActor {
         self.shared.registry.set_bytes(&self.gauge, self.state.held_bytes() + self.rest.json.len());
         self.gauge.set_wake_at(self.state.owed().wake_at);
         let (bytes, ended) = self.engine.as_ref().map_or((0, false), |engine| engine.outbox.waiting());
-        if !self.pending.is_empty() || bytes > 0 || ended {
+        if !self.pending.is_empty() || (self.park.is_none() && (bytes > 0 || ended)) {
             self.advance_later(ctx);
         } else {
+            // A parked engine's last words were saved with this step; it may not go on for ever.
             self.idle(ctx);
         }
     }
@@ -359,7 +359,7 @@ impl ThreadActor {
         let write = Write::Erase { key: self.key, fence: append.row.head.fence, expected: append.expected };
         let last = Arc::new(Batch::new(self.key, append.chunk));
         self.save(write, waiting, ctx, |this, ctx| {
-            this.shared.bus.do_send(Publish(vec![last]));
+            this.shared.inlet.publish(&this.shared.bus, vec![last]);
             // What was sent after the deletion finds no thread.
             this.pending.drain(..).for_each(|envelope| envelope.answer.send(Outcome::Failed(Error::Deleted)));
             this.leave(ctx);

@@ -308,3 +308,36 @@ async fn a_second_runtime_on_the_same_directory_is_refused_with_the_first_ones_p
     assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
     runtime.shutdown(LONG).await;
 }
+
+/// Mints ids until it is told to fail.
+struct Brittle(std::sync::atomic::AtomicBool);
+
+impl raddle_domain::ports::Ids for Brittle {
+    fn mint(&self) -> uuid::Uuid {
+        assert!(!self.0.swap(false, SeqCst), "told to fail");
+        uuid::Uuid::now_v7()
+    }
+}
+
+#[tokio::test]
+async fn a_thread_whose_actor_panics_is_brought_back_from_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let ids = std::sync::Arc::new(Brittle(false.into()));
+    let ports = raddle_actors::Ports { ids: ids.clone(), ..ports(&model) };
+    let runtime = Runtime::start(Config::new(dir.path()), ports).await.unwrap();
+    let key = create(&runtime).await;
+    let turn = start(&runtime, key, "hold").await;
+    // Once the answer has begun, the next id is the admission's.
+    let mut watch = runtime.subscribe(key, 0).await.unwrap();
+    while !watch.next().await.unwrap().events().any(|(_, event)| event.name == "item.delta") {}
+    ids.0.store(true, SeqCst);
+    let failed = runtime.start_turn(key, prompt("q", Delivery::Queue), Call::default()).await;
+    assert!(matches!(failed, Err(Error::Internal(_))), "{failed:?}");
+    // Nobody asks for the thread: it owes a turn, so it comes back by itself.
+    model.gate.add_permits(1);
+    assert_eq!(ended(&runtime, key, turn.id).await, TurnStatus::Completed);
+    assert_eq!(runtime.turn(key, turn.id).await.unwrap().resume_count, 1);
+    assert!(runtime.inbox(key).await.unwrap().is_empty());
+    runtime.shutdown(LONG).await;
+}

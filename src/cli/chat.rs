@@ -68,6 +68,26 @@ impl Chat {
     }
 }
 
+/// Starts a thread with one prompt and shows the answer as it streams.
+pub(super) async fn first_turn(client: &Client, prompt: &str) -> Result<(), Failure> {
+    let thread = client.create_thread(&NewThread::default()).await?;
+    let id = thread.id.to_string();
+    eprintln!("\nthread {id}\n> {}", plain(prompt));
+    let turn = client.start_turn(&id, &StartTurn { prompt, model: None }).await?.id.to_string();
+    let mut show = Show::new(&turn, false);
+    let mut events = client.follow(&id, thread.seq);
+    while let Some((_, json)) = events.next().await? {
+        if show.event(&read(&json)?, &json)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn read(json: &str) -> Result<EventView, Failure> {
+    serde_json::from_str(json).map_err(|err| Failure::Failed(format!("an event is not as expected: {err}")))
+}
+
 /// Why an answer is not followed any further.
 enum Ended {
     Turn,
@@ -106,8 +126,7 @@ async fn answer(
         if name == "thread.deleted" {
             continue;
         }
-        let event: EventView = serde_json::from_str(&json)
-            .map_err(|err| Failure::Failed(format!("an event is not as expected: {err}")))?;
+        let event = read(&json)?;
         *after = event.seq;
         if show.event(&event, &json)? {
             return Ok(Ended::Turn);

@@ -16,9 +16,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use super::{Failure, say};
+use super::{Failure, chat, say};
 use crate::{
     app,
+    client::Client,
     config::{Config, LogConfig, LogFormat},
     gateway::{self, GatewayConfig},
 };
@@ -36,9 +37,20 @@ pub struct Serve {
     /// Where everything is kept [default: ./raddle-data] [env: RADDLE_DATA_DIR=]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
+    /// Once ready, start a thread with this prompt and show its answer as it streams
+    #[arg(long = "try", value_name = "PROMPT")]
+    first_prompt: Option<String>,
     /// The configuration file
     #[arg(long, env = "RADDLE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+/// What `--try` asks for; that it fails is worth a line, not the server.
+async fn first_turn(address: SocketAddr, prompt: String) {
+    let shown = async { chat::first_turn(&Client::new(&format!("http://{address}"), None)?, &prompt).await };
+    if let Err(failure) = shown.await {
+        eprintln!("the first turn failed: {}", failure.sentence().unwrap_or_default());
+    }
 }
 
 impl Serve {
@@ -74,6 +86,9 @@ impl Serve {
         let mut server = tokio::spawn(server.into_future());
         say(&format!("listening on http://{address}"))?;
         welcome(&config, address);
+        if let Some(prompt) = self.first_prompt {
+            tokio::spawn(first_turn(address, prompt));
+        }
 
         tokio::select! {
             name = signals.next() => tracing::info!(signal = name, "shutting down"),
