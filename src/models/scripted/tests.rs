@@ -1,0 +1,205 @@
+use super::*;
+
+fn user(content: &str) -> Message {
+    Message::User { content: content.into() }
+}
+
+fn request(messages: Vec<Message>) -> ModelRequest {
+    ModelRequest { model: "scripted".into(), messages, temperature: None, top_p: None, max_tokens: None }
+}
+
+fn call(prompt: &str) -> ModelStream {
+    Scripted.call(request(vec![user(prompt)]))
+}
+
+async fn fragments(stream: ModelStream) -> Vec<Result<Fragment, ModelError>> {
+    stream.collect().await
+}
+
+/// What was said and thought, and what else came, in order.
+async fn answer(messages: Vec<Message>) -> (String, String, Vec<Fragment>) {
+    let (mut text, mut reasoning, mut rest) = (String::new(), String::new(), Vec::new());
+    for fragment in fragments(Scripted.call(request(messages))).await {
+        match fragment.unwrap() {
+            Fragment::Text(piece) => text.push_str(&piece),
+            Fragment::Reasoning(piece) => reasoning.push_str(&piece),
+            other => rest.push(other),
+        }
+    }
+    (text, reasoning, rest)
+}
+
+async fn text(prompt: &str) -> String {
+    answer(vec![user(prompt)]).await.0
+}
+
+fn usage(input_tokens: u64, output_tokens: u64) -> Fragment {
+    Fragment::Usage(Usage { input_tokens, output_tokens, ..Usage::default() })
+}
+
+fn word(text: &str) -> Result<Fragment, ModelError> {
+    Ok(Fragment::Text(text.into()))
+}
+
+const STOP: Fragment = Fragment::Finish(FinishReason::Stop);
+
+#[tokio::test]
+async fn text_is_streamed_word_by_word_and_ends_with_usage_and_finish() {
+    assert_eq!(
+        fragments(call("hello  world")).await,
+        [word("echo:"), word(" hello"), word("  world"), Ok(usage(2, 3)), Ok(STOP)]
+    );
+}
+
+#[tokio::test]
+async fn the_lines_of_a_call_are_one_answer() {
+    let (text, reasoning, rest) =
+        answer(vec![user("a\nb\n@say c\n@think d e\n@tokens 3\n@think f\n@say \n@tokens 0\n@say g")]).await;
+    assert_eq!(text, "echo: a\nb\nc\nw1 w2 w3\n\ng");
+    assert_eq!(reasoning, "d e\nf");
+    assert_eq!(rest, [usage(16, 11), STOP]);
+}
+
+#[tokio::test]
+async fn the_spaces_of_a_text_are_kept() {
+    assert_eq!(text("@say  a\t b ").await, " a\t b ");
+}
+
+#[tokio::test]
+async fn a_batch_of_calls_ends_the_call_and_the_next_one_goes_on() {
+    let prompt = user("@tool ls {\"p\": 1}\n@also cat {}\n@say done");
+    let (text, _, rest) = answer(vec![prompt.clone()]).await;
+    let head = |index, name: &str| Fragment::ToolCall {
+        index,
+        call_id: Some(format!("call_1_{index}")),
+        name: Some(name.into()),
+        arguments: String::new(),
+    };
+    let tail =
+        |index, arguments: &str| Fragment::ToolCall { index, call_id: None, name: None, arguments: arguments.into() };
+    assert_eq!(text, "");
+    let calls = [head(0, "ls"), tail(0, "{\"p\": 1}"), head(1, "cat"), tail(1, "{}")];
+    assert_eq!(rest[..4], calls);
+    assert_eq!(rest[4..], [usage(9, 0), Fragment::Finish(FinishReason::ToolCalls)]);
+
+    let call = |id: &str| ToolCall { call_id: id.into(), name: "ls".into(), arguments: "{}".into() };
+    let tool_calls = vec![call("call_1_0"), call("call_1_1")];
+    let assistant = Message::Assistant { content: String::new(), reasoning: String::new(), tool_calls };
+    let result = |id: &str| Message::Tool { call_id: id.into(), content: "ok".into() };
+    let messages = vec![prompt, assistant, result("call_1_0"), result("call_1_1"), user("faster")];
+    assert_eq!(answer(messages[..4].to_vec()).await.0, "done");
+    assert_eq!(answer(messages).await.0, "heard: faster\ndone");
+}
+
+#[tokio::test]
+async fn a_question_is_asked_and_its_answer_said() {
+    let prompt = user("@ask who are you?\n@say bye");
+    let (_, _, rest) = answer(vec![prompt.clone()]).await;
+    let Fragment::ToolCall { name: Some(name), call_id: Some(call_id), .. } = rest[0].clone() else {
+        panic!("{rest:?}")
+    };
+    assert_eq!(name, "ask_user");
+    let call = ToolCall { call_id: call_id.clone(), name, arguments: String::new() };
+    let assistant = Message::Assistant { content: String::new(), reasoning: String::new(), tool_calls: vec![call] };
+    let messages = vec![prompt, assistant, Message::Tool { call_id, content: "Ada".into() }];
+    assert_eq!(answer(messages).await.0, "answer: Ada\nbye");
+}
+
+#[tokio::test]
+async fn a_scripted_failure_has_the_kind_of_its_status() {
+    for (prompt, kind) in [
+        ("@fail 429 slow down", ModelErrorKind::RateLimited),
+        ("@fail 500 oops", ModelErrorKind::Unavailable),
+        ("@fail 529 oops", ModelErrorKind::Unavailable),
+        ("@fail 401 who", ModelErrorKind::Rejected),
+    ] {
+        let text = prompt[10..].to_owned();
+        assert_eq!(fragments(call(prompt)).await, [Err(failure(kind, text))]);
+    }
+}
+
+#[tokio::test]
+async fn a_failure_comes_behind_what_was_said() {
+    let fragments = fragments(call("@say a\n@fail 503 oops")).await;
+    assert_eq!(fragments, [word("a"), Err(failure(ModelErrorKind::Unavailable, "oops".into()))]);
+}
+
+#[tokio::test]
+async fn a_dropped_stream_has_no_finish() {
+    assert_eq!(fragments(call("@say a\n@drop\n@say b")).await, [word("a")]);
+}
+
+#[tokio::test]
+async fn a_bad_script_is_rejected_with_a_sentence_and_nothing_is_said() {
+    let message = "line 2 of the script: unknown directive `@dance`".to_owned();
+    assert_eq!(fragments(call("hi\n@dance")).await, [Err(failure(ModelErrorKind::Rejected, message))]);
+}
+
+#[tokio::test]
+async fn reported_usage_replaces_the_counted_words() {
+    assert_eq!(answer(vec![user("@say a\n@usage 100 7")]).await.2, [usage(100, 7), STOP]);
+}
+
+#[tokio::test]
+async fn the_words_of_all_messages_are_input() {
+    let system = Message::System { content: "be kind".into() };
+    let assistant = Message::Assistant { content: "a b".into(), reasoning: "c".into(), tool_calls: Vec::new() };
+    let (_, _, rest) = answer(vec![system, user("x"), assistant, user("y z")]).await;
+    assert_eq!(rest, [usage(8, 3), STOP]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn paced_words_come_at_their_rate() {
+    let start = Instant::now();
+    let mut stream = call("@tokens 5 2");
+    let mut times = Vec::new();
+    while let Some(Ok(Fragment::Text(_))) = stream.next().await {
+        times.push(start.elapsed().as_millis());
+    }
+    assert_eq!(times, [0, 500, 1000, 1500, 2000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_does_not_slow_the_pace() {
+    let start = Instant::now();
+    let mut stream = call("@tokens 3 1");
+    stream.next().await;
+    tokio::time::advance(Duration::from_millis(1900)).await;
+    stream.next().await;
+    stream.next().await;
+    assert_eq!(start.elapsed().as_millis(), 2000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_takes_its_time_and_says_nothing() {
+    let start = Instant::now();
+    assert_eq!(text("@wait 86400000\n@say a").await, "a");
+    assert_eq!(start.elapsed().as_secs(), 86_400);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_without_end_is_dropped_with_its_stream() {
+    let mut stream = call("@say a\n@wait 18446744073709551615");
+    assert_eq!(stream.next().await, Some(word("a")));
+    let more = tokio::time::timeout(Duration::from_secs(1), stream.next()).await;
+    assert!(more.is_err());
+    drop(stream);
+}
+
+#[tokio::test]
+async fn fast_words_let_others_run() {
+    // One thread: were the words never pending, the other task would not run before they end.
+    let counting = tokio::spawn(async {
+        let mut stream = call("@tokens 4000000000");
+        while stream.next().await.is_some() {}
+    });
+    tokio::task::yield_now().await;
+    counting.abort();
+    assert!(counting.await.unwrap_err().is_cancelled());
+}
+
+#[tokio::test]
+async fn the_same_call_answers_the_same() {
+    let prompt = "a\n@think b\n@tokens 3\n@tool ls {}";
+    assert_eq!(fragments(call(prompt)).await, fragments(call(prompt)).await);
+}
