@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use raddle::models::{Registry, RegistryConfig};
-use raddle_actors::{Call, Config, Next, Ports, Runtime};
+use raddle_actors::{Call, Config, Ports, Runtime};
 use raddle_domain::{
     command::{NewThread, StartTurn},
     id::{TenantId, ThreadKey},

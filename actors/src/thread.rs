@@ -59,11 +59,13 @@ pub(crate) struct ThreadActor {
     linger: Option<SpawnHandle>,
     alarm: Option<(UnixMs, SpawnHandle)>,
     park: Option<oneshot::Sender<()>>,
-    /// Why the actor stops, if it was told to.
+    /// Whether the log says that a turn is open; the state here may be ahead of it.
+    owes: bool,
+    /// Whether the actor was told to stop.
     dismissed: bool,
 }
 
-/// One command on its way, and whoever waits for it. Dropped unanswered, it says that it did not run.
+/// One command on its way, and whoever waits for it.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Envelope {
@@ -72,10 +74,12 @@ pub(crate) struct Envelope {
     pub answer: Answer,
 }
 
-/// Whoever waits for a command, and the places it takes until it is answered.
+/// Whoever waits for a command, and the places it takes until it is answered. Dropped before its step went to the
+/// store it says that it did not run; dropped after that, it says nothing, for nobody knows.
 pub(crate) struct Answer {
     to: Option<oneshot::Sender<Outcome>>,
     held: Option<Held>,
+    submitted: bool,
 }
 
 /// What a command in flight holds on to, whether or not its caller still waits.
@@ -101,11 +105,11 @@ impl Answer {
     /// An answer that somebody waits for.
     pub fn new(held: Held) -> (Self, oneshot::Receiver<Outcome>) {
         let (to, outcome) = oneshot::channel();
-        (Self { to: Some(to), held: Some(held) }, outcome)
+        (Self { to: Some(to), held: Some(held), submitted: false }, outcome)
     }
 
     fn nobody() -> Self {
-        Self { to: None, held: None }
+        Self { to: None, held: None, submitted: false }
     }
 
     fn send(mut self, outcome: Outcome) {
@@ -117,7 +121,7 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if let Some(to) = self.to.take() {
+        if let Some(to) = self.to.take().filter(|_| !self.submitted) {
             drop(to.send(Outcome::NotRun(self.held.take())));
         }
     }
@@ -148,7 +152,8 @@ impl ThreadActor {
     pub fn new(key: ThreadKey, shared: Arc<Shared>, gauge: Arc<Gauge>, loaded: Loaded) -> Self {
         let Loaded { state, head, rest } = loaded;
         let mut pending = VecDeque::new();
-        if state.open().is_some() {
+        let owes = state.open().is_some();
+        if owes {
             let restarted = head.fence != shared.store.epoch();
             pending.push_back(Envelope::internal(Command::Recover { restarted }));
             pending.push_back(Envelope::internal(Command::Tick));
@@ -166,6 +171,7 @@ impl ThreadActor {
             linger: None,
             alarm: None,
             park: None,
+            owes,
             dismissed: false,
         }
     }
@@ -222,12 +228,13 @@ impl ThreadActor {
     fn save(
         &mut self,
         write: Write,
-        waiting: Vec<Waiting>,
+        mut waiting: Vec<Waiting>,
         ctx: &mut Context<Self>,
         then: impl FnOnce(&mut Self, &mut Context<Self>) + 'static,
     ) {
         self.saving = true;
         self.gauge.set_pinned(true);
+        waiting.iter_mut().for_each(|waiting| waiting.answer.submitted = true);
         let saved = self.shared.store_handle.append(write);
         ctx.spawn(saved.into_actor(self).map(move |saved, this, ctx| {
             this.saving = false;
@@ -252,6 +259,7 @@ impl ThreadActor {
 
     /// After a step: pays what the state owes, and takes what has come meanwhile.
     fn settle(&mut self, ctx: &mut Context<Self>) {
+        self.owes = self.state.open().is_some();
         self.pay(ctx);
         self.shared.registry.set_bytes(&self.gauge, self.state.held_bytes() + self.rest.json.len());
         self.gauge.set_wake_at(self.state.owed().wake_at);
@@ -462,8 +470,9 @@ impl Drop for ThreadActor {
     /// However the actor ended, also by a panic, its place is free and somebody knows.
     fn drop(&mut self) {
         self.shared.registry.forget(&self.key, &self.gauge);
-        let owes = self.state.open().is_some();
         if !self.dismissed {
+            // A step that was not saved, or not yet known to be, may have opened a turn.
+            let owes = self.owes || self.state.open().is_some();
             self.shared.supervisor.do_send(Stopped { key: self.key, owes });
         }
     }

@@ -27,6 +27,12 @@ async fn rests(runtime: &Runtime, key: ThreadKey) {
     }
 }
 
+/// Waits until the model has begun to answer.
+async fn answering(runtime: &Runtime, key: ThreadKey) {
+    let mut watch = runtime.subscribe(key, 0).await.unwrap();
+    while !watch.next().await.unwrap().events().any(|(_, event)| event.name == "item.delta") {}
+}
+
 async fn log(runtime: &Runtime, key: ThreadKey) -> Vec<Record> {
     let events = runtime.events(key, 0, usize::MAX).await.unwrap();
     let stored = events.chunks.iter().flat_map(|chunk| &chunk.events);
@@ -128,6 +134,7 @@ async fn a_thread_that_interrupts_on_restart_closes_its_turn() {
     let patch = ThreadPatch { on_restart: Some(OnRestart::Interrupt), ..ThreadPatch::default() };
     first.patch_thread(key, patch, Call::default()).await.unwrap();
     let turn = start(&first, key, "hold").await;
+    answering(&first, key).await;
     first.shutdown(Duration::ZERO).await;
     drop(first);
     let second = runtime(dir.path(), &model).await;
@@ -329,15 +336,35 @@ async fn a_thread_whose_actor_panics_is_brought_back_from_its_log() {
     let key = create(&runtime).await;
     let turn = start(&runtime, key, "hold").await;
     // Once the answer has begun, the next id is the admission's.
-    let mut watch = runtime.subscribe(key, 0).await.unwrap();
-    while !watch.next().await.unwrap().events().any(|(_, event)| event.name == "item.delta") {}
+    answering(&runtime, key).await;
     ids.0.store(true, SeqCst);
-    let failed = runtime.start_turn(key, prompt("q", Delivery::Queue), Call::default()).await;
-    assert!(matches!(failed, Err(Error::Internal(_))), "{failed:?}");
-    // Nobody asks for the thread: it owes a turn, so it comes back by itself.
+    // The step that failed was never saved, so the command is run again on the thread that was brought back.
+    let queued = runtime.start_turn(key, prompt("q", Delivery::Queue), Call::default()).await.unwrap();
+    assert!(matches!(queued.value, Started::Queued { .. }));
     model.gate.add_permits(1);
     assert_eq!(ended(&runtime, key, turn.id).await, TurnStatus::Completed);
     assert_eq!(runtime.turn(key, turn.id).await.unwrap().resume_count, 1);
-    assert!(runtime.inbox(key).await.unwrap().is_empty());
+    rests(&runtime, key).await;
+    assert_eq!(answers(&runtime, key).await.last().unwrap(), "echo: q");
+    assert_eq!(runtime.turns(key, None, 10).await.unwrap().data.len(), 2);
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn a_thread_that_stops_while_it_owes_a_turn_comes_back_unasked() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let ids = std::sync::Arc::new(Brittle(false.into()));
+    let ports = raddle_actors::Ports { ids: ids.clone(), ..ports(&model) };
+    let runtime = Runtime::start(Config::new(dir.path()), ports).await.unwrap();
+    let key = create(&runtime).await;
+    let turn = start(&runtime, key, "hold").await;
+    answering(&runtime, key).await;
+    runtime.start_turn(key, prompt("q", Delivery::Queue), Call::default()).await.unwrap();
+    // The next id is that of the turn after this one: the step that ends the answer fails, with nobody waiting.
+    ids.0.store(true, SeqCst);
+    model.gate.add_permits(2);
+    assert_eq!(ended(&runtime, key, turn.id).await, TurnStatus::Completed);
+    assert!(runtime.turn(key, turn.id).await.unwrap().resume_count >= 1);
     runtime.shutdown(LONG).await;
 }
