@@ -16,7 +16,7 @@ use serde_json::{Value, value::RawValue};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::sse::Parser;
+use crate::sse::{Bounds, Parser};
 
 /// Where the server is unless somebody says otherwise.
 pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7878";
@@ -29,6 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LASTING: Duration = Duration::from_secs(10);
 /// How often in a row a stream is opened anew before the failure is believed.
 const RECONNECTS: u32 = 30;
+
+/// An event is at most an item of the server's largest size, escaped.
+const BOUNDS: Bounds = Bounds { line_bytes: 64 << 20, event_bytes: 64 << 20 };
 
 /// Why a request gave no result.
 #[derive(Debug, thiserror::Error)]
@@ -253,7 +256,7 @@ impl Follow {
     pub async fn next(&mut self) -> Result<Option<(String, String)>, ClientError> {
         loop {
             while let Some(event) = self.ready.pop_front() {
-                let name = event.name.unwrap_or_default();
+                let name = event.name;
                 self.gone |= name == "thread.deleted";
                 match event.id.and_then(|id| id.parse::<Seq>().ok()) {
                     // A stream that is resumed may repeat; a reader may not notice.
@@ -261,7 +264,7 @@ impl Follow {
                     Some(seq) => {
                         self.after = seq;
                         self.failures = 0;
-                        return Ok(Some((name, event.data)));
+                        return Ok(Some((name, text(event.data)?)));
                     }
                     // `stream.gap` and `stream.end`: the connection ends, and the cursor is ours already.
                     None => {}
@@ -286,14 +289,14 @@ impl Follow {
     /// Reads a piece of the open stream, opening one first if there is none. `false` when the stream ended.
     async fn read(&mut self) -> Result<bool, ClientError> {
         if self.open.is_none() {
-            self.open = Some((self.connect().await?, Parser::default()));
+            self.open = Some((self.connect().await?, Parser::new(BOUNDS)));
             self.since = Instant::now();
         }
         let Some((response, parser)) = &mut self.open else { return Ok(false) };
         match tokio::time::timeout(SILENCE, response.chunk()).await {
             Ok(Ok(Some(bytes))) => {
                 let mut events = Vec::new();
-                parser.feed(&bytes, &mut events).map_err(|err| ClientError::Failed(err.to_string()))?;
+                parser.push(&bytes, &mut events).map_err(|err| ClientError::Failed(err.to_string()))?;
                 self.ready.extend(events);
                 Ok(true)
             }
@@ -324,6 +327,10 @@ impl Follow {
         tokio::time::sleep(wait).await;
         Ok(())
     }
+}
+
+fn text(bytes: Vec<u8>) -> Result<String, ClientError> {
+    String::from_utf8(bytes).map_err(|_| ClientError::Failed("an event is not UTF-8".to_owned()))
 }
 
 /// The problem in an answer; a server that is not ours may answer anything.

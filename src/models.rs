@@ -7,7 +7,6 @@
 
 pub mod openai;
 pub mod scripted;
-pub mod sse;
 
 use std::sync::Arc;
 

@@ -44,7 +44,7 @@ use self::{
     problem::{Secrets, error},
     request::Body,
 };
-use super::sse::{self, Bounds};
+use crate::sse::{self, Bounds};
 
 /// The most that is read of an answer in one piece.
 const WHOLE_ANSWER_BYTES: usize = 4 << 20;
