@@ -166,9 +166,9 @@ mod tests {
 
     #[test]
     fn every_line_end_ends_a_line() {
-        let expected = [event("", "a"), event("", "b")];
+        let expected = [event("x", "a\nb"), event("", "c")];
         for end in ["\n", "\r", "\r\n"] {
-            assert_eq!(events(&"data: a||data: b||".replace('|', end)), expected, "{end:?}");
+            assert_eq!(events(&"event: x|data: a|data: b||data: c||".replace('|', end)), expected, "{end:?}");
         }
     }
 

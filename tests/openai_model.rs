@@ -354,7 +354,9 @@ async fn an_answer_that_stalls_is_given_up_unless_it_is_finished() {
     assert_eq!(stalled.next().await, Some(text("a")));
     assert_eq!(finished.next().await, Some(text("a")));
     tokio::time::pause();
+    let stopped = tokio::time::Instant::now();
     let error = stalled.next().await.unwrap().unwrap_err();
+    assert_eq!(stopped.elapsed().as_secs(), 60);
     assert_eq!(
         (error.kind, error.message.as_str()),
         (ModelErrorKind::Timeout, "the model provider's answer did not go on within 60s")

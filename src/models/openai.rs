@@ -144,7 +144,7 @@ impl Model for OpenAi {
             secrets: self.secrets.clone(),
             first_byte_timeout: self.first_byte_timeout,
             idle_timeout: self.idle_timeout,
-            stage: Stage::Unsent(unsent),
+            stage: Stage::Unsent(Box::new(unsent)),
             ready: VecDeque::new(),
         };
         let answer = stream::unfold(call, |mut call| async move {
@@ -215,7 +215,7 @@ struct Call {
 }
 
 enum Stage {
-    Unsent(RequestBuilder),
+    Unsent(Box<RequestBuilder>),
     Events(Box<Events>),
     Ended,
 }
@@ -234,7 +234,7 @@ impl Call {
             }
             // Whatever fails ends the call: only what goes on puts a stage back.
             let step = match std::mem::replace(&mut self.stage, Stage::Ended) {
-                Stage::Unsent(request) => self.open(request).await,
+                Stage::Unsent(request) => self.open(*request).await,
                 Stage::Events(events) => self.read(events).await,
                 Stage::Ended => return None,
             };
