@@ -49,6 +49,7 @@ fn runtime(config: &Config) -> raddle_actors::Config {
         loaded_bytes: usize::try_from(limits.loaded_bytes).unwrap_or(usize::MAX),
         commands_in_flight: limits.commands_in_flight,
         commands_per_thread: limits.commands_per_thread,
+        reads_in_flight: limits.reads_in_flight,
         subscribers: limits.subscribers,
         subscriber_bytes: limits.subscriber_bytes,
         ..raddle_actors::Config::new(&config.data_dir)

@@ -43,6 +43,7 @@ pub struct ServerLimits {
     pub body_bytes: usize,
     pub commands_in_flight: usize,
     pub commands_per_thread: usize,
+    pub reads_in_flight: usize,
     pub subscribers: usize,
     /// Bytes that may wait for one subscriber.
     pub subscriber_bytes: usize,
@@ -227,6 +228,7 @@ fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
         body_bytes: keys.size("limits.body_bytes", MIB, 2)?,
         commands_in_flight: keys.size("limits.commands_in_flight", 4096, 1)?,
         commands_per_thread: keys.size("limits.commands_per_thread", 256, 1)?,
+        reads_in_flight: keys.size("limits.reads_in_flight", 1024, 1)?,
         subscribers: keys.size("limits.subscribers", 4096, 1)?,
         subscriber_bytes: keys.size("limits.subscriber_bytes", 256 * KIB, 1)?,
         thread,

@@ -158,7 +158,13 @@ async fn drive(
     })?;
     let read = move || messages(&*store, key, system_prompt.as_deref(), &items);
     let messages = tokio::task::spawn_blocking(read).await.map_err(|why| broken(why.to_string()))?;
-    let messages = messages.map_err(|why| broken(format!("the conversation cannot be read: {why}")))?;
+    let messages = messages.map_err(|why| {
+        let kind = match why {
+            StoreError::Unavailable(_) | StoreError::Full => ModelErrorKind::Unavailable,
+            StoreError::Corrupt(_) => ModelErrorKind::Engine,
+        };
+        ModelError { kind, message: format!("the conversation cannot be read: {why}"), retry_after: None }
+    })?;
     let request = ModelRequest {
         model: settings.model,
         messages,
@@ -181,7 +187,7 @@ async fn drive(
 }
 
 fn broken(message: String) -> ModelError {
-    ModelError { kind: ModelErrorKind::Malformed, message, retry_after: None }
+    ModelError { kind: ModelErrorKind::Engine, message, retry_after: None }
 }
 
 /// What of an answer is only known when it is whole.

@@ -28,12 +28,13 @@ use crate::{
     bus::{Subscribe, Watch},
     config::{Config, Ports, StartError},
     host::{self, Steps},
+    receipts::{self, Idempotency, Recalled},
     registry::{Health, Ticket},
     store::AppendError,
     subscription::{Next, Subscription},
     supervisor::Load,
     system::{Shared, Threads},
-    thread::{Answer, Envelope, Held, Outcome, Park, StoredReply, receipt},
+    thread::{Answer, Envelope, Held, Outcome, Park},
 };
 
 /// The runtime: cheap to clone, `Send`, and gone when [`Runtime::shutdown`] was awaited or the last clone dropped.
@@ -57,15 +58,6 @@ pub struct Call {
     pub idempotency: Option<Idempotency>,
     /// Refuse unless the thread's log ends here.
     pub if_match: Option<Seq>,
-}
-
-/// The digests by which a repeated request is known again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Idempotency {
-    /// SHA-256 over method, route and the caller's key.
-    pub key: [u8; 32],
-    /// SHA-256 over the request's path and body.
-    pub request: [u8; 32],
 }
 
 /// An accepted and durable command.
@@ -127,7 +119,7 @@ impl Drop for InFlight {
 
 /// What an idempotency key leads to: a reply of before, or the right to go ahead.
 enum Known {
-    Replay(StoredReply),
+    Replay(Recalled),
     New(Option<InFlight>),
 }
 
@@ -185,7 +177,7 @@ impl Runtime {
         let mut steps = Steps::default();
         steps.add(&step);
         let seq = state.seq();
-        steps.receipts.extend(call.idempotency.map(|known| receipt(known, seq, &step.reply, now)));
+        steps.receipts.extend(call.idempotency.map(|known| receipts::write(known, key.thread, &step, now)));
         // Nobody else knows the thread yet, so no actor is needed to keep its order.
         let (append, _) = steps.append(key, shared.store.epoch(), &state, None);
         let saved = shared.store_handle.append(Write::Append(append));
@@ -298,13 +290,17 @@ impl Runtime {
         }
         let in_flight = InFlight { keys: self.inner.in_flight.clone(), key: (tenant, key) };
         let now = self.shared().clock.now();
-        match self.read(move |view| view.receipt(tenant, &key, now)).await? {
-            None => Ok(Known::New(Some(in_flight))),
-            Some(receipt) if receipt.request != request => Err(Error::IdempotencyMismatch),
-            Some(receipt) => serde_json::from_slice(&receipt.reply)
-                .map(Known::Replay)
-                .map_err(|why| Error::Internal(format!("a stored reply cannot be read: {why}"))),
-        }
+        let read = move |view: &dyn View| {
+            let Some(receipt) = view.receipt(tenant, &key, now)? else { return Ok(Ok(None)) };
+            if receipt.request != request {
+                return Ok(Err(Error::IdempotencyMismatch));
+            }
+            Ok(receipts::read(view, tenant, &receipt)?.map(Some).ok_or(Error::Deleted))
+        };
+        Ok(match self.read(read).await?? {
+            None => Known::New(Some(in_flight)),
+            Some(recalled) => Known::Replay(recalled),
+        })
     }
 
     async fn ticket(&self, key: ThreadKey) -> Result<Ticket, Error> {
@@ -454,8 +450,8 @@ impl Runtime {
     }
 }
 
-fn replay<T>(stored: StoredReply, expect: impl Fn(Reply) -> Result<T, Error>) -> Result<Done<T>, Error> {
-    Ok(Done { value: expect(stored.reply)?, seq: stored.seq, replayed: true })
+fn replay<T>(recalled: Recalled, expect: impl Fn(Reply) -> Result<T, Error>) -> Result<Done<T>, Error> {
+    Ok(Done { value: expect(recalled.reply)?, seq: recalled.seq, replayed: true })
 }
 
 fn thread_of(reply: Reply) -> Result<Thread, Error> {

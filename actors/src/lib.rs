@@ -21,6 +21,7 @@ mod engine;
 mod handle;
 mod host;
 mod reads;
+mod receipts;
 mod registry;
 pub mod store;
 mod subscription;
@@ -32,8 +33,9 @@ mod timers;
 pub use self::{
     clock::{SystemClock, UuidIds},
     config::{Config, Ports, StartError},
-    handle::{Call, Done, Error, Idempotency, Runtime, Started},
+    handle::{Call, Done, Error, Runtime, Started},
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
+    receipts::Idempotency,
     registry::Health,
     subscription::{Next, Subscription},
 };

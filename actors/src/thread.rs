@@ -16,7 +16,7 @@ use actix::prelude::*;
 use raddle_domain::{
     command::{Command, Refused, Reply, Request},
     id::{Seq, ThreadKey},
-    ports::{Receipt, Write},
+    ports::{Write, WriteRefused},
     thread::{Cx, ThreadState},
     time::UnixMs,
 };
@@ -28,8 +28,9 @@ use tokio::{
 use crate::{
     batch::Batch,
     engine::{Engine, EngineCall},
-    handle::{Error, Idempotency, InFlight, append_error},
-    host::{self, Loaded, SavedRest, Steps},
+    handle::{Error, InFlight, append_error},
+    host::{Loaded, SavedRest, Steps},
+    receipts::{self, Idempotency},
     registry::{Gauge, Ticket},
     store::AppendError,
     supervisor::{Rested, Stopped},
@@ -42,8 +43,6 @@ const DELTA_LINGER: Duration = Duration::from_millis(30);
 const DELTA_BYTES: usize = 4 * 1024;
 /// Commands' text that one append takes; the rest goes with the next.
 const STEP_BYTES: usize = 1024 * 1024;
-/// How long the reply to an idempotent request is kept.
-const RECEIPT_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(crate) struct ThreadActor {
     key: ThreadKey,
@@ -218,7 +217,7 @@ impl ThreadActor {
         let outcome = self.state.step(request, cx).map(|step| {
             steps.add(&step);
             let seq = self.state.seq();
-            steps.receipts.extend(idempotency.map(|known| receipt(known, seq, &step.reply, now)));
+            steps.receipts.extend(idempotency.map(|known| receipts::write(known, self.key.thread, &step, now)));
             (step.reply, seq)
         });
         waiting.push(Waiting { answer, outcome });
@@ -251,8 +250,14 @@ impl ThreadActor {
     /// The state may be ahead of the log or not: whoever needs the thread next gets it rebuilt.
     fn broken(&mut self, error: &AppendError, waiting: Vec<Waiting>, ctx: &mut Context<Self>) {
         tracing::warn!(thread = %self.key, %error, "a step was not saved; the thread is rebuilt from its log");
-        for Waiting { answer, .. } in waiting {
-            answer.send(Outcome::Failed(append_error(error.clone())));
+        for Waiting { mut answer, .. } in waiting {
+            match error {
+                // Our state was stale and nothing of the step is stored: it may run on the thread as it really is.
+                AppendError::Refused(WriteRefused::Conflict { .. } | WriteRefused::Fenced { .. }) => {
+                    answer.submitted = false;
+                }
+                error => answer.send(Outcome::Failed(append_error(error.clone()))),
+            }
         }
         ctx.stop();
     }
@@ -383,19 +388,6 @@ impl ThreadActor {
         }
         ctx.stop();
     }
-}
-
-/// What a receipt holds.
-#[derive(serde::Serialize, serde::Deserialize)]
-pub(crate) struct StoredReply {
-    pub seq: Seq,
-    pub reply: Reply,
-}
-
-/// What a repetition of the request will be answered with.
-pub(crate) fn receipt(known: Idempotency, seq: Seq, reply: &Reply, now: UnixMs) -> Receipt {
-    let reply = host::json(&StoredReply { seq, reply: reply.clone() });
-    Receipt { key: known.key, request: known.request, reply, expires_at: now.after(RECEIPT_LIFE) }
 }
 
 fn answer(waiting: Vec<Waiting>) {

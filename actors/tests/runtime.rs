@@ -160,6 +160,36 @@ async fn a_request_under_the_same_key_is_replayed_and_under_another_body_refused
         Err(Error::IdempotencyMismatch)
     ));
     assert_eq!(runtime.turns(key, None, 10).await.unwrap().data.len(), 1);
+    // What is deleted is not remembered by a receipt either.
+    runtime.delete_thread(key, Call::default()).await.unwrap();
+    let gone = runtime.start_turn(key, prompt("a", Delivery::Reject), call(1)).await;
+    assert!(matches!(gone, Err(Error::Deleted)), "{gone:?}");
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn every_verb_is_replayed_as_it_was_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let runtime = runtime(dir.path(), &model).await;
+    let call = |n| Call { idempotency: Some(Idempotency { key: [n; 32], request: [n; 32] }), if_match: None };
+    let new = raddle_domain::command::NewThread::with(choice());
+    let created = runtime.create_thread(TenantId::DEFAULT, new.clone(), call(1)).await.unwrap();
+    let key = testbed::key(&created.value);
+    let started = runtime.start_turn(key, prompt("hold", Delivery::Reject), call(2)).await.unwrap();
+    let queued = runtime.start_turn(key, prompt("q", Delivery::Queue), call(3)).await.unwrap();
+    let Started::Turn(turn) = &started.value else { panic!("{started:?}") };
+    let interrupted = runtime.interrupt(key, turn.id, call(4)).await.unwrap();
+    rests(&runtime, key).await;
+    let again = runtime.create_thread(TenantId::DEFAULT, new, call(1)).await.unwrap();
+    assert_eq!((&again.value, again.seq, again.replayed), (&created.value, created.seq, true));
+    let again = runtime.start_turn(key, prompt("hold", Delivery::Reject), call(2)).await.unwrap();
+    assert_eq!((&again.value, again.seq, again.replayed), (&started.value, started.seq, true));
+    let again = runtime.start_turn(key, prompt("q", Delivery::Queue), call(3)).await.unwrap();
+    assert_eq!((&again.value, again.seq, again.replayed), (&queued.value, queued.seq, true));
+    let again = runtime.interrupt(key, turn.id, call(4)).await.unwrap();
+    assert_eq!((&again.value, again.seq, again.replayed), (&interrupted.value, interrupted.seq, true));
+    assert_eq!(runtime.turns(key, None, 10).await.unwrap().data.len(), 2);
     runtime.shutdown(LONG).await;
 }
 

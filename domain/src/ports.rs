@@ -117,6 +117,8 @@ pub enum ModelErrorKind {
     Rejected,
     /// The answer grew beyond the item limit of this server.
     TooLarge,
+    /// The call could not be made, or heard, for a reason of ours.
+    Engine,
 }
 
 impl ModelErrorKind {
@@ -124,7 +126,7 @@ impl ModelErrorKind {
     pub const fn is_transient(self) -> bool {
         match self {
             Self::Unreachable | Self::Timeout | Self::RateLimited | Self::Unavailable | Self::CutOff => true,
-            Self::Malformed | Self::Rejected | Self::TooLarge => false,
+            Self::Malformed | Self::Rejected | Self::TooLarge | Self::Engine => false,
         }
     }
 
@@ -139,6 +141,7 @@ impl ModelErrorKind {
             Self::Malformed => "model-malformed",
             Self::Rejected => "model-rejected",
             Self::TooLarge => "output-too-large",
+            Self::Engine => "engine-failed",
         }
     }
 }

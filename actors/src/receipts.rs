@@ -1,0 +1,99 @@
+//! The replies to requests that named an idempotency key.
+//!
+//! A receipt says where in the thread's log the reply stands, not what it says: so it is small, and nothing of a
+//! thread outlives its deletion.
+
+use std::time::Duration;
+
+use raddle_domain::{
+    command::Reply,
+    event::{Event, Record},
+    id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    ports::{Receipt, StoreError, View},
+    record::InterruptReceipt,
+    thread::Step,
+    time::UnixMs,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::host;
+
+/// How long a reply can be repeated.
+const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The digests by which a repeated request is known again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Idempotency {
+    /// SHA-256 over method, route and the caller's key.
+    pub key: [u8; 32],
+    /// SHA-256 over the request's path and body.
+    pub request: [u8; 32],
+}
+
+/// What a receipt holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct Stub {
+    thread: ThreadId,
+    /// Where the log ended with the step.
+    seq: Seq,
+    /// The event that holds the reply.
+    event: Seq,
+    /// Of a queued prompt: the turn that it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    active_turn: Option<TurnId>,
+}
+
+/// A reply of before.
+pub(crate) struct Recalled {
+    pub reply: Reply,
+    pub seq: Seq,
+}
+
+/// The receipt of `step`.
+pub(crate) fn write(known: Idempotency, thread: ThreadId, step: &Step, now: UnixMs) -> Receipt {
+    let holds = |record: &&Record| holds_reply(&record.event, &step.reply);
+    let last = step.records.last().map_or(0, |record| record.seq);
+    let active_turn = match &step.reply {
+        Reply::Queued { active_turn, .. } => Some(*active_turn),
+        _ => None,
+    };
+    let event = step.records.iter().find(holds).map_or(last, |record| record.seq);
+    let reply = host::json(&Stub { thread, seq: last, event, active_turn });
+    Receipt { key: known.key, request: known.request, reply, expires_at: now.after(LIFE) }
+}
+
+fn holds_reply(event: &Event, reply: &Reply) -> bool {
+    match reply {
+        Reply::Thread(_) => {
+            matches!(event, Event::ThreadCreated(_) | Event::ThreadUpdated(_) | Event::ThreadArchived(_))
+        }
+        Reply::Started(_) => matches!(event, Event::TurnStarted(_)),
+        Reply::Queued { .. } => matches!(event, Event::PromptAdmitted(_)),
+        Reply::Interrupted(_) => matches!(event, Event::TurnCompleted(_)),
+        Reply::Deleted | Reply::Noted => false,
+    }
+}
+
+/// The reply that a receipt leads to; `None` when the thread is gone.
+pub(crate) fn read(view: &dyn View, tenant: TenantId, receipt: &Receipt) -> Result<Option<Recalled>, StoreError> {
+    let broken = |why: String| raddle_domain::ports::Corrupt { record: format!("a receipt of {tenant}"), why };
+    let stub: Stub = serde_json::from_slice(&receipt.reply).map_err(|why| broken(why.to_string()))?;
+    let key = ThreadKey { tenant, thread: stub.thread };
+    let Some(stored) = view.event(key, stub.event)? else { return Ok(None) };
+    let reply = match host::decode(key, stub.event, &stored)?.event {
+        Event::ThreadCreated(thread) | Event::ThreadUpdated(thread) | Event::ThreadArchived(thread) => {
+            Reply::Thread(thread)
+        }
+        Event::TurnStarted(turn) => Reply::Started(turn),
+        Event::PromptAdmitted(admission) => {
+            let active_turn = stub.active_turn.ok_or_else(|| broken("it names no turn".to_owned()))?;
+            Reply::Queued { admission, active_turn }
+        }
+        Event::TurnCompleted(turn) => {
+            let receipt = InterruptReceipt { turn: *turn, ended_seq: stub.event, effects: Vec::new() };
+            Reply::Interrupted(Box::new(receipt))
+        }
+        other => return Err(broken(format!("it leads to {}", other.name())).into()),
+    };
+    Ok(Some(Recalled { reply, seq: stub.seq }))
+}
