@@ -386,6 +386,7 @@ impl Runtime {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(StoreError::Corrupt(corrupt))) => Err(Error::ThreadUnavailable(corrupt.to_string())),
             Ok(Err(error)) => Err(error.into()),
+            // The readers' threads have gone.
             Err(why) if why.is_cancelled() => Err(Error::Draining),
             Err(why) => Err(Error::Internal(why.to_string())),
         }

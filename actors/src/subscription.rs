@@ -86,7 +86,10 @@ impl Subscription {
             match self.phase {
                 Phase::Deleted => return Ok(Next::Deleted),
                 Phase::Backlog => {
-                    let chunks = self.runtime.log_page(self.key, self.after, PAGE, PAGE_BYTES).await?;
+                    let chunks = match self.runtime.log_page(self.key, self.after, PAGE, PAGE_BYTES).await {
+                        Err(Error::Draining) => return Ok(Next::Shutdown { after: self.after }),
+                        read => read?,
+                    };
                     if let Some(last) = chunks.last() {
                         self.after = last.last();
                         return Ok(Next::Stored(chunks));
@@ -94,7 +97,10 @@ impl Subscription {
                     self.phase = Phase::Live;
                     // It was the backlog, not the watcher, that took long: watch anew and read the rest.
                     if self.watch.lagged() {
-                        self.watch = self.runtime.watch(self.key).await?;
+                        self.watch = match self.runtime.watch(self.key).await {
+                            Err(Error::Draining) => return Ok(Next::Shutdown { after: self.after }),
+                            watch => watch?,
+                        };
                         self.phase = Phase::Backlog;
                     }
                 }
@@ -118,7 +124,11 @@ impl Subscription {
                 None => return Some(Next::Shutdown { after: self.after }),
             },
         };
-        let Some(batch) = batch else { return Some(Next::Gap { after: self.after }) };
+        let Some(batch) = batch else {
+            let after = self.after;
+            // A watch that ends without having missed anything lost its bus, which may end before the signal is seen.
+            return Some(if self.watch.lagged() { Next::Gap { after } } else { Next::Shutdown { after } });
+        };
         if batch.chunk.last() <= self.after {
             return None;
         }
