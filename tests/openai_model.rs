@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use openai_server::{Answer, Gate, OpenAiServer, delta, finish};
 
 fn request(messages: Vec<Message>) -> ModelRequest {
-    ModelRequest { model: "m".into(), messages, temperature: None, top_p: None, max_tokens: None }
+    ModelRequest { model: "m".into(), messages, turn_start: 0, temperature: None, top_p: None, max_tokens: None }
 }
 
 fn hi() -> ModelRequest {

@@ -158,7 +158,7 @@ async fn drive(
     })?;
     let read = move || messages(&*store, key, system_prompt.as_deref(), &items);
     let messages = tokio::task::spawn_blocking(read).await.map_err(|why| broken(why.to_string()))?;
-    let messages = messages.map_err(|why| {
+    let (messages, turn_start) = messages.map_err(|why| {
         let kind = match why {
             StoreError::Unavailable(_) | StoreError::Full => ModelErrorKind::Unavailable,
             StoreError::Corrupt(_) => ModelErrorKind::Engine,
@@ -168,6 +168,7 @@ async fn drive(
     let request = ModelRequest {
         model: settings.model,
         messages,
+        turn_start,
         temperature: settings.temperature,
         top_p: settings.top_p,
         max_tokens: settings.max_tokens,
@@ -220,13 +221,13 @@ impl Rest {
     }
 }
 
-/// What the model is to see: every settled turn from the log, then the open one.
+/// What the model is to see: every settled turn from the log, then the open one, which begins at the returned index.
 pub(crate) fn messages(
     store: &dyn LogStore,
     key: ThreadKey,
     system_prompt: Option<&str>,
     open: &[Item],
-) -> Result<Vec<Message>, StoreError> {
+) -> Result<(Vec<Message>, usize), StoreError> {
     const TURNS: usize = 256;
     let mut history = History::new(system_prompt);
     let view = store.view()?;
@@ -243,6 +244,7 @@ pub(crate) fn messages(
             break;
         }
     }
+    let turn_start = history.settle();
     open.iter().for_each(|item| history.push(item));
-    Ok(history.finish())
+    Ok((history.finish(), turn_start))
 }

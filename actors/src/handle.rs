@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bus::{Subscribe, Watch},
     config::{Config, Ports, StartError},
-    host::{self, Steps},
+    host::Steps,
     receipts::{self, Idempotency, Recalled},
     registry::{Health, Ticket},
     store::AppendError,
@@ -498,14 +498,5 @@ impl Runtime {
         bytes: usize,
     ) -> Result<Vec<raddle_domain::ports::Chunk>, Error> {
         self.read(move |view| view.events(key, after, limit, bytes)).await
-    }
-
-    #[doc(hidden)]
-    pub async fn model_history(&self, key: ThreadKey) -> Result<Vec<raddle_domain::history::Message>, Error> {
-        let store = self.shared().store.clone();
-        let loaded = self.read(move |view| host::load(view, key)).await?.ok_or(Error::NotFound("thread"))?;
-        let prompt = loaded.state.view().system_prompt.clone();
-        let open: Vec<_> = loaded.state.open().map(|open| open.items().cloned().collect()).unwrap_or_default();
-        self.read(move |_| crate::engine::messages(&*store, key, prompt.as_deref(), &open)).await
     }
 }

@@ -88,6 +88,12 @@ impl History {
         }
     }
 
+    /// Ends what was being put together; returns how many messages there are.
+    pub fn settle(&mut self) -> usize {
+        self.close();
+        self.messages.len()
+    }
+
     /// The messages so far.
     pub fn finish(mut self) -> Vec<Message> {
         self.close();

@@ -33,6 +33,8 @@ pub struct ModelRequest {
     /// The model's name at its provider.
     pub model: String,
     pub messages: Vec<Message>,
+    /// Where in `messages` the open turn begins, with its prompt. What users say behind it are steers.
+    pub turn_start: usize,
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
     pub max_tokens: Option<u32>,

@@ -29,7 +29,7 @@ pub struct Scripted;
 
 impl Model for Scripted {
     fn call(&self, request: ModelRequest) -> ModelStream {
-        match Place::find(&request.messages) {
+        match Place::find(request.messages.get(request.turn_start..).unwrap_or_default()) {
             Err(lost) => {
                 let error = failure(ModelErrorKind::Rejected, lost.to_string());
                 Box::pin(stream::iter([Err(error)]))

@@ -67,7 +67,7 @@ struct Function<'a> {
 impl<'a> Body<'a> {
     /// With `send_reasoning`, what the model thought earlier goes back to it as `reasoning_content`.
     pub fn new(request: &'a ModelRequest, send_reasoning: bool) -> Self {
-        let ModelRequest { model, messages, temperature, top_p, max_tokens } = request;
+        let ModelRequest { model, messages, turn_start: _, temperature, top_p, max_tokens } = request;
         Self {
             model,
             messages: messages.iter().map(|message| sent(message, send_reasoning)).collect(),
@@ -106,14 +106,27 @@ mod tests {
     use super::*;
 
     fn body(messages: Vec<Message>, send_reasoning: bool) -> Value {
-        let request = ModelRequest { model: "m".into(), messages, temperature: None, top_p: None, max_tokens: None };
+        let request = ModelRequest {
+            model: "m".into(),
+            messages,
+            turn_start: 0,
+            temperature: None,
+            top_p: None,
+            max_tokens: None,
+        };
         serde_json::to_value(Body::new(&request, send_reasoning)).unwrap()
     }
 
     #[test]
     fn sampling_fields_are_sent_only_if_set() {
-        let mut request =
-            ModelRequest { model: "m".into(), messages: vec![], temperature: None, top_p: None, max_tokens: None };
+        let mut request = ModelRequest {
+            model: "m".into(),
+            messages: vec![],
+            turn_start: 0,
+            temperature: None,
+            top_p: None,
+            max_tokens: None,
+        };
         let bare = json!({"model": "m", "messages": [], "stream": true, "stream_options": {"include_usage": true}});
         assert_eq!(serde_json::to_value(Body::new(&request, false)).unwrap(), bare);
         (request.temperature, request.top_p, request.max_tokens) = (Some(0.5), Some(1.0), Some(7));

@@ -1,17 +1,7 @@
-//! Where a conversation stands in its script, told from its messages alone.
+//! Where a turn stands in its script, told from its messages alone.
 //!
-//! Which user message opened the turn, and is the script? Messages do not say, so this is a rule:
-//! * A user message behind tool results is a **steer**: it came while the turn went on.
-//! * Any other user message **opens** a turn: the first one, one behind an answer without tool calls, and one behind
-//!   another opener, whose turn then left no answer.
-//! * Two kinds of message behind tool results open a turn nevertheless: one that holds a directive, and one behind a
-//!   script whose due segment fails before it says anything, because such a turn ended right there.
-//!
-//! The place within the script is then the number of answers with tool calls since the opener.
-//!
-//! Not decidable from messages, and so wrong: a plain prompt after a turn that was stopped between a tool result
-//! and the next answer is taken for a steer of it; a steer that reached a turn behind its last answer, or before its
-//! first, is taken for a prompt. A prompt with a directive is always taken for what it is.
+//! The turn's first message is the script. Each answer since has played one segment of it. What a user said behind
+//! the last answer is a steer that no answer has heard.
 
 use raddle_domain::history::Message;
 
@@ -24,81 +14,45 @@ pub struct Place {
     pub answers: Vec<String>,
     /// Steers that no answer has heard.
     pub steers: Vec<String>,
+    /// Empty behind the last one.
     pub segment: Segment,
 }
 
 /// Why there is nothing to play.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Lost {
-    #[error("the conversation holds no prompt")]
+    #[error("the turn does not begin with a prompt")]
     NoPrompt,
     #[error(transparent)]
     BadScript(#[from] BadScript),
 }
 
 impl Place {
-    /// Finds what the next answer to `messages` is.
-    pub fn find(messages: &[Message]) -> Result<Self, Lost> {
-        let mut turn: Option<Turn> = None;
-        for message in messages {
-            match (message, turn.as_mut()) {
-                (Message::User { content }, Some(turn)) if turn.is_steered_by(content) => turn.steers.push(content),
-                (Message::User { content }, _) => turn = Some(Turn::open(content)),
-                (Message::Assistant { tool_calls, .. }, Some(turn)) => {
-                    turn.steers.clear();
-                    turn.answers.clear();
-                    turn.has_results = false;
-                    turn.played += usize::from(!tool_calls.is_empty());
-                    turn.questions = tool_calls
-                        .iter()
-                        .filter(|call| call.name == ASK_TOOL)
-                        .map(|call| call.call_id.as_str())
-                        .collect();
+    /// Finds what the next answer in `turn`, its messages from the prompt on, is.
+    pub fn find(turn: &[Message]) -> Result<Self, Lost> {
+        let Some((Message::User { content: prompt }, since)) = turn.split_first() else { return Err(Lost::NoPrompt) };
+        let script = Script::parse(prompt)?;
+        let is_answer = |message: &&Message| matches!(message, Message::Assistant { .. });
+        let played = since.iter().filter(is_answer).count();
+        let last = since.iter().rposition(|message| is_answer(&message));
+        let questions: Vec<&str> = match last.map(|at| &since[at]) {
+            Some(Message::Assistant { tool_calls, .. }) => {
+                tool_calls.iter().filter(|call| call.name == ASK_TOOL).map(|call| call.call_id.as_str()).collect()
+            }
+            _ => Vec::new(),
+        };
+        let (mut answers, mut steers) = (Vec::new(), Vec::new());
+        for message in &since[last.map_or(0, |at| at + 1)..] {
+            match message {
+                Message::User { content } => steers.push(content.clone()),
+                Message::Tool { call_id, content } if questions.contains(&call_id.as_str()) => {
+                    answers.push(content.clone());
                 }
-                (Message::Tool { call_id, content }, Some(turn)) => {
-                    turn.has_results = true;
-                    if turn.questions.contains(&call_id.as_str()) {
-                        turn.answers.push(content);
-                    }
-                }
-                (Message::System { .. } | Message::Assistant { .. } | Message::Tool { .. }, _) => {}
+                Message::Tool { .. } | Message::System { .. } | Message::Assistant { .. } => {}
             }
         }
-        let turn = turn.ok_or(Lost::NoPrompt)?;
-        let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect();
-        let segment = turn.due()?.unwrap_or_default();
-        Ok(Self { answers: owned(turn.answers), steers: owned(turn.steers), segment })
-    }
-}
-
-/// The turn that the messages so far are in.
-struct Turn<'a> {
-    prompt: &'a str,
-    /// Answers with tool calls.
-    played: usize,
-    /// Nothing but results, and steers, since such an answer.
-    has_results: bool,
-    questions: Vec<&'a str>,
-    answers: Vec<&'a str>,
-    steers: Vec<&'a str>,
-}
-
-impl<'a> Turn<'a> {
-    fn open(prompt: &'a str) -> Self {
-        let none = Vec::new;
-        Self { prompt, played: 0, has_results: false, questions: none(), answers: none(), steers: none() }
-    }
-
-    /// The segment to play; `None` behind the last one.
-    fn due(&self) -> Result<Option<Segment>, BadScript> {
-        Ok(Script::parse(self.prompt)?.segments.into_iter().nth(self.played))
-    }
-
-    fn is_steered_by(&self, content: &str) -> bool {
-        // A question's answer is spoken before anything fails.
-        let ended_here =
-            || self.answers.is_empty() && self.due().is_ok_and(|due| due.is_some_and(|due| due.fails_silently()));
-        self.has_results && !Script::has_directive(content) && (!self.steers.is_empty() || !ended_here())
+        let segment = script.segments.into_iter().nth(played).unwrap_or_default();
+        Ok(Self { answers, steers, segment })
     }
 }
 
@@ -126,9 +80,9 @@ mod tests {
         Message::Tool { call_id: call_id.into(), content: content.into() }
     }
 
-    /// The first line due, and what comes before it.
-    fn due(messages: &[Message]) -> (Vec<String>, Vec<String>, Option<Line>) {
-        let place = Place::find(messages).unwrap();
+    /// What is due: answers, steers, and the first line.
+    fn due(turn: &[Message]) -> (Vec<String>, Vec<String>, Option<Line>) {
+        let place = Place::find(turn).unwrap();
         (place.answers, place.steers, place.segment.lines.first().cloned())
     }
 
@@ -139,73 +93,35 @@ mod tests {
     const SCRIPT: &str = "@tool a\n@say one\n@tool b\n@say two";
 
     #[test]
-    fn the_place_is_the_number_of_answers_with_tool_calls_since_the_prompt() {
-        let messages = [
-            user("@tool x\n@tool y"),
-            called("0", "x"),
-            said("stopped"),
-            user(SCRIPT),
-            called("1", "a"),
-            result("1", ""),
-        ];
-        assert!(matches!(Place::find(&messages[..4]).unwrap().segment.end, End::Tools(_)));
-        assert_eq!(due(&messages), (vec![], vec![], say("one")));
+    fn each_answer_has_played_a_segment() {
+        let turn = [user(SCRIPT), called("1", "a"), result("1", ""), called("2", "b"), result("2", "")];
+        assert!(matches!(Place::find(&turn[..1]).unwrap().segment.end, End::Tools(_)));
+        assert_eq!(due(&turn[..3]), (vec![], vec![], say("one")));
+        assert_eq!(due(&turn), (vec![], vec![], say("two")));
     }
 
     #[test]
     fn behind_the_last_segment_nothing_is_due() {
-        let messages = [user("hi"), called("1", "a"), result("1", "")];
-        assert_eq!(Place::find(&messages).unwrap().segment, Segment::default());
+        let turn = [user("hi"), called("1", "a"), result("1", "")];
+        assert_eq!(Place::find(&turn).unwrap().segment, Segment::default());
+        assert_eq!(due(&[user("hi"), said("echo: hi"), user("ho")]), (vec![], vec!["ho".into()], None));
     }
 
     #[test]
-    fn a_user_message_behind_results_is_a_steer_until_it_is_answered() {
-        let mut messages = vec![user(SCRIPT), called("1", "a"), result("1", ""), user("left"), user("right")];
-        assert_eq!(due(&messages), (vec![], vec!["left".into(), "right".into()], say("one")));
-        messages.extend([called("2", "b"), result("2", "")]);
-        assert_eq!(due(&messages), (vec![], vec![], say("two")));
-    }
-
-    #[test]
-    fn a_user_message_behind_a_last_answer_opens_a_turn() {
-        assert_eq!(due(&[user("hi"), said("echo: hi"), user("ho")]), (vec![], vec![], say("echo: ho")));
-    }
-
-    #[test]
-    fn a_prompt_behind_one_that_was_never_answered_opens_a_turn() {
-        assert_eq!(due(&[user("@fail 500"), user("hi")]), (vec![], vec![], say("echo: hi")));
-        assert_eq!(due(&[user("@nonsense"), user("hi")]), (vec![], vec![], say("echo: hi")));
-    }
-
-    #[test]
-    fn a_prompt_behind_an_answer_that_was_cut_off_opens_a_turn() {
-        let messages = [user(SCRIPT), called("1", "a"), result("1", ""), said("o"), user("hi")];
-        assert_eq!(due(&messages), (vec![], vec![], say("echo: hi")));
-    }
-
-    #[test]
-    fn a_prompt_behind_results_opens_a_turn_when_the_script_fails_there() {
-        for end in ["@fail 400", "@wait 1\n@drop"] {
-            let messages =
-                [user(&format!("@tool a\n{end}")), called("1", "a"), result("1", ""), user("hi"), user("ho")];
-            assert_eq!(due(&messages[..4]), (vec![], vec![], say("echo: hi")));
-            assert_eq!(due(&messages), (vec![], vec![], say("echo: ho")));
-        }
-        let speaks_first = [user("@tool a\n@say b\n@drop"), called("1", "a"), result("1", ""), user("hi")];
-        assert_eq!(due(&speaks_first), (vec![], vec!["hi".into()], say("b")));
-    }
-
-    #[test]
-    fn a_prompt_with_a_directive_opens_a_turn_wherever_it_stands() {
-        let messages = [user(SCRIPT), called("1", "a"), result("1", ""), user("@say new")];
-        assert_eq!(due(&messages), (vec![], vec![], say("new")));
+    fn what_a_user_says_in_a_turn_is_a_steer_until_it_is_answered() {
+        let mut turn = vec![user(SCRIPT), user("early")];
+        assert_eq!(due(&turn).1, ["early"]);
+        turn.extend([called("1", "a"), result("1", ""), user("@say left"), user("right")]);
+        assert_eq!(due(&turn), (vec![], vec!["@say left".into(), "right".into()], say("one")));
+        turn.extend([called("2", "b"), result("2", "")]);
+        assert_eq!(due(&turn), (vec![], vec![], say("two")));
     }
 
     #[test]
     fn the_results_of_questions_are_answers_and_those_of_tools_are_not() {
-        let messages = [user("@ask who?\n@say hi"), called("1", ASK_TOOL), result("1", "me"), user("quick")];
-        assert_eq!(due(&messages[..3]), (vec!["me".into()], vec![], say("hi")));
-        assert_eq!(due(&messages), (vec!["me".into()], vec!["quick".into()], say("hi")));
+        let turn = [user("@ask who?\n@say hi"), called("1", ASK_TOOL), result("1", "me"), user("quick")];
+        assert_eq!(due(&turn[..3]), (vec!["me".into()], vec![], say("hi")));
+        assert_eq!(due(&turn), (vec!["me".into()], vec!["quick".into()], say("hi")));
         assert_eq!(due(&[user("@tool a\n@say hi"), called("1", "a"), result("1", "me")]).0, Vec::<String>::new());
     }
 

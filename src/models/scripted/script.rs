@@ -86,14 +86,6 @@ pub enum Mistake {
     NothingToJoin,
 }
 
-impl Segment {
-    /// Whether nothing is streamed before the call fails: such a call leaves no message behind.
-    pub fn fails_silently(&self) -> bool {
-        let silent = self.lines.iter().all(|line| matches!(line, Line::Wait(_) | Line::Tokens { count: 0, .. }));
-        silent && matches!(self.end, End::Fail { .. } | End::Drop)
-    }
-}
-
 impl Script {
     pub fn parse(prompt: &str) -> Result<Self, BadScript> {
         let mut reader = Reader::default();
@@ -101,11 +93,6 @@ impl Script {
             reader.read(text).map_err(|mistake| BadScript { line: index + 1, mistake })?;
         }
         Ok(reader.finish())
-    }
-
-    /// Whether a prompt says what to do, rather than only something to echo.
-    pub fn has_directive(prompt: &str) -> bool {
-        prompt.lines().any(|line| line.starts_with('@'))
     }
 }
 

@@ -5,7 +5,7 @@ fn user(content: &str) -> Message {
 }
 
 fn request(messages: Vec<Message>) -> ModelRequest {
-    ModelRequest { model: "scripted".into(), messages, temperature: None, top_p: None, max_tokens: None }
+    ModelRequest { model: "scripted".into(), messages, turn_start: 0, temperature: None, top_p: None, max_tokens: None }
 }
 
 fn call(prompt: &str) -> ModelStream {
@@ -144,8 +144,9 @@ async fn reported_usage_replaces_the_counted_words() {
 async fn the_words_of_all_messages_are_input() {
     let system = Message::System { content: "be kind".into() };
     let assistant = Message::Assistant { content: "a b".into(), reasoning: "c".into(), tool_calls: Vec::new() };
-    let (_, _, rest) = answer(vec![system, user("x"), assistant, user("y z")]).await;
-    assert_eq!(rest, [usage(8, 3), STOP]);
+    let request = ModelRequest { turn_start: 3, ..request(vec![system, user("x"), assistant, user("y z")]) };
+    let last = fragments(Scripted.call(request)).await.split_off(3);
+    assert_eq!(last, [Ok(usage(8, 3)), Ok(STOP)]);
 }
 
 #[tokio::test(start_paused = true)]
