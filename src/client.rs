@@ -69,6 +69,9 @@ impl fmt::Display for Refusal {
 pub struct Page<T> {
     pub data: Vec<T>,
     pub next_cursor: Option<String>,
+    /// Of threads: those whose records cannot be used, each with its `id` and a `detail`.
+    #[serde(default)]
+    pub unavailable: Vec<Value>,
 }
 
 /// Events as they are stored, and where their log ended.

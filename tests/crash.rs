@@ -343,6 +343,81 @@ fn hold_against(journal: &Journal, logs: &BTreeMap<String, Vec<Value>>) {
     }
 }
 
+/// A shutdown that is asked for is not a crash: whoever gets an answer gets a true one, and a refusal is a refusal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_under_load_answers_truly_or_says_that_it_is_going_down() {
+    const ROUNDS: u64 = 6;
+    println!("seed {SEED}");
+    let dir = tempfile::tempdir().unwrap();
+    let mut dice = Dice::new(SEED);
+    let mut made: BTreeSet<String> = BTreeSet::new();
+    let mut unknown = 0;
+    for _ in 0..ROUNDS {
+        let server = Server::with(dir.path(), &[("RADDLE_SHUTDOWN_DEADLINE_MS", "100")]).await;
+        let (counts, mut count) = watch::channel(0);
+        let counts = Arc::new(counts);
+        let clients: Vec<_> = (0..8)
+            .map(|n| {
+                let (api, counts) = (server.api.clone(), counts.clone());
+                tokio::spawn(async move {
+                    let (mut made, mut unknown) = (Vec::new(), 0);
+                    loop {
+                        let create = api.request(reqwest::Method::POST, "/v1/threads").json(&json!({}));
+                        let thread = match api.try_send(create).await {
+                            Ok(reply) if reply.status == 201 => text(&reply.json()["id"]),
+                            Ok(reply) => {
+                                let code = text(&reply.json()["code"]);
+                                // Only what says so may have been stored all the same.
+                                assert!(matches!(&*code, "draining" | "store-unavailable"), "{:?}", reply.json());
+                                assert_eq!(reply.status, 503);
+                                unknown += usize::from(code == "store-unavailable");
+                                continue;
+                            }
+                            // It stopped listening; what was under way then may be stored.
+                            Err(_) => return (made, unknown + 1),
+                        };
+                        made.push(thread.clone());
+                        counts.send_modify(|count| *count += 1);
+                        if n % 2 == 0 {
+                            let start = api.request(reqwest::Method::POST, &format!("/v1/threads/{thread}/turns"));
+                            match api.try_send(start.json(&json!({"prompt": "@tokens 20 400"}))).await {
+                                Ok(reply) => assert!(
+                                    reply.status == 201
+                                        || reply.json()["code"] == "draining"
+                                        || reply.json()["code"] == "store-unavailable",
+                                    "{:?}",
+                                    reply.json()
+                                ),
+                                Err(_) => return (made, unknown + 1),
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        let target = 10 + dice.below(60);
+        tokio::time::timeout(LOST, count.wait_for(|count| *count >= target)).await.expect("no replies").unwrap();
+        server.terminate();
+        assert_eq!(server.ended().await.code(), Some(0));
+        for client in join_all(clients).await {
+            let (theirs, lost) = client.unwrap();
+            made.extend(theirs);
+            unknown += lost;
+        }
+    }
+    let server = Server::start(dir.path()).await;
+    let found = server.api.list("/v1/threads", 500).await;
+    let found: BTreeSet<_> = found.iter().map(|thread| text(&thread["id"])).collect();
+    assert!(found.is_superset(&made), "an acknowledged thread is lost");
+    let more = found.len() - made.len();
+    println!("{} threads were acknowledged, {more} of {unknown} without an answer are there too", made.len());
+    assert!(more <= unknown, "{more} threads are there though their creation was refused");
+    for thread in &made {
+        server.api.rest(thread).await;
+        check_log(&server.api.log(thread).await, true);
+    }
+}
+
 #[tokio::test]
 async fn a_thread_that_interrupts_on_restart_closes_its_turn_and_runs_its_queue() {
     let dir = tempfile::tempdir().unwrap();

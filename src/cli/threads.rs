@@ -98,6 +98,10 @@ async fn list(remote: &Remote, filter: Vec<(&str, String)>, limit: usize) -> Res
         query.extend(cursor.map(|cursor| ("cursor", cursor)));
         let page = client.threads(&query).await?;
         threads.extend(page.data);
+        for lost in page.unavailable {
+            let text = |name: &str| plain(lost[name].as_str().unwrap_or_default());
+            eprintln!("{} is unavailable: {}", text("id"), text("detail"));
+        }
         cursor = page.next_cursor;
         if cursor.is_none() || threads.len() >= limit {
             break;

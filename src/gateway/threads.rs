@@ -20,7 +20,7 @@ use super::{
     openapi::{Reads, Writes},
     problem::Problem,
     request::{Caller, OfThread, Params, Verb},
-    wire::{self, InboxEntry, List, NewThread, Nothing, PatchThread, Snapshot, positions},
+    wire::{self, InboxEntry, List, NewThread, Nothing, PatchThread, Snapshot, ThreadList, Unavailable, positions},
 };
 
 /// Says that a reply was given before.
@@ -60,13 +60,13 @@ pub async fn create_thread(
         ("status" = Option<ThreadStatus>, Query),
         ("q" = Option<String>, Query, max_length = 256, description = "Part of the title or of the id, in any case"),
     ),
-    responses((status = 200, body = List<Thread>, description = "A page"), Reads),
+    responses((status = 200, body = ThreadList, description = "A page"), Reads),
 )]
 pub async fn list_threads(
     State(gateway): State<Arc<Gateway>>,
     caller: Caller,
     mut params: Params,
-) -> Result<Json<List<Thread>>, Problem> {
+) -> Result<Json<ThreadList>, Problem> {
     let of = Of::Threads(caller.tenant);
     let limit = params.limit()?;
     let after = params.text("cursor").map(|text| cursor::decode(of, &text)).transpose()?;
@@ -84,7 +84,9 @@ pub async fn list_threads(
     params.end()?;
     let query = ThreadQuery { archived, status, q, after, limit };
     let page = gateway.runtime.threads(caller.tenant, query).await?;
-    Ok(Json(List { data: page.data, next_cursor: page.next.map(|place| cursor::encode(of, &place)) }))
+    let next_cursor = page.next.map(|place| cursor::encode(of, &place));
+    let unavailable = page.unavailable.into_iter().map(|(id, detail)| Unavailable { id, detail }).collect();
+    Ok(Json(ThreadList { data: page.data, next_cursor, unavailable }))
 }
 
 const STATUSES: [(&str, ThreadStatus); 4] = [

@@ -5,7 +5,7 @@
 
 use raddle_domain::{
     command::ThreadPatch,
-    id::{Seq, TurnId},
+    id::{Seq, ThreadId, TurnId},
     ports::{Models, UnknownModel},
     record::{Admission, Delivery, Item, Metadata, ModelChoice, OnRestart, Thread, Turn, TurnOverrides},
 };
@@ -201,6 +201,25 @@ pub struct List<T> {
     pub next_cursor: Option<String>,
 }
 
+/// A part of the list of threads.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ThreadList {
+    pub data: Vec<Thread>,
+    /// Where the rest begins; `null` at the end. A page may be short and still have one.
+    #[schema(required)]
+    pub next_cursor: Option<String>,
+    /// Threads of this part whose records cannot be used, whatever was asked for.
+    pub unavailable: Vec<Unavailable>,
+}
+
+/// A thread that is there and cannot be used.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Unavailable {
+    pub id: ThreadId,
+    /// Names the record, and what is wrong with it.
+    pub detail: String,
+}
+
 /// A turn that was started.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TurnStarted {
@@ -252,7 +271,7 @@ pub struct EventRecord {
     /// The `seq` before this one; 0 for the first.
     pub prev: Seq,
     pub ts: raddle_domain::time::UnixMs,
-    pub thread_id: raddle_domain::id::ThreadId,
+    pub thread_id: ThreadId,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub turn_id: Option<TurnId>,
     #[serde(skip_serializing_if = "Option::is_none")]

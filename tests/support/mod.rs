@@ -64,8 +64,12 @@ impl Server {
 
     /// The same for a server that may refuse to start.
     pub async fn launch(dir: &Path, env: &[(&str, &str)]) -> Result<Self, NotStarted> {
+        Self::spawn(dir, &[&[("RADDLE_LISTEN", "127.0.0.1:0")], env].concat()).await
+    }
+
+    async fn spawn(dir: &Path, env: &[(&str, &str)]) -> Result<Self, NotStarted> {
         let mut child = raddle()
-            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .args(["serve", "--data-dir"])
             .arg(dir)
             .envs(env.iter().copied())
             .stdin(Stdio::null())
