@@ -40,8 +40,17 @@ pub(crate) struct Supervisor {
     loading: HashMap<ThreadKey, Vec<oneshot::Sender<Result<Ticket, Error>>>>,
     /// Loaded threads by the last use that is known here; one that was used since is put back where it belongs.
     order: BTreeMap<u64, ThreadKey>,
+    /// Failures in a row of threads that stopped, or could not be loaded.
     failures: HashMap<ThreadKey, u32>,
-    sweeping: bool,
+    sweeping: Sweeping,
+}
+
+#[derive(PartialEq, Eq)]
+enum Sweeping {
+    No,
+    Yes,
+    /// Asked for again meanwhile: what was passed already may owe by now.
+    Again,
 }
 
 /// What all actors share; sent once, when all of them exist.
@@ -84,7 +93,7 @@ impl Supervisor {
             loading: HashMap::new(),
             order: BTreeMap::new(),
             failures: HashMap::new(),
-            sweeping: false,
+            sweeping: Sweeping::No,
         }
     }
 
@@ -119,8 +128,17 @@ impl Supervisor {
                     this.trim(ctx);
                 }
                 Err(error) => {
-                    if !matches!(error, Error::NotFound(_)) {
-                        tracing::error!(thread = %key, %error, "cannot load a thread");
+                    match &error {
+                        Error::NotFound(_) => drop(this.failures.remove(&key)),
+                        Error::ThreadUnavailable(why) => {
+                            this.failures.remove(&key);
+                            tracing::error!(thread = %key, why, "a thread is unavailable");
+                        }
+                        error => {
+                            tracing::error!(thread = %key, %error, "cannot load a thread; trying again");
+                            // It may owe work that nobody will ask for.
+                            this.want_later(key, ctx);
+                        }
                     }
                     asking.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
                 }
@@ -187,7 +205,9 @@ impl Supervisor {
                 }
             };
             let Some(last) = places.last().copied() else {
-                this.sweeping = false;
+                if std::mem::replace(&mut this.sweeping, Sweeping::No) == Sweeping::Again {
+                    ctx.notify(Sweep);
+                }
                 return;
             };
             let loads: Vec<_> = places
@@ -208,6 +228,17 @@ impl Supervisor {
         let (reply, loaded) = oneshot::channel();
         self.ask(key, reply, ctx);
         Some(loaded)
+    }
+
+    /// Loads a thread after a pause that grows with its failures in a row.
+    fn want_later(&mut self, key: ThreadKey, ctx: &mut Context<Self>) {
+        if self.shared().draining() {
+            return;
+        }
+        let failures = self.failures.entry(key).or_default();
+        let pause = BACKOFF.saturating_mul(1 << (*failures).min(16)).min(BACKOFF_CAP);
+        *failures += 1;
+        ctx.run_later(pause, move |this, ctx| drop(this.want(key, ctx)));
     }
 
     fn ask(&mut self, key: ThreadKey, reply: oneshot::Sender<Result<Ticket, Error>>, ctx: &mut Context<Self>) {
@@ -256,13 +287,9 @@ impl Handler<Stopped> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, Stopped { key, owes }: Stopped, ctx: &mut Self::Context) {
-        if !owes || self.shared().draining() {
-            return;
+        if owes {
+            self.want_later(key, ctx);
         }
-        let failures = self.failures.entry(key).or_default();
-        let pause = BACKOFF.saturating_mul(1 << (*failures).min(16)).min(BACKOFF_CAP);
-        *failures += 1;
-        ctx.run_later(pause, move |this, ctx| drop(this.want(key, ctx)));
     }
 }
 
@@ -270,8 +297,12 @@ impl Handler<Sweep> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, _: Sweep, ctx: &mut Self::Context) {
-        if !std::mem::replace(&mut self.sweeping, true) {
-            self.sweep(None, ctx);
+        match self.sweeping {
+            Sweeping::No => {
+                self.sweeping = Sweeping::Yes;
+                self.sweep(None, ctx);
+            }
+            Sweeping::Yes | Sweeping::Again => self.sweeping = Sweeping::Again,
         }
     }
 }
