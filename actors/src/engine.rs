@@ -25,6 +25,10 @@ use crate::host;
 
 /// Text that may wait in an outbox before the model must.
 const OUTBOX_BYTES: usize = 64 * 1024;
+/// Text that is worth saving without waiting for more.
+pub(crate) const DELTA_BYTES: usize = 4 * 1024;
+/// Tool calls of one answer.
+const TOOL_CALLS: usize = 128;
 
 /// What an engine is started with.
 pub(crate) struct EngineCall {
@@ -35,6 +39,8 @@ pub(crate) struct EngineCall {
     pub system_prompt: Option<String>,
     /// The items of the open turn so far.
     pub items: Vec<Item>,
+    /// The most bytes of all tool calls of the answer.
+    pub tool_bytes: usize,
 }
 
 /// A running call. Dropping it cancels the call.
@@ -63,8 +69,6 @@ struct Said {
     text: Vec<(TextKind, String)>,
     bytes: usize,
     end: Option<Result<Answered, ModelError>>,
-    /// Whether the thread knows that there is something.
-    told: bool,
 }
 
 impl Outbox {
@@ -77,19 +81,28 @@ impl Outbox {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds text, once there is room for it.
+    /// Adds text, once there is room for it. The thread is woken by the first text since it took the last, and by
+    /// enough of it to be saved at once.
     async fn say(&self, kind: TextKind, text: String) {
+        if text.is_empty() {
+            return;
+        }
         loop {
             let room = self.room.notified();
             {
                 let mut said = self.said();
                 if said.bytes < OUTBOX_BYTES {
+                    let before = said.bytes;
                     said.bytes += text.len();
                     match said.text.last_mut() {
-                        Some((last, before)) if *last == kind => before.push_str(&text),
+                        Some((last, said)) if *last == kind => said.push_str(&text),
                         _ => said.text.push((kind, text)),
                     }
-                    self.tell(said);
+                    let wakes = before == 0 || (before < DELTA_BYTES && said.bytes >= DELTA_BYTES);
+                    drop(said);
+                    if wakes {
+                        (self.wake)();
+                    }
                     return;
                 }
             }
@@ -98,16 +111,8 @@ impl Outbox {
     }
 
     fn end(&self, end: Result<Answered, ModelError>) {
-        let mut said = self.said();
-        said.end = Some(end);
-        self.tell(said);
-    }
-
-    fn tell(&self, mut said: std::sync::MutexGuard<'_, Said>) {
-        if !std::mem::replace(&mut said.told, true) {
-            drop(said);
-            (self.wake)();
-        }
+        self.said().end = Some(end);
+        (self.wake)();
     }
 
     /// Bytes that wait, and whether the call has ended.
@@ -120,7 +125,7 @@ impl Outbox {
     pub fn take(&self, turn: TurnId, call: u32) -> Option<Report> {
         let said = std::mem::take(&mut *self.said());
         self.room.notify_one();
-        let Said { text, end, .. } = said;
+        let Said { text, end, bytes: _ } = said;
         (!text.is_empty() || end.is_some()).then_some(Report { turn, call, text, end })
     }
 }
@@ -151,7 +156,7 @@ async fn drive(
     models: Arc<dyn Models>,
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
-    let EngineCall { key, settings, system_prompt, items, .. } = call;
+    let EngineCall { key, settings, system_prompt, items, tool_bytes, .. } = call;
     let model = models.engine(&settings.engine).ok_or_else(|| {
         let message = format!("the engine `{}` is not configured", settings.engine);
         ModelError { kind: ModelErrorKind::Rejected, message, retry_after: None }
@@ -174,12 +179,14 @@ async fn drive(
         max_tokens: settings.max_tokens,
     };
     let mut answer = model.call(request);
-    let mut rest = Rest::default();
+    let mut rest = Rest { room: tool_bytes, ..Rest::default() };
     while let Some(fragment) = answer.next().await {
         match fragment? {
             Fragment::Text(text) => outbox.say(TextKind::Answer, text).await,
             Fragment::Reasoning(text) => outbox.say(TextKind::Reasoning, text).await,
-            Fragment::ToolCall { index, call_id, name, arguments } => rest.tool_call(index, call_id, name, &arguments),
+            Fragment::ToolCall { index, call_id, name, arguments } => {
+                rest.tool_call(index, call_id, name, &arguments)?;
+            }
             Fragment::Usage(usage) => rest.usage = Some(usage),
             Fragment::Finish(reason) => rest.finish = Some(reason),
         }
@@ -197,10 +204,24 @@ struct Rest {
     usage: Option<Usage>,
     finish: Option<FinishReason>,
     tool_calls: BTreeMap<u32, ToolCall>,
+    /// Bytes that the tool calls may still grow by.
+    room: usize,
 }
 
 impl Rest {
-    fn tool_call(&mut self, index: u32, call_id: Option<String>, name: Option<String>, arguments: &str) {
+    fn tool_call(
+        &mut self,
+        index: u32,
+        call_id: Option<String>,
+        name: Option<String>,
+        arguments: &str,
+    ) -> Result<(), ModelError> {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let room = self.room.checked_sub(arguments.len() + text(&call_id) + text(&name));
+        self.room = room.filter(|_| self.tool_calls.len() <= TOOL_CALLS).ok_or_else(|| {
+            let message = format!("the model's tool calls are more than {TOOL_CALLS}, or larger than an item may be");
+            ModelError { kind: ModelErrorKind::TooLarge, message, retry_after: None }
+        })?;
         let call = self.tool_calls.entry(index).or_default();
         // Some providers repeat the id and the name with every fragment, some leave them empty after the first.
         if let Some(call_id) = call_id.filter(|id| !id.is_empty()) {
@@ -210,6 +231,7 @@ impl Rest {
             call.name = name;
         }
         call.arguments.push_str(arguments);
+        Ok(())
     }
 
     fn answered(self) -> Result<Answered, ModelError> {

@@ -17,7 +17,7 @@ use dashmap::DashSet;
 use raddle_domain::{
     command::{Command, NewThread, Refused, Reply, Request, StartTurn, ThreadPatch},
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
-    ports::{Models, StoreError, View, Write},
+    ports::{Models, StoreError, View, Write, WriteRefused},
     record::{Admission, InterruptReceipt, Thread, Turn},
     thread::{Cx, ThreadState},
 };
@@ -37,6 +37,9 @@ use crate::{
     thread::{Answer, Envelope, Held, Outcome, Park},
 };
 
+/// How long a shutdown waits for what should take no time, once its deadline has passed.
+const PARKING: Duration = Duration::from_secs(10);
+
 /// The runtime: cheap to clone, `Send`, and gone when [`Runtime::shutdown`] was awaited or the last clone dropped.
 #[derive(Clone)]
 pub struct Runtime {
@@ -55,6 +58,7 @@ struct Inner {
 /// What every verb may carry beside its own fields.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Call {
+    /// For verbs that make something. Patching and deleting can be repeated as they are, and take no notice of it.
     pub idempotency: Option<Idempotency>,
     /// Refuse unless the thread's log ends here.
     pub if_match: Option<Seq>,
@@ -179,7 +183,7 @@ impl Runtime {
         let seq = state.seq();
         steps.receipts.extend(call.idempotency.map(|known| receipts::write(known, key.thread, &step, now)));
         // Nobody else knows the thread yet, so no actor is needed to keep its order.
-        let (append, _) = steps.append(key, shared.store.epoch(), &state, None);
+        let (append, _) = steps.append(key, shared.store.epoch(), &state, None, now);
         let saved = shared.store_handle.append(Write::Append(append));
         // In a task of its own, so that the key stays taken until the store has answered, whoever still waits.
         let saved = shared.engines.spawn(async move {
@@ -187,17 +191,28 @@ impl Runtime {
             drop((place, in_flight));
             saved
         });
-        saved.await.map_err(|why| Error::Internal(why.to_string()))?.map_err(append_error)?;
-        Ok(Done { value: thread_of(step.reply)?, seq, replayed: false })
+        match saved.await {
+            Ok(Ok(())) => Ok(Done { value: thread_of(step.reply)?, seq, replayed: false }),
+            Ok(Err(AppendError::Refused(WriteRefused::Repeated))) => match self.recall(tenant, call.idempotency).await?
+            {
+                Some(recalled) => replay(recalled, thread_of),
+                None => Err(Error::InFlight),
+            },
+            Ok(Err(error)) => Err(append_error(error)),
+            Err(why) if why.is_cancelled() => Err(Error::Draining),
+            Err(why) => Err(Error::Internal(why.to_string())),
+        }
     }
 
     /// Changes settings of a thread.
     pub async fn patch_thread(&self, key: ThreadKey, patch: ThreadPatch, call: Call) -> Result<Done<Thread>, Error> {
+        let call = Call { idempotency: None, ..call };
         self.command(key, Command::Patch(patch), call, thread_of).await
     }
 
     /// Removes a thread with everything that was ever stored of it.
     pub async fn delete_thread(&self, key: ThreadKey, call: Call) -> Result<Done<()>, Error> {
+        let call = Call { idempotency: None, ..call };
         self.command(key, Command::Delete, call, |reply| match reply {
             Reply::Deleted => Ok(()),
             other => Err(unexpected(&other)),
@@ -244,9 +259,16 @@ impl Runtime {
             Known::New(in_flight) => in_flight,
         };
         let request = Request { command, if_match: call.if_match };
+        let mut tried = false;
         // A thread may stop between being found and being reached; then it is loaded anew. Not for ever: one that
         // stops each time has something that a caller should hear of.
         for _ in 0..4 {
+            // What stopped the thread may have stored the command all the same.
+            if std::mem::replace(&mut tried, true)
+                && let Some(recalled) = self.recall(key.tenant, call.idempotency).await?
+            {
+                return replay(recalled, expect);
+            }
             let ticket = self.ticket(key).await?;
             let addr = ticket.addr().clone();
             let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, in_flight });
@@ -284,11 +306,20 @@ impl Runtime {
     }
 
     async fn known(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Known, Error> {
-        let Some(Idempotency { key, request }) = call else { return Ok(Known::New(None)) };
+        let Some(Idempotency { key, .. }) = call else { return Ok(Known::New(None)) };
         if !self.inner.in_flight.insert((tenant, key)) {
             return Err(Error::InFlight);
         }
         let in_flight = InFlight { keys: self.inner.in_flight.clone(), key: (tenant, key) };
+        Ok(match self.recall(tenant, call).await? {
+            None => Known::New(Some(in_flight)),
+            Some(recalled) => Known::Replay(recalled),
+        })
+    }
+
+    /// The stored reply of an equal request, if there is one.
+    async fn recall(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Option<Recalled>, Error> {
+        let Some(Idempotency { key, request }) = call else { return Ok(None) };
         let now = self.shared().clock.now();
         let read = move |view: &dyn View| {
             let Some(receipt) = view.receipt(tenant, &key, now)? else { return Ok(Ok(None)) };
@@ -297,10 +328,7 @@ impl Runtime {
             }
             Ok(receipts::read(view, tenant, &receipt)?.map(Some).ok_or(Error::Deleted))
         };
-        Ok(match self.read(read).await?? {
-            None => Known::New(Some(in_flight)),
-            Some(recalled) => Known::Replay(recalled),
-        })
+        self.read(read).await?
     }
 
     async fn ticket(&self, key: ThreadKey) -> Result<Ticket, Error> {
@@ -436,17 +464,23 @@ impl Runtime {
                 "the deadline has passed; open turns continue at the next start"
             );
         }
+        shared.parking.store(true, SeqCst);
         let parked = shared.registry.all().into_iter().map(|addr| {
             let (done, parked) = oneshot::channel();
             addr.do_send(Park(done));
             parked
         });
-        futures_util::future::join_all(parked.collect::<Vec<_>>()).await;
+        let parked = futures_util::future::join_all(parked.collect::<Vec<_>>());
+        if tokio::time::timeout(PARKING, parked).await.is_err() {
+            tracing::warn!("some threads could not save their last words; they continue from what is stored");
+        }
         shared.stopping.cancel();
         let threads = self.inner.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some(threads) = threads {
-            // Watchers still read what they have not seen, so the readers' threads go last.
-            drop(tokio::task::spawn_blocking(move || threads.stop()).await);
+            let stopped = tokio::task::spawn_blocking(move || threads.stop());
+            if tokio::time::timeout(PARKING, stopped).await.is_err() {
+                tracing::warn!("the actor threads do not stop; the disk may hang");
+            }
         }
     }
 }
@@ -473,13 +507,12 @@ pub(crate) fn beyond(after: Seq, head: Seq) -> Error {
 
 /// What a failed save means to a caller.
 pub(crate) fn append_error(error: AppendError) -> Error {
-    use raddle_domain::ports::WriteRefused;
     match error {
         AppendError::Store(error) => error.into(),
         AppendError::Refused(WriteRefused::Corrupt(corrupt)) => Error::ThreadUnavailable(corrupt.to_string()),
-        AppendError::Refused(refused @ (WriteRefused::Conflict { .. } | WriteRefused::Fenced { .. })) => {
-            Error::Internal(refused.to_string())
-        }
+        AppendError::Refused(
+            refused @ (WriteRefused::Conflict { .. } | WriteRefused::Fenced { .. } | WriteRefused::Repeated),
+        ) => Error::Internal(refused.to_string()),
         AppendError::Closed => StoreError::Unavailable("the store has stopped".to_owned()).into(),
     }
 }

@@ -9,6 +9,7 @@ use raddle_domain::{
     ports::{Append, Chunk, Corrupt, Receipt, RowHead, SettledTurn, StoreError, StoredEvent, ThreadRow, View},
     record::{Item, Thread, Turn},
     thread::{Rest, Settled, Snapshot, Step, ThreadState},
+    time::UnixMs,
 };
 
 /// Events read from the log at a time while a state is rebuilt.
@@ -104,6 +105,7 @@ impl Steps {
         fence: u64,
         state: &ThreadState,
         last: Option<&SavedRest>,
+        now: UnixMs,
     ) -> (Append, SavedRest) {
         let expected = state.seq() - self.events.len() as Seq;
         let rest = match (self.rest, last) {
@@ -122,7 +124,7 @@ impl Steps {
         };
         let row = ThreadRow { head, view: json(state.view()).into(), snapshot: rest.json.clone() };
         let chunk = Chunk { first: expected + 1, events: self.events };
-        (Append { key, expected, chunk, row, settled: self.settled, receipts: self.receipts }, rest)
+        (Append { key, expected, at: now, chunk, row, settled: self.settled, receipts: self.receipts }, rest)
     }
 }
 

@@ -110,7 +110,7 @@ impl Runtime {
         let read = move |view: &dyn View| {
             let Some(loaded) = host::load(view, key)? else { return Ok(None) };
             let after = after.unwrap_or(0);
-            let settled = view.turns(key, after, limit + 1)?;
+            let settled = view.turns(key, after, limit.saturating_add(1))?;
             let mut turns = Vec::with_capacity(settled.len() + 1);
             for turn in &settled {
                 turns.push((turn.started_seq, host::turn(key, turn)?));
@@ -174,7 +174,7 @@ fn list(view: &dyn View, tenant: TenantId, query: &ThreadQuery) -> Result<Thread
     let mut after = query.after;
     let mut examined = 0;
     loop {
-        let ask = (query.limit + 1).min(256);
+        let ask = query.limit.saturating_add(1).min(256);
         let rows = view.list(tenant, after, ask)?;
         let last = rows.len() < ask;
         for listed in rows {

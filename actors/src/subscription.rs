@@ -102,6 +102,10 @@ impl Subscription {
                             watch => watch?,
                         };
                         self.phase = Phase::Backlog;
+                        // If the thread was deleted meanwhile, nothing will ever be said about it again.
+                        if matches!(self.runtime.head(self.key).await, Err(Error::NotFound(_))) {
+                            self.phase = Phase::Deleted;
+                        }
                     }
                 }
                 Phase::Live => {

@@ -4,8 +4,8 @@
 //! under way is passed over and counts as used now.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
@@ -42,6 +42,8 @@ pub(crate) struct Supervisor {
     order: BTreeMap<u64, ThreadKey>,
     /// Failures in a row of threads that stopped, or could not be loaded.
     failures: HashMap<ThreadKey, u32>,
+    /// Threads that will be loaded after a pause.
+    pausing: HashSet<ThreadKey>,
     sweeping: Sweeping,
 }
 
@@ -93,6 +95,7 @@ impl Supervisor {
             loading: HashMap::new(),
             order: BTreeMap::new(),
             failures: HashMap::new(),
+            pausing: HashSet::new(),
             sweeping: Sweeping::No,
         }
     }
@@ -117,6 +120,9 @@ impl Supervisor {
             let asking = this.loading.remove(&key).unwrap_or_default();
             match loaded {
                 Ok(loaded) => {
+                    if loaded.state.open().is_none() {
+                        this.failures.remove(&key);
+                    }
                     let first = this.start(key, loaded, &shared);
                     for reply in asking {
                         // The first ticket is held until here, so the thread is there to be found.
@@ -163,6 +169,10 @@ impl Supervisor {
     fn trim(&mut self, _: &mut Context<Self>) {
         let shared = self.shared();
         let (registry, config) = (&shared.registry, &shared.config);
+        if self.order.len() > 2 * registry.len() + 64 {
+            // Threads that stopped, or were deleted, leave their entries behind.
+            self.order.retain(|_, key| registry.contains(key));
+        }
         let mut passed = 0;
         while passed < PASSED_OVER && (registry.len() > config.loaded_threads || registry.bytes() > config.loaded_bytes)
         {
@@ -204,19 +214,19 @@ impl Supervisor {
                     return;
                 }
             };
-            let Some(last) = places.last().copied() else {
+            let (last, is_short) = (places.last().copied(), places.len() < SWEEP);
+            let wanted = places.into_iter().map(|place| ThreadKey { tenant: place.tenant, thread: place.thread });
+            let loads: Vec<_> = wanted.filter_map(|key| this.want(key, ctx)).collect();
+            // Behind the end of the list stand only the turns that are started meanwhile, by threads that are loaded.
+            if is_short && loads.is_empty() {
                 if std::mem::replace(&mut this.sweeping, Sweeping::No) == Sweeping::Again {
                     ctx.notify(Sweep);
                 }
                 return;
-            };
-            let loads: Vec<_> = places
-                .into_iter()
-                .map(|place| this.want(ThreadKey { tenant: place.tenant, thread: place.thread }, ctx))
-                .collect();
+            }
             // One batch at a time: what is slow to load does not pile up.
-            let loaded = futures_util::future::join_all(loads.into_iter().flatten());
-            ctx.spawn(loaded.into_actor(this).map(move |_, this, ctx| this.sweep(Some(last), ctx)));
+            let loaded = futures_util::future::join_all(loads);
+            ctx.spawn(loaded.into_actor(this).map(move |_, this, ctx| this.sweep(last, ctx)));
         }));
     }
 
@@ -232,16 +242,22 @@ impl Supervisor {
 
     /// Loads a thread after a pause that grows with its failures in a row.
     fn want_later(&mut self, key: ThreadKey, ctx: &mut Context<Self>) {
-        if self.shared().draining() {
+        if self.shared().draining() || !self.pausing.insert(key) {
             return;
         }
         let failures = self.failures.entry(key).or_default();
         let pause = BACKOFF.saturating_mul(1 << (*failures).min(16)).min(BACKOFF_CAP);
         *failures += 1;
-        ctx.run_later(pause, move |this, ctx| drop(this.want(key, ctx)));
+        ctx.run_later(pause, move |this, ctx| {
+            this.pausing.remove(&key);
+            drop(this.want(key, ctx));
+        });
     }
 
     fn ask(&mut self, key: ThreadKey, reply: oneshot::Sender<Result<Ticket, Error>>, ctx: &mut Context<Self>) {
+        if self.shared().parking.load(SeqCst) {
+            return drop(reply.send(Err(Error::Draining)));
+        }
         let asking = self.loading.entry(key).or_default();
         asking.push(reply);
         if asking.len() == 1 {

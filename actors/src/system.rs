@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     /// Where engines run and blocking reads are made.
     pub engines: Handle,
     pub draining: AtomicBool,
+    /// Set when loaded threads are told to leave: no other is loaded from then on.
+    pub parking: AtomicBool,
     /// Cancelled when watchers must leave.
     pub stopping: CancellationToken,
 }
@@ -106,12 +108,19 @@ fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
     };
     let runner = System::new();
     let system = System::current();
-    let shared = runner.block_on(async { tree(config, ports, store, engines.handle().clone()) });
+    let (shared, arbiters) = runner.block_on(async { tree(config, ports, store, engines.handle().clone()) });
     if started.send(Ok((system, shared.clone()))).is_err() {
         return;
     }
     if let Err(error) = runner.run() {
         tracing::error!(%error, "the actor system ended badly");
+    }
+    // The store's arbiter is one of them: what it was committing is done with when it has ended.
+    for arbiter in arbiters {
+        arbiter.stop();
+        if arbiter.join().is_err() {
+            tracing::error!("an arbiter ended in a panic");
+        }
     }
     if let Err(error) = shared.store.rest() {
         tracing::warn!(%error, "the store could not come to rest; the next start takes longer");
@@ -121,20 +130,21 @@ fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
 }
 
 /// Starts the actors, each on its arbiter.
-fn tree(config: Config, ports: Ports, store: Arc<dyn LogStore>, engines: Handle) -> Arc<Shared> {
+fn tree(config: Config, ports: Ports, store: Arc<dyn LogStore>, engines: Handle) -> (Arc<Shared>, Vec<Arbiter>) {
     let registry = Arc::new(Registry::default());
-    let front = Arbiter::new().handle();
-    let threads = (0..config.arbiters.max(1)).map(|_| Arbiter::new().handle()).collect();
+    let mut arbiters: Vec<Arbiter> = (0..config.arbiters.max(1)).map(|_| Arbiter::new()).collect();
+    let threads = arbiters.iter().map(Arbiter::handle).collect();
+    let (front, back) = (Arbiter::new(), Arbiter::new());
 
     let inlet = Arc::new(Inlet::default());
     let (limit, counts, outlet) = (config.subscriber_bytes, registry.clone(), inlet.clone());
-    let bus = EventBusActor::start_in_arbiter(&front, move |_| EventBusActor::new(limit, counts, outlet));
-    let supervisor = Supervisor::start_in_arbiter(&front, move |_| Supervisor::new(threads));
-    let timers = Timers::start_in_arbiter(&front, |_| Timers::default());
+    let bus = EventBusActor::start_in_arbiter(&front.handle(), move |_| EventBusActor::new(limit, counts, outlet));
+    let supervisor = Supervisor::start_in_arbiter(&front.handle(), move |_| Supervisor::new(threads));
+    let timers = Timers::start_in_arbiter(&front.handle(), |_| Timers::default());
 
     let (to_bus, to_inlet, to_supervisor) = (bus.clone(), inlet.clone(), supervisor.clone());
     let store_handle = StoreActor::start_in(
-        &Arbiter::new().handle(),
+        &back.handle(),
         store.clone(),
         Arc::new(move |batches| to_inlet.publish(&to_bus, batches)),
         Arc::new(move || to_supervisor.do_send(Sweep)),
@@ -153,9 +163,11 @@ fn tree(config: Config, ports: Ports, store: Arc<dyn LogStore>, engines: Handle)
         registry,
         engines,
         draining: AtomicBool::new(false),
+        parking: AtomicBool::new(false),
         stopping: CancellationToken::new(),
     });
     shared.supervisor.do_send(supervisor::Begin(shared.clone()));
     shared.timers.do_send(timers::Begin(shared.clone()));
-    shared
+    arbiters.extend([front, back]);
+    (shared, arbiters)
 }

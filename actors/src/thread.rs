@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::{
     batch::Batch,
-    engine::{Engine, EngineCall},
+    engine::{DELTA_BYTES, Engine, EngineCall},
     handle::{Error, InFlight, append_error},
     host::{Loaded, SavedRest, Steps},
     receipts::{self, Idempotency},
@@ -37,10 +37,11 @@ use crate::{
     system::Shared,
 };
 
-/// How long streamed text may wait to be joined by more, and how much of it. Both only matter while no append is
-/// under way.
+/// How long streamed text may wait to be joined by more, unless there is enough of it. It only matters while no
+/// append is under way.
 const DELTA_LINGER: Duration = Duration::from_millis(30);
-const DELTA_BYTES: usize = 4 * 1024;
+/// Commands that an actor at rest keeps room for.
+const PENDING: usize = 4;
 /// Commands' text that one append takes; the rest goes with the next.
 const STEP_BYTES: usize = 1024 * 1024;
 
@@ -112,6 +113,8 @@ impl Answer {
     }
 
     fn send(mut self, outcome: Outcome) {
+        // Its key and its places are free by the time the caller hears of it.
+        self.held = None;
         if let Some(to) = self.to.take() {
             drop(to.send(outcome));
         }
@@ -205,7 +208,8 @@ impl ThreadActor {
             return;
         }
         self.shared.registry.counters.events.fetch_add(steps.events() as u64, Relaxed);
-        let (append, rest) = steps.append(self.key, self.shared.store.epoch(), &self.state, Some(&self.rest));
+        let (append, rest) =
+            steps.append(self.key, self.shared.store.epoch(), &self.state, Some(&self.rest), self.shared.clock.now());
         self.rest = rest;
         self.save(Write::Append(append), waiting, ctx, |this, ctx| this.settle(ctx));
     }
@@ -253,7 +257,9 @@ impl ThreadActor {
         for Waiting { mut answer, .. } in waiting {
             match error {
                 // Our state was stale and nothing of the step is stored: it may run on the thread as it really is.
-                AppendError::Refused(WriteRefused::Conflict { .. } | WriteRefused::Fenced { .. }) => {
+                AppendError::Refused(
+                    WriteRefused::Conflict { .. } | WriteRefused::Fenced { .. } | WriteRefused::Repeated,
+                ) => {
                     answer.submitted = false;
                 }
                 error => answer.send(Outcome::Failed(append_error(error.clone()))),
@@ -282,6 +288,7 @@ impl ThreadActor {
         if self.park.is_some() {
             self.leave(ctx);
         } else {
+            self.pending.shrink_to(PENDING);
             self.gauge.set_pinned(self.engine.is_some());
         }
     }
@@ -320,6 +327,7 @@ impl ThreadActor {
             settings: open.map(|open| open.turn().settings.clone()).expect("a call is owed by an open turn"),
             system_prompt: self.state.view().system_prompt.clone(),
             items: open.map(|open| open.items().cloned().collect()).unwrap_or_default(),
+            tool_bytes: self.shared.config.limits.item_bytes,
         };
         let addr = ctx.address();
         // At most one of these is under way for each time the outbox is taken.
@@ -338,6 +346,7 @@ impl ThreadActor {
             let wait = Duration::from_millis(at.since(self.shared.clock.now()));
             let alarm = ctx.run_later(wait, |this, ctx| {
                 this.alarm = None;
+                this.gauge.set_pinned(true);
                 this.pending.push_back(Envelope::internal(Command::Tick));
                 this.advance(ctx);
             });
@@ -368,7 +377,8 @@ impl ThreadActor {
     }
 
     fn erase(&mut self, steps: Steps, waiting: Vec<Waiting>, ctx: &mut Context<Self>) {
-        let (append, _) = steps.append(self.key, self.shared.store.epoch(), &self.state, Some(&self.rest));
+        let now = self.shared.clock.now();
+        let (append, _) = steps.append(self.key, self.shared.store.epoch(), &self.state, Some(&self.rest), now);
         let write = Write::Erase { key: self.key, fence: append.row.head.fence, expected: append.expected };
         let last = Arc::new(Batch::new(self.key, append.chunk));
         self.save(write, waiting, ctx, |this, ctx| {
@@ -445,7 +455,9 @@ impl Handler<Unload> for ThreadActor {
     type Result = ();
 
     fn handle(&mut self, _: Unload, ctx: &mut Self::Context) {
-        self.leave(ctx);
+        // An alarm may have rung since the thread was taken out: then it does not go quietly.
+        self.dismissed = !self.saving && self.pending.is_empty() && self.engine.is_none();
+        ctx.stop();
     }
 }
 

@@ -2,17 +2,17 @@
 //!
 //! The times are in the store, kept by the appends that set them. A loaded thread looks after its own.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use raddle_domain::time::UnixMs;
+use raddle_domain::{id::ThreadKey, ports::StoreError, time::UnixMs};
 use tokio::sync::oneshot;
 
 use crate::{supervisor::Load, system::Shared};
 
 /// Threads woken at a time.
 const BATCH: usize = 64;
-/// The shortest sleep: a time that has passed belongs to a thread that is loaded, or is being loaded.
+/// The shortest sleep: a time that has passed belongs to a thread that is loaded, is being loaded, or cannot be.
 const SHORTEST: Duration = Duration::from_secs(1);
 /// The longest: what a clock that was set back can cost.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -23,6 +23,8 @@ const RECEIPTS: usize = 512;
 pub(crate) struct Timers {
     shared: Option<Arc<Shared>>,
     sleep: Option<(UnixMs, SpawnHandle)>,
+    /// Times that have come and are still in the store: their threads were sent for, and nobody sends again.
+    rung: HashSet<(UnixMs, ThreadKey)>,
 }
 
 /// What all actors share; the first message.
@@ -59,19 +61,28 @@ impl Timers {
         let Some(shared) = self.shared.clone() else { return };
         let now = shared.clock.now();
         let store = shared.store.clone();
+        let batch = BATCH + self.rung.len();
         let read = shared.engines.spawn_blocking(move || {
-            store.sweep_receipts(now, RECEIPTS)?;
             let view = store.view()?;
-            Ok::<_, raddle_domain::ports::StoreError>((view.due(now, BATCH)?, view.next_wake()?))
+            let (due, next) = (view.due(now, batch)?, view.next_wake()?);
+            drop(view);
+            // Threads are not kept waiting by a store that cannot be tidied now.
+            let swept = store.sweep_receipts(now, RECEIPTS).unwrap_or_else(|error| {
+                tracing::debug!(%error, "expired receipts stay for now");
+                0
+            });
+            Ok::<_, StoreError>((due, next.filter(|_| swept < RECEIPTS).or((swept == RECEIPTS).then_some(now))))
         });
         ctx.spawn(read.into_actor(self).map(move |read, this, ctx| {
             let next = match read {
                 Ok(Ok((due, next))) => {
-                    for (_, key) in due.into_iter().filter(|(_, key)| !shared.registry.contains(key)) {
+                    let due: HashSet<_> = due.into_iter().collect();
+                    for (_, key) in due.difference(&this.rung).filter(|(_, key)| !shared.registry.contains(key)) {
                         // Once loaded it ticks by itself; nobody waits for the ticket.
                         let (reply, _) = oneshot::channel();
-                        shared.supervisor.do_send(Load { key, reply });
+                        shared.supervisor.do_send(Load { key: *key, reply });
                     }
+                    this.rung = due;
                     next
                 }
                 failed => {

@@ -398,3 +398,52 @@ async fn a_thread_that_stops_while_it_owes_a_turn_comes_back_unasked() {
     assert!(runtime.turn(key, turn.id).await.unwrap().resume_count >= 1);
     runtime.shutdown(LONG).await;
 }
+
+#[tokio::test]
+async fn a_watcher_that_lagged_behind_a_deletion_hears_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let config = Config { subscriber_bytes: 1, ..Config::new(dir.path()) };
+    let runtime = Runtime::start(config, ports(&model)).await.unwrap();
+    let key = create(&runtime).await;
+    let mut watch = runtime.subscribe(key, 0).await.unwrap();
+    for n in 0..3 {
+        runtime.patch_thread(key, title(&n.to_string()), Call::default()).await.unwrap();
+    }
+    runtime.delete_thread(key, Call::default()).await.unwrap();
+    let end = async { while watch.next().await.is_ok_and(|next| !next.is_last()) {} };
+    tokio::time::timeout(LONG, end).await.expect("the watcher hears of the end");
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn a_key_can_be_used_again_as_soon_as_its_reply_is_heard() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let runtime = runtime(dir.path(), &model).await;
+    let key = create(&runtime).await;
+    start(&runtime, key, "hold").await;
+    let call = Call { idempotency: Some(Idempotency { key: [1; 32], request: [1; 32] }), if_match: None };
+    let first = runtime.start_turn(key, prompt("q", Delivery::Queue), call).await.unwrap();
+    for _ in 0..200 {
+        let again = runtime.start_turn(key, prompt("q", Delivery::Queue), call).await.unwrap();
+        assert_eq!((&again.value, again.replayed), (&first.value, true));
+    }
+    runtime.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_fragment_without_text_does_not_make_a_turn_deaf() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let runtime = runtime(dir.path(), &model).await;
+    let key = create(&runtime).await;
+    // This model says nothing, waits, and goes on.
+    let turn = start(&runtime, key, "hold empty").await;
+    let other = create(&runtime).await;
+    let first = start(&runtime, other, "x").await;
+    assert_eq!(ended(&runtime, other, first.id).await, TurnStatus::Completed);
+    model.gate.add_permits(1);
+    assert_eq!(ended(&runtime, key, turn.id).await, TurnStatus::Completed);
+    runtime.shutdown(LONG).await;
+}

@@ -39,6 +39,7 @@ suite! {
     a_settled_turn_can_be_written_again
     a_receipt_is_given_until_it_expires
     a_receipt_given_again_lives_as_long_as_the_new_one
+    a_request_that_was_run_before_is_refused_until_its_receipt_expires
     what_owes_is_listed_where_it_began_to_and_the_rest_where_it_settled
     pages_of_a_listing_meet
     a_tenant_sees_its_own_threads_alone
@@ -225,6 +226,21 @@ fn a_receipt_is_given_until_it_expires(store: &dyn LogStore) {
     assert_eq!((found(1, 0), found(2, 0)), (None, Some(receipt(2, 60))));
     assert_eq!(store.sweep_receipts(UnixMs(60), 9).unwrap(), 1);
     assert_eq!((found(2, 0), found(3, 0)), (None, Some(receipt(3, 70))));
+}
+
+fn a_request_that_was_run_before_is_refused_until_its_receipt_expires(store: &dyn LogStore) {
+    let step = |thread_number: u128, expected, at| {
+        let mut step = append(thread(1, thread_number as u8), expected, 1);
+        step.at = UnixMs(at);
+        step.receipts = vec![receipt(1, 50)];
+        step
+    };
+    put(store, step(1, 0, 10)).unwrap();
+    assert_eq!(put(store, step(1, 1, 49)), Err(WriteRefused::Repeated));
+    // On another thread of the tenant too, and with nothing left behind.
+    assert_eq!(put(store, step(2, 0, 49)), Err(WriteRefused::Repeated));
+    assert_eq!(store.view().unwrap().row(thread(1, 2)).unwrap(), None);
+    put(store, step(1, 1, 50)).unwrap();
 }
 
 fn a_receipt_given_again_lives_as_long_as_the_new_one(store: &dyn LogStore) {

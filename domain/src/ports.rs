@@ -270,6 +270,8 @@ pub struct Append {
     pub key: ThreadKey,
     /// The last seq that the writer knows; 0 for a thread that is to be created.
     pub expected: Seq,
+    /// When the step was made. Not stored.
+    pub at: UnixMs,
     /// `chunk.first == expected + 1`.
     pub chunk: Chunk,
     /// `row.head.last_seq == chunk.last()`, `row.head.fence` is the writer's.
@@ -297,6 +299,10 @@ pub enum WriteRefused {
     /// A younger writer owns the thread.
     #[error("fenced: writer {fence}, owner {owner}")]
     Fenced { fence: u64, owner: u64 },
+    /// One of its receipts is for a request that already has one, which had not expired at [`Append::at`]: the
+    /// request was run before.
+    #[error("the request was run before")]
+    Repeated,
     /// The thread's row cannot be read, or the write does not fit itself or its thread's turns.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),

@@ -51,7 +51,7 @@ impl State {
     }
 
     fn append(&mut self, append: &Append) -> Result<(), WriteRefused> {
-        let Append { key, expected, chunk, row, settled, receipts } = append;
+        let Append { key, expected, at, chunk, row, settled, receipts } = append;
         follows(append)?;
         let old = self.owned(*key, row.head.fence, *expected)?;
         let mut turns = old.map_or_else(BTreeMap::new, |old| old.turns.clone());
@@ -61,6 +61,10 @@ impl State {
                 return Err(unordered(*key, turn.started_seq, last));
             }
             turns.insert(turn.started_seq, turn.clone());
+        }
+        let known = |receipt: &Receipt| self.receipts.get(&(key.tenant, receipt.key));
+        if receipts.iter().filter_map(known).any(|old| *at < old.expires_at) {
+            return Err(WriteRefused::Repeated);
         }
         let mut chunks = old.map_or_else(Vec::new, |old| old.chunks.clone());
         if !chunk.events.is_empty() {

@@ -42,6 +42,7 @@ pub fn append(key: ThreadKey, expected: Seq, count: u64) -> Append {
     Append {
         key,
         expected,
+        at: UnixMs(u64::MAX),
         chunk: Chunk { first, events: (first..=last_seq).map(|seq| event(key, seq)).collect() },
         row: ThreadRow {
             head: RowHead {

@@ -20,8 +20,8 @@ use raddle_domain::{
 };
 use tokio::sync::Semaphore;
 
-/// Answers `echo: PROMPT`, a letter at a time. A prompt that starts with `hold` says `held` first and then waits
-/// for a permit of `gate`.
+/// Answers `echo: PROMPT`, a letter at a time. A prompt that starts with `hold` says `held` first (`hold empty`: an
+/// empty text) and then waits for a permit of `gate`.
 pub struct TestModel {
     pub gate: Arc<Semaphore>,
     pub calls: AtomicU32,
@@ -55,7 +55,8 @@ impl Model for Handle {
         let text = format!("echo: {prompt}");
         let letters: Vec<_> = text.chars().map(|letter| Ok(Fragment::Text(letter.into()))).collect();
         let usage = Usage { input_tokens: 1, output_tokens: text.len() as u64, ..Usage::default() };
-        let first = held.then(|| Ok(Fragment::Text("held ".into())));
+        let first = if prompt.starts_with("hold empty") { "" } else { "held " };
+        let first = held.then(|| Ok(Fragment::Text(first.into())));
         let end = [Ok(Fragment::Usage(usage)), Ok(Fragment::Finish(FinishReason::Stop))];
         let rest = stream::once(wait).flat_map(move |()| stream::iter(letters.clone().into_iter().chain(end.clone())));
         stream::iter(first).chain(rest).boxed()

@@ -145,7 +145,11 @@ impl Stepper<'_> {
         if open.deadline(self.cx.limits) <= self.cx.now {
             let message = format!("the turn was open for {} ms, its limit", self.cx.limits.turn_ms);
             self.end(TurnStatus::Failed, Some(TurnError { code: "deadline-exceeded".to_owned(), message }));
-        } else if open.retry_at.is_some_and(|at| at <= self.cx.now) {
+        } else if open
+            .retry_at
+            .is_some_and(|at| at <= self.cx.now || at.since(self.cx.now) > self.cx.limits.retry_cap_ms)
+        {
+            // No pause is longer than the cap: if it seems so, the clock was set back.
             let turn = Box::new(open.turn.clone());
             self.emit(Event::TurnResumed(turn));
         }

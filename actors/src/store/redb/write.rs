@@ -113,7 +113,7 @@ impl<'t> Tables<'t> {
     }
 
     fn append(&mut self, append: &Append) -> Result<Checked<()>, Fault> {
-        let Append { key, expected, chunk, row, settled, receipts } = append;
+        let Append { key, expected, at, chunk, row, settled, receipts } = append;
         let row_key = RowKey::new(*key);
         if let Err(refused) = super::super::follows(append) {
             return Ok(Err(refused));
@@ -142,6 +142,15 @@ impl<'t> Tables<'t> {
                 }
             };
             turns.push((turn_key, previous));
+        }
+
+        for receipt in receipts {
+            let receipt_key = ReceiptKey::new(key.tenant, &receipt.key);
+            let old = open!(self.receipts, RECEIPTS).get(receipt_key)?;
+            let old = old.and_then(|old| codec::read_receipt(&receipt_key, &receipt.key, old.value()).ok());
+            if old.is_some_and(|old| *at < old.expires_at) {
+                return Ok(Err(WriteRefused::Repeated));
+            }
         }
 
         // Nothing is refused from here on.
