@@ -75,7 +75,8 @@ async fn a_piped_chat_answers_each_line_on_stdout_and_remarks_on_stderr() {
     let done = chat(&["--json"], "hello\n");
     let events: Vec<Value> = done.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(events.last().unwrap()["event"], "turn.completed");
-    assert!(events.iter().any(|event| event["payload"]["delta"] == "echo: hello"), "{}", done.out);
+    let said: String = events.iter().filter_map(|event| event["payload"]["delta"].as_str()).collect();
+    assert_eq!(said, "echo: hello", "{}", done.out);
     let done = chat(&["--thread", "thr_00000000-0000-7000-8000-000000000000"], "x\n");
     assert_eq!((done.code, done.out.as_str()), (Some(3), ""));
 }
