@@ -210,3 +210,29 @@ fn every_crash_image_holds_what_was_acknowledged_and_at_most_one_commit_more() {
     }
     assert!(images >= 2000, "only {images} images");
 }
+
+/// Whether opening what is stored now takes a repair, which reads all of it.
+fn needs_repair(medium: &MemoryMedium) -> bool {
+    let asked = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let noted = asked.clone();
+    let mut builder = ::redb::Builder::new();
+    builder.set_repair_callback(move |_| noted.store(true, std::sync::atomic::Ordering::Relaxed));
+    drop(builder.create_with_backend(MemoryMedium::holding(medium.bytes())).unwrap());
+    asked.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+#[test]
+fn a_store_that_was_only_opened_or_has_come_to_rest_needs_no_repair_after_a_crash() {
+    let medium = MemoryMedium::default();
+    let store = redb(&medium);
+    assert!(!needs_repair(&medium), "after the first opening");
+    for commit in &script() {
+        store.commit(commit).unwrap();
+    }
+    assert!(needs_repair(&medium), "a crash under load does, or this test says nothing");
+    store.rest().unwrap();
+    assert!(!needs_repair(&medium), "at rest");
+    drop(store);
+    let _again = redb(&medium);
+    assert!(!needs_repair(&medium), "after another opening");
+}

@@ -333,7 +333,9 @@ fn begin_epoch(database: &Database) -> Result<u64, Fault> {
         let txn = database.begin_read()?;
         txn.list_tables()?.map(|table| table.name().to_owned()).collect()
     };
-    let txn = begin(database)?;
+    let mut txn = begin(database)?;
+    // A server that dies before its first rest must not make the next one read the whole file.
+    txn.set_quick_repair(true);
     // Without this a database that lost a table would get a new, empty one.
     let fresh = names.is_empty();
     macro_rules! open_all {
