@@ -86,6 +86,9 @@ pub struct StoreConfig {
     pub min_free_bytes: u64,
 }
 
+/// What a level may be.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// What is logged, and how.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
@@ -171,12 +174,23 @@ impl Config {
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
-                min_free_bytes: keys.number("store.min_free_bytes", 64 * MIB, 0, u64::MAX)?,
+                min_free_bytes: keys.number("store.min_free_bytes", 16 * MIB, 0, u64::MAX)?,
             },
             approvals_expiry: keys.millis("approvals.expiry_ms", 24 * 60 * 60 * 1000, 1)?,
             shutdown_deadline: keys.millis("shutdown.deadline_ms", 10_000, 0)?,
             log: LogConfig {
-                level: keys.text("log.level")?.map_or_else(|| "info".to_owned(), |text| text.0),
+                level: match keys.text("log.level")? {
+                    None => "info".to_owned(),
+                    // A word that is no level would be read as the name of a module, and silence all others.
+                    Some((text, origin)) if !LEVELS.contains(&text.as_str()) && !text.contains('=') => {
+                        return Err(invalid(
+                            "log.level",
+                            origin,
+                            "must be a level, or hold directives such as `raddle=debug`",
+                        ));
+                    }
+                    Some((text, _)) => text,
+                },
                 format: match keys.text("log.format")? {
                     None => LogFormat::Text,
                     Some((text, origin)) => match text.as_str() {

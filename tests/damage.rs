@@ -82,6 +82,14 @@ async fn a_thread_whose_record_is_damaged_is_named_and_all_others_work() {
         works(api, other).await;
     }
     works(api, &api.create(json!({})).await).await;
+    // It can still be removed, and then nothing is left of it, also for the next start.
+    api.delete(&path).await.expect(204);
+    api.get(&path).await.problem(404, "not-found");
+    server.stop().await;
+    let server = Server::start(dir.path()).await;
+    let list = server.api.get("/v1/threads?limit=500").await.expect(200);
+    assert!(list["unavailable"].as_array().is_none_or(Vec::is_empty), "{list}");
+    assert_eq!(list["data"].as_array().unwrap().len(), others.len() + 1);
 }
 
 #[tokio::test]

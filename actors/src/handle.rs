@@ -213,11 +213,31 @@ impl Runtime {
     /// Removes a thread with everything that was ever stored of it.
     pub async fn delete_thread(&self, key: ThreadKey, call: Call) -> Result<Done<()>, Error> {
         let call = Call { idempotency: None, ..call };
-        self.command(key, Command::Delete, call, |reply| match reply {
+        let deleted = self.command(key, Command::Delete, call, |reply| match reply {
             Reply::Deleted => Ok(()),
             other => Err(unexpected(&other)),
-        })
-        .await
+        });
+        match deleted.await {
+            // A thread that cannot be loaded has no actor to ask; it can still be removed.
+            Err(Error::ThreadUnavailable(_)) if call.if_match.is_none() => self.purge(key).await,
+            deleted => deleted,
+        }
+    }
+
+    /// Removes what there is of a thread whose records cannot be used.
+    async fn purge(&self, key: ThreadKey) -> Result<Done<()>, Error> {
+        let fence = self.shared().store.epoch();
+        let write = self.read(move |view| {
+            Ok(match view.row(key) {
+                Ok(None) | Err(StoreError::Corrupt(_)) => Write::Purge { key },
+                Ok(Some(row)) => Write::Erase { key, fence, expected: row.head.last_seq },
+                Err(error) => return Err(error),
+            })
+        });
+        let write = write.await?;
+        self.shared().store_handle.append(write).await.map_err(append_error)?;
+        tracing::warn!(thread = %key, "a damaged thread was removed");
+        Ok(Done { value: (), seq: 0, replayed: false })
     }
 
     /// Starts a turn, or queues its prompt behind the open one.
@@ -437,6 +457,11 @@ impl Runtime {
             steps: counters.steps.load(Relaxed),
             events: counters.events.load(Relaxed),
             store_errors: store.errors.load(Relaxed),
+            store_full: store.full.load(Relaxed),
+            turns_completed: counters.turns.completed.load(Relaxed),
+            turns_failed: counters.turns.failed.load(Relaxed),
+            turns_interrupted: counters.turns.interrupted.load(Relaxed),
+            model_retries: counters.turns.retries.load(Relaxed),
             evictions: counters.evictions.load(Relaxed),
             subscribers_dropped: counters.subscribers_dropped.load(Relaxed),
             commands_in_flight: taken(config.commands_in_flight, &self.inner.commands),

@@ -12,7 +12,7 @@ use std::sync::{
 
 use actix::Addr;
 use dashmap::DashMap;
-use raddle_domain::{id::ThreadKey, time::UnixMs};
+use raddle_domain::{event::Event, id::ThreadKey, record::TurnStatus, thread::Step, time::UnixMs};
 use tokio::sync::Notify;
 
 use crate::thread::ThreadActor;
@@ -29,9 +29,46 @@ pub(crate) struct Registry {
     pub(crate) counters: Counters,
 }
 
+/// How model calls and turns ended since the start.
+#[derive(Default)]
+pub(crate) struct Turns {
+    pub completed: AtomicU64,
+    pub failed: AtomicU64,
+    pub interrupted: AtomicU64,
+    pub retries: AtomicU64,
+}
+
+impl Turns {
+    /// Counts what a step says of them; what went wrong is worth a line too.
+    pub fn note(&self, key: ThreadKey, step: &Step) {
+        for record in &step.records {
+            let counter = match &record.event {
+                Event::TurnRetrying(retrying) => {
+                    let (code, why) = (&retrying.error.code, &retrying.error.message);
+                    tracing::warn!(thread = %key, turn = %retrying.turn.id, attempt = retrying.attempt, code, why, "a model call failed; it will be tried again");
+                    &self.retries
+                }
+                Event::TurnCompleted(turn) => match (turn.status, &turn.error) {
+                    (TurnStatus::Failed, error) => {
+                        let (code, why) =
+                            error.as_ref().map_or(("", ""), |error| (error.code.as_str(), error.message.as_str()));
+                        tracing::warn!(thread = %key, turn = %turn.id, code, why, "a turn failed");
+                        &self.failed
+                    }
+                    (TurnStatus::Interrupted, _) => &self.interrupted,
+                    _ => &self.completed,
+                },
+                _ => continue,
+            };
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+}
+
 /// What happened since the start.
 #[derive(Default)]
 pub(crate) struct Counters {
+    pub turns: Turns,
     pub steps: AtomicU64,
     pub events: AtomicU64,
     pub evictions: AtomicU64,
@@ -52,6 +89,12 @@ pub struct Health {
     pub steps: u64,
     pub events: u64,
     pub store_errors: u64,
+    /// The store is not writable for lack of room.
+    pub store_full: bool,
+    pub turns_completed: u64,
+    pub turns_failed: u64,
+    pub turns_interrupted: u64,
+    pub model_retries: u64,
     pub evictions: u64,
     pub subscribers_dropped: u64,
     pub commands_in_flight: u64,

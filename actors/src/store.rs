@@ -82,12 +82,14 @@ pub struct StoreStats {
     pub errors: AtomicU64,
     /// Whether the last commit, or attempt to reopen, succeeded.
     pub writable: AtomicBool,
+    /// Whether it is for lack of room that it is not writable.
+    pub full: AtomicBool,
 }
 
 impl Default for StoreStats {
     fn default() -> Self {
         let [commits, rows, errors] = [AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)];
-        Self { commits, rows, errors, writable: AtomicBool::new(true) }
+        Self { commits, rows, errors, writable: AtomicBool::new(true), full: AtomicBool::new(false) }
     }
 }
 
@@ -236,7 +238,10 @@ impl StoreActor {
                 self.stats.commits.fetch_add(1, Ordering::Relaxed);
                 let stored = results.iter().filter(|result| result.is_ok()).count();
                 self.stats.rows.fetch_add(stored as u64, Ordering::Relaxed);
-                self.recovered();
+                // Removing says nothing about room.
+                if writes.iter().any(|write| matches!(write, Write::Append(_))) {
+                    self.recovered();
+                }
                 let batches: Vec<_> = writes
                     .into_iter()
                     .zip(&results)
@@ -274,10 +279,11 @@ impl StoreActor {
     fn failed(&mut self, error: StoreError, ctx: &mut Context<Self>) {
         self.stats.errors.fetch_add(1, Ordering::Relaxed);
         self.stats.writable.store(false, Ordering::Relaxed);
+        self.stats.full.store(error == StoreError::Full, Ordering::Relaxed);
         match (&self.state, error) {
             (State::Full, StoreError::Full) => {}
             (State::Healthy, StoreError::Full) => {
-                tracing::error!("the disk is full; writes are refused");
+                tracing::error!(why = %StoreError::Full, "writes are refused until there is room");
                 self.state = State::Full;
                 self.probe_after(PROBE, ctx);
             }
@@ -329,6 +335,7 @@ impl StoreActor {
         if !matches!(self.state, State::Healthy) {
             self.state = State::Healthy;
             self.stats.writable.store(true, Ordering::Relaxed);
+            self.stats.full.store(false, Ordering::Relaxed);
             tracing::info!("the store is writable again");
             (self.on_recovered)();
         }

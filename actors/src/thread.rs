@@ -220,6 +220,7 @@ impl ThreadActor {
         let cx = Cx { now, ids: &*self.shared.ids, limits: &self.shared.config.limits };
         let outcome = self.state.step(request, cx).map(|step| {
             steps.add(&step);
+            self.shared.registry.counters.turns.note(self.key, &step);
             let seq = self.state.seq();
             steps.receipts.extend(idempotency.map(|known| receipts::write(known, self.key.thread, &step, now)));
             (step.reply, seq)
@@ -264,6 +265,11 @@ impl ThreadActor {
                 }
                 error => answer.send(Outcome::Failed(append_error(error.clone()))),
             }
+        }
+        if let AppendError::Store(error) = error {
+            // What has come meanwhile would meet the same; it did not run, and its caller may hear why.
+            let pending = self.pending.drain(..);
+            pending.for_each(|envelope| envelope.answer.send(Outcome::Failed(error.clone().into())));
         }
         ctx.stop();
     }

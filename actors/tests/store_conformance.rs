@@ -40,6 +40,7 @@ suite! {
     a_receipt_is_given_until_it_expires
     a_receipt_given_again_lives_as_long_as_the_new_one
     a_request_that_was_run_before_is_refused_until_its_receipt_expires
+    a_thread_that_can_be_read_is_never_purged
     what_owes_is_listed_where_it_began_to_and_the_rest_where_it_settled
     pages_of_a_listing_meet
     a_tenant_sees_its_own_threads_alone
@@ -226,6 +227,14 @@ fn a_receipt_is_given_until_it_expires(store: &dyn LogStore) {
     assert_eq!((found(1, 0), found(2, 0)), (None, Some(receipt(2, 60))));
     assert_eq!(store.sweep_receipts(UnixMs(60), 9).unwrap(), 1);
     assert_eq!((found(2, 0), found(3, 0)), (None, Some(receipt(3, 70))));
+}
+
+fn a_thread_that_can_be_read_is_never_purged(store: &dyn LogStore) {
+    put(store, append(thread(1, 1), 0, 2)).unwrap();
+    let purge = |n| store.commit(&[Write::Purge { key: thread(1, n) }]).unwrap().remove(0);
+    assert_eq!(purge(1), Err(WriteRefused::Conflict { expected: 0, found: 2 }));
+    assert_eq!(purge(2), Ok(()));
+    assert_eq!(store.view().unwrap().row(thread(1, 1)).unwrap().unwrap().head.last_seq, 2);
 }
 
 fn a_request_that_was_run_before_is_refused_until_its_receipt_expires(store: &dyn LogStore) {

@@ -109,6 +109,23 @@ fn a_full_disk_refuses_writes_lets_reads_go_on_and_heals_by_itself() {
 }
 
 #[test]
+fn what_only_removes_may_use_the_room_that_is_kept_free() {
+    let medium = MemoryMedium::default();
+    let store = RedbStore::open_medium(Arc::new(medium.clone()), 1 << 20, 1000).unwrap();
+    for n in 1..=2 {
+        put(&store, append(thread(1, n), 0, 1)).unwrap();
+    }
+    let erase = |n| store.commit(&[Write::Erase { key: thread(1, n), fence: 1, expected: 1 }]);
+    medium.set_free(249);
+    assert_eq!(erase(1), Err(StoreError::Full));
+    medium.set_free(250);
+    assert_eq!(erase(1).unwrap(), [Ok(())]);
+    let mixed = [Write::Erase { key: thread(1, 2), fence: 1, expected: 1 }, Write::Append(append(thread(1, 3), 0, 1))];
+    assert_eq!(store.commit(&mixed), Err(StoreError::Full));
+    assert!(store.view().unwrap().row(thread(1, 2)).unwrap().is_some());
+}
+
+#[test]
 fn a_view_from_before_a_reopen_ends_with_an_error_and_blocks_nothing() {
     let medium = MemoryMedium::default();
     let store = redb(&medium);

@@ -160,7 +160,7 @@ pub enum Refused {
     Invalid { field: &'static str, why: String },
     #[error("`{field}` has {size} bytes; the limit is {limit}")]
     TooLarge { field: &'static str, size: usize, limit: usize },
-    #[error("{0} is not built yet")]
+    #[error("not built yet: {0}")]
     NotImplemented(&'static str),
 }
 

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::record::{Item, ItemKind};
+use crate::record::{Item, ItemKind, MAX_DEPTH, nests_deeper};
 
 /// Metadata key of an item whose answer was cut off and requested again.
 pub const SUPERSEDED: &str = "superseded";
@@ -35,10 +35,10 @@ pub struct ToolCall {
 }
 
 impl ToolCall {
-    /// The arguments as items show them: an object where they are one, otherwise the raw text.
+    /// The arguments as items show them: an object where they are one that can be read back, otherwise the raw text.
     pub fn arguments_value(&self) -> Value {
         match serde_json::from_str::<Value>(&self.arguments) {
-            Ok(object @ Value::Object(_)) => object,
+            Ok(object @ Value::Object(_)) if !nests_deeper(&object, MAX_DEPTH) => object,
             _ => Value::String(self.arguments.clone()),
         }
     }

@@ -256,6 +256,11 @@ pub struct Receipt {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Write {
     Append(Append),
+    /// Removes what can be found of a thread whose row cannot be read, which no writer can own. Refused as a
+    /// conflict if the row can be read.
+    Purge {
+        key: ThreadKey,
+    },
     /// Removes every record of the thread.
     Erase {
         key: ThreadKey,
@@ -285,7 +290,7 @@ impl Write {
     pub const fn key(&self) -> ThreadKey {
         match self {
             Self::Append(append) => append.key,
-            Self::Erase { key, .. } => *key,
+            Self::Erase { key, .. } | Self::Purge { key } => *key,
         }
     }
 }
@@ -321,7 +326,7 @@ pub struct Corrupt {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The disk is full; nothing of this commit is stored.
-    #[error("the disk is full")]
+    #[error("the disk of the data directory is full, or has less room than is kept free (`store.min_free_bytes`)")]
     Full,
     /// An I/O error; what was being written may be stored or not.
     #[error("the store is not available: {0}")]

@@ -297,6 +297,20 @@ pub struct InterruptReceipt {
     pub effects: Vec<serde_json::Value>,
 }
 
+/// How deep JSON that comes from outside may nest: far below what a reader of our records can follow.
+pub const MAX_DEPTH: usize = 64;
+
+/// Whether objects and arrays in `value` nest deeper than `limit`.
+pub fn nests_deeper(value: &serde_json::Value, limit: usize) -> bool {
+    use serde_json::Value::{Array, Object};
+    match value {
+        Array(_) | Object(_) if limit == 0 => true,
+        Array(values) => values.iter().any(|value| nests_deeper(value, limit - 1)),
+        Object(values) => values.values().any(|value| nests_deeper(value, limit - 1)),
+        _ => false,
+    }
+}
+
 /// The beginning of `text` as one line: at most 200 characters, cut with an ellipsis.
 pub fn summarize(text: &str) -> String {
     const LIMIT: usize = 200;

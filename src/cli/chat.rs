@@ -142,11 +142,13 @@ struct Show<'a> {
     dims: bool,
     /// The item whose text stands on the current line.
     item: Option<String>,
+    /// How often the turn was continued after the process that ran it was gone.
+    resumes: u64,
 }
 
 impl<'a> Show<'a> {
     fn new(turn: &'a str, json: bool) -> Self {
-        Self { turn, json, dims: std::io::stdout().is_terminal(), item: None }
+        Self { turn, json, dims: std::io::stdout().is_terminal(), item: None, resumes: 0 }
     }
 
     /// Shows an event; `true` when the turn has ended with it.
@@ -161,10 +163,16 @@ impl<'a> Show<'a> {
         }
         match event.event.as_str() {
             "item.delta" => self.delta(event)?,
-            "turn.retrying" | "turn.resumed" => {
+            "turn.retrying" => {
                 self.end()?;
-                let why = event.payload["error"]["message"].as_str().unwrap_or("the server was restarted");
+                let why = event.payload["error"]["message"].as_str().unwrap_or_default();
                 eprintln!("[the answer starts again: {}]", plain(why));
+            }
+            // It follows a pause between two tries too; that was told already.
+            "turn.resumed" if event.payload["turn"]["resume_count"].as_u64() > Some(self.resumes) => {
+                self.resumes = event.payload["turn"]["resume_count"].as_u64().unwrap_or_default();
+                self.end()?;
+                eprintln!("[the answer starts again: the server was restarted]");
             }
             "turn.completed" => {
                 self.end()?;

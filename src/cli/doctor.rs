@@ -11,7 +11,7 @@ use crate::client::{Client, ClientError};
 /// Less free space than this is trouble soon.
 const ENOUGH_BYTES: u64 = 256 * 1024 * 1024;
 
-/// Checks, one line each; exit code 1 when one fails.
+/// Checks, one line each; exit code 1 when one fails, 4 when nobody is there.
 #[derive(Debug, Args)]
 pub struct Doctor {
     /// Check the disk of this data directory too
@@ -31,7 +31,10 @@ struct Check {
 impl Doctor {
     pub async fn run(self) -> Result<(), Failure> {
         let client = self.remote.client()?;
-        let mut checks = server(&client).await;
+        let (mut checks, silent) = match server(&client).await {
+            Ok(checks) => (checks, None),
+            Err((checks, silence)) => (checks, Some(silence)),
+        };
         checks.extend(self.data_dir.as_ref().map(disk));
         if self.remote.json {
             say_json(&checks)?;
@@ -45,18 +48,25 @@ impl Doctor {
                 ))?;
             }
         }
-        if checks.iter().all(|check| check.ok) { Ok(()) } else { Err(Failure::Told) }
+        match silent {
+            Some(silence) => Err(silence.into()),
+            None if checks.iter().all(|check| check.ok) => Ok(()),
+            None => Err(Failure::Told),
+        }
     }
 }
 
-async fn server(client: &Client) -> Vec<Check> {
+/// The checks; with the error if nobody is there to be asked.
+async fn server(client: &Client) -> Result<Vec<Check>, (Vec<Check>, ClientError)> {
     let check = |name, ok, detail: String| Check { name, ok, detail };
     let info = match client.info().await {
         Ok(info) => info,
-        Err(err @ ClientError::Unreachable { .. }) => return vec![check("reachable", false, err.to_string())],
+        Err(err @ ClientError::Unreachable { .. }) => {
+            return Err((vec![check("reachable", false, err.to_string())], err));
+        }
         Err(err) => {
             let there = check("reachable", true, client.server().to_string());
-            return vec![there, check("version", false, err.to_string())];
+            return Ok(vec![there, check("version", false, err.to_string())]);
         }
     };
     let ours = env!("CARGO_PKG_VERSION");
@@ -70,11 +80,12 @@ async fn server(client: &Client) -> Vec<Check> {
         Err(err) => check("ready", false, err.to_string()),
     };
     let model = match (info["default_model"]["engine"].as_str(), info["default_model"]["model"].as_str()) {
-        (Some("scripted"), _) => check("model", false, "only `scripted` answers: set model.openai.base_url".to_owned()),
+        // Not a fault: it is what a server without a provider does.
+        (Some("scripted"), _) => check("model", true, "`scripted` answers by default: see model.default".to_owned()),
         (Some(engine), Some(model)) => check("model", true, format!("{engine}/{model}")),
         _ => check("model", false, "no default model: set model.default".to_owned()),
     };
-    vec![check("reachable", true, client.server().to_string()), version, ready, model]
+    Ok(vec![check("reachable", true, client.server().to_string()), version, ready, model])
 }
 
 fn disk(dir: &PathBuf) -> Check {

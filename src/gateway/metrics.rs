@@ -102,6 +102,7 @@ impl Collector for RuntimeHealth {
 fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
     let gauges = [
         ("store_writable", "1 while the store takes writes", u64::from(health.store_writable)),
+        ("store_full", "1 while the store takes no writes for lack of room", u64::from(health.store_full)),
         ("draining", "1 while the server shuts down", u64::from(health.draining)),
         ("loaded_threads", "Threads in memory", health.loaded_threads),
         ("loaded_bytes", "Bytes held by loaded threads, estimated", health.loaded_bytes),
@@ -114,6 +115,10 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
         ("store_steps", "Steps of threads stored", health.steps),
         ("store_events", "Events stored", health.events),
         ("store_errors", "Errors of the store", health.store_errors),
+        ("turns_completed", "Turns that were completed", health.turns_completed),
+        ("turns_failed", "Turns that failed", health.turns_failed),
+        ("turns_interrupted", "Turns that were interrupted", health.turns_interrupted),
+        ("model_retries", "Model calls that failed and were to be tried again", health.model_retries),
         ("evictions", "Threads put out of memory", health.evictions),
         ("subscribers_dropped", "Watchers cut off for slowness", health.subscribers_dropped),
         ("commands_refused_busy", "Commands refused because a bound was reached", health.commands_refused_busy),

@@ -134,7 +134,7 @@ impl Problem {
 
     /// Something that the API promises and this build does not have.
     pub fn not_built(what: &str) -> Self {
-        Self::new(Code::NotImplemented, format!("{what} is not built yet"))
+        Self::new(Code::NotImplemented, format!("not built yet: {what}"))
     }
 
     /// Adds a named field.

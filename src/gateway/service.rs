@@ -75,7 +75,9 @@ pub async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Json<Status>,
         return Err(Problem::new(Code::Draining, "the server is shutting down").after(wait));
     }
     if !health.store_writable {
-        return Err(Problem::new(Code::StoreUnavailable, "the store takes no writes").after(wait));
+        let why =
+            if health.store_full { "the store takes no writes: the disk is full" } else { "the store takes no writes" };
+        return Err(Problem::new(Code::StoreUnavailable, why).after(wait));
     }
     Ok(Json(Status { status: "ready" }))
 }

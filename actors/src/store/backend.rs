@@ -56,7 +56,9 @@ impl FileMedium {
 impl Medium for FileMedium {
     fn is_new(&self) -> io::Result<bool> {
         match fs::metadata(&self.path) {
-            Ok(found) => Ok(found.len() == 0),
+            // Ours is put in place whole, so an empty file is what is left of one.
+            Ok(found) if found.len() == 0 => Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty")),
+            Ok(_) => Ok(false),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
             Err(error) => Err(error),
         }

@@ -25,6 +25,13 @@ pub(crate) trait StoreKey: Copy {
         self.bytes().starts_with(RowKey::new(key).bytes())
     }
 
+    /// Whether this entry of an index names the thread: each ends with it, and holds its tenant.
+    fn names(&self, key: ThreadKey) -> bool {
+        let tenant = key.tenant.as_bytes();
+        let (bytes, thread) = (self.bytes(), key.thread.as_bytes());
+        bytes.ends_with(thread) && (bytes.starts_with(tenant) || bytes[8..].starts_with(tenant))
+    }
+
     /// The error about the record under this key.
     fn corrupt(&self, why: impl Into<String>) -> Corrupt {
         Corrupt { record: format!("{} {}", Self::TABLE, self.place()), why: why.into() }

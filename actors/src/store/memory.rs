@@ -96,6 +96,11 @@ impl LogStore for MemoryStore {
                 state.threads.remove(key);
                 Ok(())
             }
+            // No row of this store is ever damaged.
+            Write::Purge { key } => match state.threads.get(key) {
+                Some(old) => Err(WriteRefused::Conflict { expected: 0, found: old.row.head.last_seq }),
+                None => Ok(()),
+            },
         };
         Ok(writes.iter().map(apply).collect())
     }

@@ -246,9 +246,9 @@ impl RedbStore {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check_space(&self) -> Result<(), StoreError> {
+    fn check_space(&self, needed: u64) -> Result<(), StoreError> {
         match self.medium.free_bytes() {
-            Ok(free) if free < self.min_free_bytes => Err(StoreError::Full),
+            Ok(free) if free < needed => Err(StoreError::Full),
             Ok(_) => Ok(()),
             Err(error) => Err(StoreError::Unavailable(error.to_string())),
         }
@@ -258,12 +258,15 @@ impl RedbStore {
     fn write<T>(
         &self,
         writer: &mut Writer,
+        grows: bool,
         work: impl FnOnce(&Database, &mut Writer) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
         if let Some(failed) = &writer.failed {
             return Err(failed.clone());
         }
-        self.check_space()?;
+        // What only removes may use most of the room that is kept free: that is what it is kept for. Not all of it: a
+        // commit that meets the end of the disk costs the handle, and with it the reads.
+        self.check_space(if grows { self.min_free_bytes } else { self.min_free_bytes / 4 })?;
         let slot = self.slot.read().unwrap_or_else(PoisonError::into_inner);
         let Some(opened) = slot.as_ref() else { return Err(being_opened()) };
         opened.watch.begin_commit();
@@ -375,7 +378,8 @@ impl LogStore for RedbStore {
         if writes.is_empty() {
             return Ok(Vec::new());
         }
-        self.write(&mut self.writer(), |database, writer| {
+        let grows = writes.iter().any(|write| matches!(write, Write::Append(_)));
+        self.write(&mut self.writer(), grows, |database, writer| {
             let mut txn = begin(database)?;
             if writes.len() >= BIG_BATCH {
                 txn.set_quick_repair(true);
@@ -411,7 +415,7 @@ impl LogStore for RedbStore {
         let due = |range: ::redb::Range<'_, ExpiryKey, &[u8; 8]>| -> Result<Vec<ExpiryKey>, Fault> {
             range.take(limit).map(|entry| Ok(entry?.0.value())).collect()
         };
-        self.write(&mut self.writer(), |database, writer| {
+        self.write(&mut self.writer(), false, |database, writer| {
             // A look first: most sweeps find nothing, and a commit is a sync.
             let txn = database.begin_read()?;
             if due(txn.open_table(EXPIRY)?.range(..=ExpiryKey::last(now))?)?.is_empty() {
@@ -440,7 +444,7 @@ impl LogStore for RedbStore {
         if !writer.restless && writer.failed.is_none() {
             return Ok(());
         }
-        self.write(&mut writer, |database, writer| {
+        self.write(&mut writer, true, |database, writer| {
             let mut txn = begin(database)?;
             txn.set_quick_repair(true);
             txn.commit()?;
@@ -451,7 +455,7 @@ impl LogStore for RedbStore {
 
     fn reopen(&self) -> Result<(), StoreError> {
         let mut writer = self.writer();
-        self.check_space()?;
+        self.check_space(self.min_free_bytes)?;
         if writer.failed.is_some() {
             // Readers that still hold the old handle are told that it is closed. What closing says does not matter:
             // the file is what counts, and it is looked at next.

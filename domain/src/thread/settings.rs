@@ -5,7 +5,7 @@ use crate::{
     command::{Limits, NewThread, Refused, Reply, ThreadPatch},
     event::{Event, Record},
     id::ThreadId,
-    record::{Metadata, Thread, ThreadStatus},
+    record::{MAX_DEPTH, Metadata, Thread, ThreadStatus, nests_deeper},
 };
 
 impl ThreadState {
@@ -111,6 +111,9 @@ fn within(thread: &Thread, limits: &Limits) -> Result<(), Refused> {
         if value.trim().is_empty() {
             return Err(Refused::Invalid { field, why: "is blank".to_owned() });
         }
+    }
+    if thread.metadata.values().any(|value| nests_deeper(value, MAX_DEPTH)) {
+        return Err(Refused::Invalid { field: "metadata", why: format!("nests deeper than {MAX_DEPTH} levels") });
     }
     let size = metadata_bytes(&thread.metadata);
     if size > limits.metadata_bytes {

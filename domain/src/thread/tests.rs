@@ -407,6 +407,25 @@ fn an_answer_beyond_the_item_limit_fails_the_turn_and_keeps_what_fits() {
     assert_eq!(turn.error.as_ref().unwrap().code, "output-too-large");
 }
 
+#[test]
+fn what_nests_too_deep_to_be_read_back_is_refused_or_kept_as_text() {
+    let nested = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
+    let metadata = |depth| Some(serde_json::from_str(&nested(depth)).unwrap());
+    let mut bench = Bench::new();
+    let patch = |depth| Command::Patch(ThreadPatch { metadata: metadata(depth), ..ThreadPatch::default() });
+    assert!(matches!(bench.ask(patch(66)), Err(Refused::Invalid { field: "metadata", .. })));
+    bench.ask(patch(65)).unwrap();
+    bench.start("p").unwrap();
+    let call = |depth| ToolCall { call_id: "c".into(), name: "t".into(), arguments: nested(depth) };
+    let end = Answered { tool_calls: vec![call(64), call(65), call(126)], ..answer(&["t"]) };
+    bench.report(&[], Some(Ok(end)));
+    let kinds: Vec<bool> =
+        bench.state.open().unwrap().items().skip(1).map(|item| item.metadata["arguments"].is_object()).collect();
+    assert_eq!(kinds, [true, false, false]);
+    check_log(&bench.log);
+    assert_eq!(bench.reloaded(), bench.state);
+}
+
 // ---- any command sequence ------------------------------------------------------------------------
 
 #[derive(Debug, Clone)]

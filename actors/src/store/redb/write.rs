@@ -87,6 +87,7 @@ impl<'t> Tables<'t> {
         match write {
             Write::Append(append) => self.append(append),
             Write::Erase { key, fence, expected } => self.erase(*key, *fence, *expected),
+            Write::Purge { key } => self.purge(*key),
         }
     }
 
@@ -197,14 +198,33 @@ impl<'t> Tables<'t> {
             Ok(None) => return Ok(Ok(())),
             Err(refused) => return Ok(Err(refused)),
         };
+        self.remove_records(key)?;
+        shift!(self.owing, OWING, OwingKey, key, old.head.owes_since, None);
+        shift!(self.timers, TIMERS, TimerKey, key, old.head.wake_at, None);
+        shift!(self.recent, RECENT, RecentKey, key, old.recent_at, None);
+        Ok(Ok(()))
+    }
+
+    /// Without its row nobody knows where the thread stands in the indexes, so they are read through.
+    fn purge(&mut self, key: ThreadKey) -> Result<Checked<()>, Fault> {
+        let row_key = RowKey::new(key);
+        let row = open!(self.threads, THREADS).get(row_key)?;
+        if let Some(Ok(old)) = row.map(|bytes| codec::read_head(&row_key, bytes.value())) {
+            return Ok(Err(WriteRefused::Conflict { expected: 0, found: old.head.last_seq }));
+        }
+        self.remove_records(key)?;
+        open!(self.owing, OWING).retain(|at, _| !at.names(key))?;
+        open!(self.recent, RECENT).retain(|at, _| !at.names(key))?;
+        open!(self.timers, TIMERS).retain(|at, _| !at.names(key))?;
+        Ok(Ok(()))
+    }
+
+    fn remove_records(&mut self, key: ThreadKey) -> Result<(), Fault> {
         open!(self.threads, THREADS).remove(RowKey::new(key))?;
         // A damaged page can lead outside of the range: no other thread may lose a record to that.
         open!(self.log, LOG).retain_in(LogKey::all(key), |at, _| !at.is_of(key))?;
         open!(self.turns, TURNS).retain_in(TurnKey::all(key), |at, _| !at.is_of(key))?;
         open!(self.turn_ids, TURN_IDS).retain_in(TurnIdKey::all(key), |at, _| !at.is_of(key))?;
-        shift!(self.owing, OWING, OwingKey, key, old.head.owes_since, None);
-        shift!(self.timers, TIMERS, TimerKey, key, old.head.wake_at, None);
-        shift!(self.recent, RECENT, RecentKey, key, old.recent_at, None);
-        Ok(Ok(()))
+        Ok(())
     }
 }
