@@ -35,6 +35,8 @@ pub(crate) struct EngineCall {
     pub system_prompt: Option<String>,
     /// The items of the open turn so far.
     pub items: Vec<Item>,
+    /// Whether no turn was before this one.
+    pub first: bool,
 }
 
 /// A running call. Dropping it cancels the call.
@@ -151,14 +153,19 @@ async fn drive(
     models: Arc<dyn Models>,
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
-    let EngineCall { key, settings, system_prompt, items, .. } = call;
+    let EngineCall { key, settings, system_prompt, items, first, .. } = call;
     let model = models.engine(&settings.engine).ok_or_else(|| {
         let message = format!("the engine `{}` is not configured", settings.engine);
         ModelError { kind: ModelErrorKind::Rejected, message, retry_after: None }
     })?;
-    let read = move || messages(&*store, key, system_prompt.as_deref(), &items);
-    let messages = tokio::task::spawn_blocking(read).await.map_err(|why| broken(why.to_string()))?;
-    let messages = messages.map_err(|why| broken(format!("the conversation cannot be read: {why}")))?;
+    let messages = if first {
+        // Nothing to read: not worth a trip to another thread.
+        conversation(History::new(system_prompt.as_deref()), &items)
+    } else {
+        let read = move || messages(&*store, key, system_prompt.as_deref(), &items);
+        let messages = tokio::task::spawn_blocking(read).await.map_err(|why| broken(why.to_string()))?;
+        messages.map_err(|why| broken(format!("the conversation cannot be read: {why}")))?
+    };
     let request = ModelRequest {
         model: settings.model,
         messages,
@@ -237,6 +244,11 @@ pub(crate) fn messages(
             break;
         }
     }
-    open.iter().for_each(|item| history.push(item));
-    Ok(history.finish())
+    Ok(conversation(history, open))
+}
+
+/// Settled turns, and then the open one.
+fn conversation(mut settled: History, open: &[Item]) -> Vec<Message> {
+    open.iter().for_each(|item| settled.push(item));
+    settled.finish()
 }

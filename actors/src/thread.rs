@@ -307,6 +307,8 @@ impl ThreadActor {
             settings: open.map(|open| open.turn().settings.clone()).expect("a call is owed by an open turn"),
             system_prompt: self.state.view().system_prompt.clone(),
             items: open.map(|open| open.items().cloned().collect()).unwrap_or_default(),
+            // Only the thread's creation stands before it.
+            first: open.is_some_and(|open| open.started_seq() == 2),
         };
         let addr = ctx.address();
         // At most one of these is under way for each time the outbox is taken.
