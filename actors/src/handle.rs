@@ -27,11 +27,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bus::{Subscribe, Watch},
     config::{Config, Ports, StartError},
-    host::{self, Steps},
+    host::{self, Loaded, Steps},
     registry::{Health, Ticket},
     store::AppendError,
     subscription::{Next, Subscription},
-    supervisor::Load,
+    supervisor::{Create, Load},
     system::{Shared, Threads},
     thread::{Answer, Envelope, Held, Outcome, Park, StoredReply, receipt},
 };
@@ -186,12 +186,19 @@ impl Runtime {
         steps.add(&step);
         let seq = state.seq();
         steps.receipts.extend(call.idempotency.map(|known| receipt(known, seq, &step.reply, now)));
-        // Nobody else knows the thread yet, so no actor is needed to keep its order.
-        let (append, _) = steps.append(key, shared.store.epoch(), &state, None);
+        // Nobody else knows the thread yet, so no actor is needed to keep its order. Its first turn mostly follows at
+        // once: the actor starts from the state at hand.
+        let (append, rest) = steps.append(key, shared.store.epoch(), &state, None);
+        let loaded = Loaded { state, head: append.row.head, rest };
+        let (start, created) = oneshot::channel();
+        shared.supervisor.do_send(Create { key, created });
         let saved = shared.store_handle.append(Write::Append(append));
         // In a task of its own, so that the key stays taken until the store has answered, whoever still waits.
         let saved = shared.engines.spawn(async move {
             let saved = saved.await;
+            if saved.is_ok() {
+                drop(start.send(loaded));
+            }
             drop((place, in_flight));
             saved
         });

@@ -4,7 +4,7 @@
 //! under way is passed over and counts as used now.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     handle::Error,
-    host,
+    host::{self, Loaded},
     registry::{Gauge, Slot, Ticket},
     system::Shared,
     thread::{ThreadActor, Unload},
@@ -55,6 +55,15 @@ pub(crate) struct Begin(pub Arc<Shared>);
 pub(crate) struct Load {
     pub key: ThreadKey,
     pub reply: oneshot::Sender<Result<Ticket, Error>>,
+}
+
+/// A thread is being created: it starts from the state at hand once that is stored. Whoever asks for it meanwhile
+/// waits, and finds what the store holds if nothing comes.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Create {
+    pub key: ThreadKey,
+    pub created: oneshot::Receiver<Loaded>,
 }
 
 /// A thread's engine has come to rest.
@@ -105,30 +114,36 @@ impl Supervisor {
                 Ok(Err(error)) => Err(error.into()),
                 Err(panic) => Err(Error::Internal(panic.to_string())),
             };
-            let asking = this.loading.remove(&key).unwrap_or_default();
-            match loaded {
-                Ok(loaded) => {
-                    let first = this.start(key, loaded, &shared);
-                    for reply in asking {
-                        // The first ticket is held until here, so the thread is there to be found.
-                        if let Some(ticket) = shared.registry.ticket(&key) {
-                            drop(reply.send(Ok(ticket)));
-                        }
-                    }
-                    drop(first);
-                    this.trim(ctx);
-                }
-                Err(error) => {
-                    if !matches!(error, Error::NotFound(_)) {
-                        tracing::error!(thread = %key, %error, "cannot load a thread");
-                    }
-                    asking.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
-                }
-            }
+            this.loaded(key, loaded, ctx);
         }));
     }
 
-    fn start(&mut self, key: ThreadKey, loaded: host::Loaded, shared: &Arc<Shared>) -> Ticket {
+    /// Starts the actor of a thread that was asked for, or says why there is none.
+    fn loaded(&mut self, key: ThreadKey, loaded: Result<Loaded, Error>, ctx: &mut Context<Self>) {
+        let shared = self.shared();
+        let asking = self.loading.remove(&key).unwrap_or_default();
+        match loaded {
+            Ok(loaded) => {
+                let first = self.start(key, loaded, &shared);
+                for reply in asking {
+                    // The first ticket is held until here, so the thread is there to be found.
+                    if let Some(ticket) = shared.registry.ticket(&key) {
+                        drop(reply.send(Ok(ticket)));
+                    }
+                }
+                drop(first);
+                self.trim(ctx);
+            }
+            Err(error) => {
+                if !matches!(error, Error::NotFound(_)) {
+                    tracing::error!(thread = %key, %error, "cannot load a thread");
+                }
+                asking.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
+            }
+        }
+    }
+
+    fn start(&mut self, key: ThreadKey, loaded: Loaded, shared: &Arc<Shared>) -> Ticket {
         let gauge = Gauge::new();
         let arbiter = &self.arbiters[self.next % self.arbiters.len()];
         self.next += 1;
@@ -211,10 +226,12 @@ impl Supervisor {
     }
 
     fn ask(&mut self, key: ThreadKey, reply: oneshot::Sender<Result<Ticket, Error>>, ctx: &mut Context<Self>) {
-        let asking = self.loading.entry(key).or_default();
-        asking.push(reply);
-        if asking.len() == 1 {
-            self.load(key, ctx);
+        match self.loading.entry(key) {
+            Entry::Occupied(mut asking) => asking.get_mut().push(reply),
+            Entry::Vacant(nobody) => {
+                nobody.insert(vec![reply]);
+                self.load(key, ctx);
+            }
         }
     }
 }
@@ -240,6 +257,19 @@ impl Handler<Load> for Supervisor {
             Some(ticket) => drop(reply.send(Ok(ticket))),
             None => self.ask(key, reply, ctx),
         }
+    }
+}
+
+impl Handler<Create> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Create { key, created }: Create, ctx: &mut Self::Context) {
+        self.loading.entry(key).or_default();
+        ctx.spawn(created.into_actor(self).map(move |created, this, ctx| match created {
+            Ok(loaded) => this.loaded(key, Ok(loaded), ctx),
+            Err(_) if this.loading.get(&key).is_some_and(|asking| !asking.is_empty()) => this.load(key, ctx),
+            Err(_) => drop(this.loading.remove(&key)),
+        }));
     }
 }
 
