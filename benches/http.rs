@@ -18,7 +18,8 @@ struct Run {
 /// Turn starts, each on an idle thread of its own, over `width` connections.
 async fn starts(side: Side, count: usize, width: usize) -> Run {
     let dir = tempfile::tempdir().expect("a directory");
-    let (runtime, keys) = side.runtime_of(dir.path(), Silent, count).await;
+    let runtime = side.runtime(dir.path(), Silent).await;
+    let keys = threads(&runtime, count).await;
     let (addr, server) = net::serve(runtime.clone()).await;
     let before = runtime.health().commits;
     let (seconds, mut times) = net::elsewhere(async move || {

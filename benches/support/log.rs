@@ -100,14 +100,19 @@ impl Author {
 
 /// Puts threads of about so many events each into the store.
 pub fn fill(store: &dyn LogStore, threads: usize, events: Seq) -> Vec<ThreadKey> {
-    let filled = (0..threads).map(|_| {
-        let (key, writes) = Author::new(store.epoch()).turns(events);
-        for batch in writes.chunks(1000) {
-            assert!(store.commit(batch).expect("it is stored").iter().all(Result::is_ok));
+    let (mut keys, mut writes) = (Vec::new(), Vec::new());
+    for _ in 0..threads {
+        let (key, more) = Author::new(store.epoch()).turns(events);
+        keys.push(key);
+        writes.extend(more);
+        if writes.len() >= 1000 || keys.len() == threads {
+            let all = std::mem::take(&mut writes);
+            for batch in all.chunks(1000) {
+                assert!(store.commit(batch).expect("it is stored").iter().all(Result::is_ok));
+            }
         }
-        key
-    });
-    filled.collect()
+    }
+    keys
 }
 
 fn json(value: &impl serde::Serialize) -> Vec<u8> {

@@ -16,10 +16,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use raddle_actors::{
-    Call, Config, Ports, Runtime,
-    store::redb::{OpenError, RedbStore},
-};
+use raddle_actors::{Call, Config, Ports, Runtime, store::redb::RedbStore};
 use raddle_domain::{
     command::NewThread,
     id::{TenantId, ThreadKey},
@@ -107,19 +104,6 @@ impl Side {
             ports.store = Some(Arc::new(OneByOne(store)));
         }
         Runtime::start(config, ports).await.expect("it starts")
-    }
-
-    /// A runtime on threads that were made at full speed, whatever the side.
-    pub async fn runtime_of(self, dir: &Path, model: impl Model, count: usize) -> (Runtime, Vec<ThreadKey>) {
-        let maker = Side { sync_delay: Duration::ZERO, durable: false, ..GROUPED }.runtime(dir, Silent).await;
-        let keys = threads(&maker, count).await;
-        maker.shutdown(Duration::ZERO).await;
-        drop(maker);
-        // Its threads may still be letting go of the directory.
-        while matches!(RedbStore::open(&self.config(dir).store), Err(OpenError::InUse { .. })) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        (self.runtime(dir, model).await, keys)
     }
 }
 

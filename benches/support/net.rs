@@ -18,7 +18,7 @@ pub async fn serve(runtime: Runtime) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("an address");
     let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-    let router = router(runtime, GatewayConfig::default());
+    let router = router(runtime, GatewayConfig::default()).into_make_service();
     (addr, tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") }))
 }
 
