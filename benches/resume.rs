@@ -5,15 +5,15 @@ mod support;
 use std::{
     io::{BufRead, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use futures_util::StreamExt;
-use raddle_actors::{Call, Runtime, store::redb::RedbStore};
+use raddle_actors::{Call, Runtime, ThreadQuery, store::redb::RedbStore};
 use raddle_domain::{
     command::{StartTurn, ThreadPatch},
-    id::{Seq, ThreadKey},
+    id::{Seq, TenantId, ThreadKey},
     record::Delivery,
 };
 use support::*;
@@ -127,9 +127,9 @@ async fn loads(dir: &Path, long: ThreadKey, short: &[ThreadKey]) {
 // ---- opening the store ---------------------------------------------------------------------------
 
 /// This bench again, as a server that will be killed: starts turns in `dir` until then, or a few and then nothing.
-fn victim(dir: &str, idle: bool) {
+fn victim(dir: &Path, idle: bool) {
     block_on(async {
-        let runtime = GROUPED.runtime(Path::new(dir), Words(20)).await;
+        let runtime = GROUPED.runtime(dir, Words(20)).await;
         let keys = threads(&runtime, 64).await;
         let starts = if idle { 2_000 } else { usize::MAX };
         println!("ready");
@@ -151,19 +151,14 @@ fn victim(dir: &str, idle: bool) {
 }
 
 async fn killed(dir: &Path, idle: bool) -> f64 {
-    let exe = std::env::current_exe().expect("a path");
-    let mut child: Child = Command::new(exe)
-        .env("RADDLE_BENCH_VICTIM", dir)
-        .env("RADDLE_BENCH_IDLE", if idle { "1" } else { "0" })
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("it runs");
+    let role = if idle { "idle" } else { "loaded" };
+    let mut server = child(role, dir).stdout(Stdio::piped()).spawn().expect("it runs");
     let word = if idle { "rests" } else { "ready" };
-    let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let lines = BufReader::new(server.stdout.take().expect("piped")).lines();
     assert!(lines.map_while(Result::ok).any(|line| line == word));
     tokio::time::sleep(Duration::from_millis(if idle { 300 } else { 1_500 })).await;
-    child.kill().expect("it was there");
-    child.wait().expect("it ended");
+    server.kill().expect("it was there");
+    server.wait().expect("it ended");
     let (store, seconds) = open(dir);
     drop(store);
     seconds
@@ -208,13 +203,19 @@ async fn loaded(runtime: &Runtime, keys: &[ThreadKey]) {
         .await;
 }
 
-async fn memory() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let keys = {
-        let (store, _) = open(dir.path());
-        log::fill(&store, IDLE_THREADS + 1_000, 1)
-    };
-    let runtime = GROUPED.runtime(dir.path(), Silent).await;
+/// In a process of its own, where nothing that was needed before is still being given back.
+async fn memory(dir: &Path) {
+    let runtime = GROUPED.runtime(dir, Silent).await;
+    let (mut keys, mut after) = (Vec::new(), None);
+    loop {
+        let query = ThreadQuery { limit: 500, after, ..ThreadQuery::default() };
+        let page = runtime.threads(TenantId::DEFAULT, query).await.expect("a page");
+        keys.extend(page.data.iter().map(|thread| ThreadKey { tenant: TenantId::DEFAULT, thread: thread.id }));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
     let (warm, keys) = keys.split_at(1_000);
     loaded(&runtime, warm).await;
     // What is read is in the store's cache from here on: that is not the threads' memory.
@@ -247,9 +248,20 @@ async fn memory() {
     runtime.shutdown(Duration::ZERO).await;
 }
 
+/// This bench again, in a process of its own.
+fn child(role: &str, dir: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("a path"));
+    command.env("RADDLE_BENCH_ROLE", role).env("RADDLE_BENCH_DIR", dir);
+    command
+}
+
 fn main() {
-    if let Ok(dir) = std::env::var("RADDLE_BENCH_VICTIM") {
-        return victim(&dir, std::env::var("RADDLE_BENCH_IDLE").as_deref() == Ok("1"));
+    if let (Ok(role), Ok(dir)) = (std::env::var("RADDLE_BENCH_ROLE"), std::env::var("RADDLE_BENCH_DIR")) {
+        let dir = Path::new(&dir);
+        return match role.as_str() {
+            "memory" => block_on(memory(dir)),
+            role => victim(dir, role == "idle"),
+        };
     }
     let begun = Instant::now();
     head("resume: coming back");
@@ -261,7 +273,9 @@ fn main() {
         store.rest().expect("it rests");
         filled
     };
-    block_on(memory());
+    let many = tempfile::tempdir().expect("a directory");
+    log::fill(&open(many.path()).0, IDLE_THREADS + 1_000, 1);
+    assert!(child("memory", many.path()).status().expect("it runs").success());
     block_on(replay(dir.path(), long));
     block_on(loads(dir.path(), long, &short));
     block_on(opens(dir.path()));

@@ -143,7 +143,7 @@ pub async fn threads(runtime: &Runtime, count: usize) -> Vec<ThreadKey> {
 /// Runs `work` over `0..count` with `width` at once; returns operations per second.
 pub async fn rate<F: Future<Output = ()>>(count: usize, width: usize, work: impl Fn(usize) -> F) -> f64 {
     let start = Instant::now();
-    stream::iter(0..count).for_each_concurrent(width, |n| work(n)).await;
+    stream::iter(0..count).for_each_concurrent(width, work).await;
     count as f64 / start.elapsed().as_secs_f64()
 }
 
