@@ -101,7 +101,12 @@ impl Subscription {
                 None => return Some(Next::Shutdown { after: self.after }),
             },
         };
-        let Some(batch) = batch else { return Some(Next::Gap { after: self.after }) };
+        let Some(batch) = batch else {
+            // The bus may be gone before this watcher has looked up.
+            let after = self.after;
+            let going = stopping.is_cancelled() && !self.watch.lagged();
+            return Some(if going { Next::Shutdown { after } } else { Next::Gap { after } });
+        };
         if batch.chunk.last() <= self.after {
             return None;
         }
