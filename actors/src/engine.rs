@@ -41,6 +41,8 @@ pub(crate) struct EngineCall {
     pub items: Vec<Item>,
     /// The most bytes of all tool calls of the answer.
     pub tool_bytes: usize,
+    /// Whether no turn was before this one.
+    pub is_first: bool,
 }
 
 /// A running call. Dropping it cancels the call.
@@ -156,20 +158,25 @@ async fn drive(
     models: Arc<dyn Models>,
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
-    let EngineCall { key, settings, system_prompt, items, tool_bytes, .. } = call;
+    let EngineCall { key, settings, system_prompt, items, tool_bytes, is_first, .. } = call;
     let model = models.engine(&settings.engine).ok_or_else(|| {
         let message = format!("the engine `{}` is not configured", settings.engine);
         ModelError { kind: ModelErrorKind::Rejected, message, retry_after: None }
     })?;
-    let read = move || messages(&*store, key, system_prompt.as_deref(), &items);
-    let messages = tokio::task::spawn_blocking(read).await.map_err(|why| broken(why.to_string()))?;
-    let (messages, turn_start) = messages.map_err(|why| {
-        let kind = match why {
-            StoreError::Unavailable(_) | StoreError::Full => ModelErrorKind::Unavailable,
-            StoreError::Corrupt(_) => ModelErrorKind::Engine,
-        };
-        ModelError { kind, message: format!("the conversation cannot be read: {why}"), retry_after: None }
-    })?;
+    let (messages, turn_start) = if is_first {
+        // Nothing to read: not worth a trip to another thread.
+        conversation(History::new(system_prompt.as_deref()), &items)
+    } else {
+        let read = move || messages(&*store, key, system_prompt.as_deref(), &items);
+        let messages = tokio::task::spawn_blocking(read).await.map_err(|why| broken(why.to_string()))?;
+        messages.map_err(|why| {
+            let kind = match why {
+                StoreError::Unavailable(_) | StoreError::Full => ModelErrorKind::Unavailable,
+                StoreError::Corrupt(_) => ModelErrorKind::Engine,
+            };
+            ModelError { kind, message: format!("the conversation cannot be read: {why}"), retry_after: None }
+        })?
+    };
     let request = ModelRequest {
         model: settings.model,
         messages,
@@ -266,7 +273,12 @@ pub(crate) fn messages(
             break;
         }
     }
-    let turn_start = history.settle();
-    open.iter().for_each(|item| history.push(item));
-    Ok((history.finish(), turn_start))
+    Ok(conversation(history, open))
+}
+
+/// Settled turns, then the open one, which begins at the returned index.
+fn conversation(mut settled: History, open: &[Item]) -> (Vec<Message>, usize) {
+    let turn_start = settled.settle();
+    open.iter().for_each(|item| settled.push(item));
+    (settled.finish(), turn_start)
 }

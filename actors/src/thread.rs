@@ -334,6 +334,8 @@ impl ThreadActor {
             system_prompt: self.state.view().system_prompt.clone(),
             items: open.map(|open| open.items().cloned().collect()).unwrap_or_default(),
             tool_bytes: self.shared.config.limits.item_bytes,
+            // Only the thread's creation stands before the first turn's start.
+            is_first: open.is_some_and(|open| open.started_seq() == 2),
         };
         let addr = ctx.address();
         // At most one of these is under way for each time the outbox is taken.

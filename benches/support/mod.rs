@@ -4,6 +4,9 @@
 //! whatever else the machine does.
 #![allow(dead_code, reason = "each bench uses its part")]
 
+pub mod log;
+pub mod net;
+
 use std::{
     fs::File,
     io::Write as _,
@@ -24,6 +27,10 @@ use raddle_domain::{
     record::ModelChoice,
     time::UnixMs,
 };
+
+/// The server's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Answers nothing, for ever: a turn that was started stays open and costs nothing more.
 pub struct Silent;
@@ -142,13 +149,33 @@ pub async fn rate<F: Future<Output = ()>>(count: usize, width: usize, work: impl
 
 /// Appends of 512 bytes, each followed by fdatasync, per second.
 pub fn raw_append(dir: &Path, count: usize) -> f64 {
+    raw_appends(dir, count, 512)
+}
+
+/// The same, of so many bytes.
+pub fn raw_appends(dir: &Path, count: usize, bytes: usize) -> f64 {
     let mut file = File::create(dir.join("raw")).expect("a file");
+    let block = vec![7; bytes];
     let start = Instant::now();
     for _ in 0..count {
-        file.write_all(&[7; 512]).expect("room");
+        file.write_all(&block).expect("room");
         file.sync_data().expect("synced");
     }
     count as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Bytes that this process holds in memory.
+pub fn resident() -> f64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    let pages: f64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("pages");
+    pages * rustix::param::page_size() as f64
+}
+
+/// Bytes that this process has handed to write calls.
+pub fn written() -> f64 {
+    let io = std::fs::read_to_string("/proc/self/io").expect("Linux");
+    let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).expect("a count");
+    line.parse().expect("a number")
 }
 
 pub fn median(mut values: Vec<f64>) -> f64 {

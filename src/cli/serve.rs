@@ -82,7 +82,9 @@ impl Serve {
             }
         });
         let stop = CancellationToken::new();
-        let server = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+        // Made once: a router that is served as it is gets built anew for each connection.
+        let server =
+            axum::serve(listener, router.into_make_service()).with_graceful_shutdown(stop.clone().cancelled_owned());
         let mut server = tokio::spawn(server.into_future());
         say(&format!("listening on http://{address}"))?;
         welcome(&config, address);

@@ -117,13 +117,7 @@ fn body(subscription: Subscription) -> impl Stream<Item = Result<Bytes, Infallib
 /// What to send, and whether anything follows.
 fn piece(next: Next) -> (Bytes, bool) {
     match next {
-        Next::Stored(chunks) => {
-            let mut pieces = chunks.iter().map(|chunk| frame::frames(chunk, 0));
-            match chunks.len() {
-                1 => (pieces.next().unwrap_or_default(), true),
-                _ => (pieces.collect::<Vec<_>>().concat().into(), true),
-            }
-        }
+        Next::Stored(chunks) => (frame::replay(&chunks), true),
         Next::Live { batch, skip: 0 } => (batch.rendered(|chunk| frame::frames(chunk, 0)), true),
         // Only the first batch after a replay can overlap it: not worth sharing.
         Next::Live { batch, skip } => (frame::frames(&batch.chunk, skip), true),

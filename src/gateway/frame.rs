@@ -1,6 +1,8 @@
 //! Stored events as the bytes of a response: SSE frames and JSON pages. Pure, and without parsing: what the
 //! store holds is what the client reads.
 
+use std::io::Write as _;
+
 use axum::body::Bytes;
 use raddle_domain::{id::Seq, ports::Chunk};
 
@@ -15,22 +17,40 @@ const OVERHEAD: usize = 40;
 
 /// The frames of `chunk`, without its first `skip` events.
 pub fn frames(chunk: &Chunk, skip: usize) -> Bytes {
+    let mut out = Vec::with_capacity(room(chunk));
+    write(&mut out, chunk, skip);
+    out.into()
+}
+
+/// The frames of chunks that follow each other, as one piece.
+pub fn replay(chunks: &[Chunk]) -> Bytes {
+    let mut out = Vec::with_capacity(chunks.iter().map(room).sum());
+    chunks.iter().for_each(|chunk| write(&mut out, chunk, 0));
+    out.into()
+}
+
+/// Bytes that the frames of `chunk` take, about.
+fn room(chunk: &Chunk) -> usize {
+    chunk.events.iter().map(|event| event.name.len() + event.json.len() + OVERHEAD).sum()
+}
+
+fn write(out: &mut Vec<u8>, chunk: &Chunk, skip: usize) {
     let events = chunk.events.get(skip..).unwrap_or_default();
-    let room = events.iter().map(|event| event.name.len() + event.json.len() + OVERHEAD).sum();
-    let mut out = Vec::with_capacity(room);
     for (seq, event) in (chunk.first + skip as Seq..).zip(events) {
         out.extend_from_slice(b"id: ");
-        out.extend_from_slice(seq.to_string().as_bytes());
+        // Writing to a Vec cannot fail.
+        let _ = write!(out, "{seq}");
         out.extend_from_slice(b"\nevent: ");
         out.extend_from_slice(event.name.as_bytes());
+        out.extend_from_slice(b"\ndata: ");
         // Records are stored as one line each; were one not, every line of it would be a data line.
-        for line in event.json.split(|byte| *byte == b'\n') {
-            out.extend_from_slice(b"\ndata: ");
-            out.extend_from_slice(line);
+        if event.json.contains(&b'\n') {
+            out.extend_from_slice(&event.json.split(|byte| *byte == b'\n').collect::<Vec<_>>().join(&b"\ndata: "[..]));
+        } else {
+            out.extend_from_slice(&event.json);
         }
         out.extend_from_slice(b"\n\n");
     }
-    out.into()
 }
 
 /// The watcher was too slow: it has seen everything up to `after`, and goes on from there by connecting again.

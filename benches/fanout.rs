@@ -1,0 +1,141 @@
+//! What it costs to have many watchers of one thread, and what one that does not read costs.
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use raddle_actors::{Call, Next, Runtime};
+use raddle_domain::{
+    command::StartTurn,
+    id::{Seq, ThreadKey},
+    ports::Chunk,
+    record::{Delivery, ThreadStatus},
+};
+use support::*;
+
+const WATCHERS: u64 = 1000;
+const WORDS: usize = 200;
+/// Turns after which the producer waits for every watcher.
+const TURNS: usize = 8;
+
+/// What all watchers got.
+#[derive(Default)]
+struct Got {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    gaps: AtomicU64,
+}
+
+/// The bytes of a stream, as the gateway makes them.
+fn frames(chunk: &Chunk) -> bytes::Bytes {
+    let mut out = Vec::new();
+    for (seq, event) in (chunk.first..).zip(&chunk.events) {
+        out.extend_from_slice(format!("id: {seq}\nevent: {}\ndata: ", event.name).as_bytes());
+        out.extend_from_slice(&event.json);
+        out.extend_from_slice(b"\n\n");
+    }
+    out.into()
+}
+
+/// Watches from the first event on, until the runtime ends. An event that is missing, or comes twice, is a panic.
+async fn watch(runtime: Runtime, key: ThreadKey, got: Arc<Got>) {
+    let mut subscription = runtime.subscribe(key, 0).await.expect("it is there");
+    let mut seen = 0;
+    loop {
+        let (first, events, bytes) = match subscription.next().await {
+            Ok(Next::Stored(chunks)) => {
+                let events = chunks.iter().map(|chunk| chunk.events.len()).sum::<usize>();
+                (chunks[0].first, events, chunks.iter().map(|chunk| frames(chunk).len()).sum())
+            }
+            Ok(Next::Live { batch, skip }) => {
+                let first = batch.chunk.first + skip as Seq;
+                (first, batch.chunk.events.len() - skip, batch.rendered(frames).len())
+            }
+            Ok(Next::Gap { after }) => {
+                got.gaps.fetch_add(1, Relaxed);
+                subscription = runtime.subscribe(key, after).await.expect("it is there");
+                continue;
+            }
+            Ok(Next::Shutdown { .. } | Next::Deleted) | Err(_) => return,
+        };
+        assert_eq!(first, seen + 1, "each event once, in order");
+        seen += events as Seq;
+        got.bytes.fetch_add(bytes as u64, Relaxed);
+        got.frames.fetch_add(events as u64, Relaxed);
+    }
+}
+
+/// Queues turns and waits until the thread rests; returns where its log ends then.
+async fn produce(runtime: &Runtime, key: ThreadKey) -> Seq {
+    for _ in 0..TURNS {
+        let start = StartTurn { prompt: "tell me more".into(), delivery: Delivery::Queue, ..StartTurn::default() };
+        runtime.start_turn(key, start, Call::default()).await.expect("it is taken");
+    }
+    loop {
+        let thread = runtime.thread(key).await.expect("it is there");
+        if thread.status == ThreadStatus::Idle {
+            return thread.seq;
+        }
+        tokio::time::sleep(Duration::from_micros(500)).await;
+    }
+}
+
+async fn run() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let runtime = GROUPED.runtime(dir.path(), Words(WORDS)).await;
+    let key = threads(&runtime, 1).await[0];
+
+    // One that goes live and then never looks again.
+    let mut stuck = runtime.subscribe(key, 0).await.expect("it is there");
+    assert!(matches!(stuck.next().await, Ok(Next::Stored(_))));
+    assert!(tokio::time::timeout(Duration::from_millis(50), stuck.next()).await.is_err());
+
+    let got = Arc::new(Got::default());
+    let watchers: Vec<_> = (0..WATCHERS).map(|_| tokio::spawn(watch(runtime.clone(), key, got.clone()))).collect();
+    while got.frames.load(Relaxed) < WATCHERS {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    let (before, bytes) = (got.frames.load(Relaxed), got.bytes.load(Relaxed));
+    let (begun, mut head) = (Instant::now(), 1);
+    while begun.elapsed() < Duration::from_secs(8) {
+        head = produce(&runtime, key).await;
+        while got.frames.load(Relaxed) < WATCHERS * head {
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let frames = (got.frames.load(Relaxed) - before) as f64;
+    figure("events committed meanwhile", (head - 1) as f64 / seconds, "/s");
+    figure("bytes delivered", (got.bytes.load(Relaxed) - bytes) as f64 / seconds / 1e6, " MB/s");
+    figure("watchers cut off and resumed", got.gaps.load(Relaxed) as f64, "");
+    bar("frames delivered to 1000 watchers", frames / seconds, "/s", 100_000.0, true);
+
+    let mut held = 0;
+    let after = loop {
+        match stuck.next().await.expect("a piece") {
+            Next::Live { batch, .. } => held += batch.size(),
+            Next::Gap { after } => break after,
+            other => panic!("not what a stuck watcher gets: {other:?}"),
+        }
+    };
+    assert!(after < head, "it missed something, and was told");
+    bar("events held for a watcher that never read", held as f64 / 1024.0, " KiB", 256.0, false);
+    runtime.shutdown(Duration::ZERO).await;
+    for watcher in watchers {
+        watcher.await.expect("it saw each event once, in order");
+    }
+}
+
+fn main() {
+    let begun = Instant::now();
+    head("fanout: one thread, 1000 watchers");
+    block_on(run());
+    eprintln!("{:.0?}", begun.elapsed());
+}

@@ -1,0 +1,129 @@
+//! Threads with a past, made by the machine itself and put into the store directly: the log is what a runtime
+//! would have written, without the wait.
+
+use std::sync::Arc;
+
+use raddle_actors::{SystemClock, UuidIds};
+use raddle_domain::{
+    command::{Command, Limits, NewThread, Reply, Report, StartTurn, TextKind},
+    id::{Seq, TenantId, ThreadId, ThreadKey},
+    ports::{
+        Answered, Append, Chunk, Clock, FinishReason, Ids, LogStore, RowHead, SettledTurn, StoredEvent, ThreadRow,
+        Write,
+    },
+    thread::{Cx, Step, ThreadState},
+    time::UnixMs,
+};
+
+use super::choice;
+
+/// Deltas of one turn: an answer of two seconds, saved every 30 ms.
+const DELTAS: usize = 66;
+/// About ten tokens.
+const DELTA: &str = "some ten tokens of an answer that goes on and on ";
+
+/// A thread that is being written.
+pub struct Author {
+    key: ThreadKey,
+    state: ThreadState,
+    snapshot: Arc<[u8]>,
+    fence: u64,
+    limits: Limits,
+    writes: Vec<Write>,
+}
+
+impl Author {
+    pub fn new(fence: u64) -> Self {
+        let limits = Limits::default();
+        let key = ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::new(UuidIds.mint()) };
+        let cx = Cx { now: SystemClock.now(), ids: &UuidIds, limits: &limits };
+        let (state, step) = ThreadState::create(key.thread, NewThread::with(choice()), cx).expect("it is allowed");
+        let mut author = Self { key, state, snapshot: Arc::default(), fence, limits, writes: Vec::new() };
+        author.keep(step);
+        author
+    }
+
+    /// Whole turns, until the log has `events` or a few more.
+    pub fn turns(mut self, events: Seq) -> (ThreadKey, Vec<Write>) {
+        while self.state.seq() < events {
+            let start = StartTurn { prompt: "tell me everything".into(), ..StartTurn::default() };
+            let Reply::Started(turn) = self.step(Command::Start(start)) else { unreachable!("the thread is idle") };
+            let report = |text, end| Command::Report(Report { turn: turn.id, call: 1, text, end });
+            for _ in 0..DELTAS {
+                self.step(report(vec![(TextKind::Answer, DELTA.into())], None));
+            }
+            let answered = Answered { reason: FinishReason::Stop, usage: None, tool_calls: Vec::new() };
+            self.step(report(Vec::new(), Some(Ok(answered))));
+        }
+        (self.key, self.writes)
+    }
+
+    fn step(&mut self, command: Command) -> Reply {
+        let cx = Cx { now: SystemClock.now(), ids: &UuidIds, limits: &self.limits };
+        let step = self.state.step(command.into(), cx).expect("it is allowed");
+        self.keep(step)
+    }
+
+    fn keep(&mut self, step: Step) -> Reply {
+        let Step { records, settled, rest, reply } = step;
+        let expected = self.state.seq() - records.len() as Seq;
+        let stored = records.iter().map(|record| StoredEvent { name: record.event.name().into(), json: json(record) });
+        let chunk = Chunk { first: expected + 1, events: stored.collect() };
+        let settled = settled.into_iter().map(|settled| SettledTurn {
+            id: settled.turn.id,
+            started_seq: settled.started_seq,
+            turn: json(&settled.turn),
+            items: settled.items,
+        });
+        let before = match self.writes.last() {
+            Some(Write::Append(append)) => append.row.head.snapshot_seq,
+            _ => 0,
+        };
+        let snapshot_seq = rest.as_ref().map_or(before, |rest| rest.seq);
+        if let Some(rest) = rest {
+            self.snapshot = json(&rest.snapshot).into();
+        }
+        let head = RowHead {
+            last_seq: self.state.seq(),
+            snapshot_seq,
+            fence: self.fence,
+            listed_at: self.state.view().updated_at,
+            owes_since: self.state.owes_since(),
+            wake_at: None,
+            archived: false,
+        };
+        let row = ThreadRow { head, view: json(self.state.view()).into(), snapshot: self.snapshot.clone() };
+        let (key, receipts) = (self.key, Vec::new());
+        self.writes.push(Write::Append(Append {
+            key,
+            expected,
+            at: UnixMs(0),
+            chunk,
+            row,
+            settled: settled.collect(),
+            receipts,
+        }));
+        reply
+    }
+}
+
+/// Puts threads of about so many events each into the store.
+pub fn fill(store: &dyn LogStore, threads: usize, events: Seq) -> Vec<ThreadKey> {
+    let (mut keys, mut writes) = (Vec::new(), Vec::new());
+    for _ in 0..threads {
+        let (key, more) = Author::new(store.epoch()).turns(events);
+        keys.push(key);
+        writes.extend(more);
+        if writes.len() >= 1000 || keys.len() == threads {
+            let all = std::mem::take(&mut writes);
+            for batch in all.chunks(1000) {
+                assert!(store.commit(batch).expect("it is stored").iter().all(Result::is_ok));
+            }
+        }
+    }
+    keys
+}
+
+fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("records are JSON")
+}

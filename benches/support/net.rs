@@ -1,0 +1,98 @@
+//! The gateway on a port of its own, and a client that costs next to nothing: requests are bytes made beforehand,
+//! of an answer only the status and the length are looked at.
+
+use std::net::SocketAddr;
+
+use raddle::gateway::{GatewayConfig, router};
+use raddle_actors::Runtime;
+use raddle_domain::id::ThreadKey;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+
+/// Serves the runtime for as long as the task runs.
+pub async fn serve(runtime: Runtime) -> (SocketAddr, JoinHandle<()>) {
+    use axum::serve::ListenerExt;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("an address");
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+    let router = router(runtime, GatewayConfig::default()).into_make_service();
+    (addr, tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") }))
+}
+
+/// A request that starts a turn.
+pub fn start(key: ThreadKey) -> Vec<u8> {
+    let body = r#"{"prompt":"what is the weather like?","delivery":"reject"}"#;
+    let (thread, length) = (key.thread, body.len());
+    format!(
+        "POST /v1/threads/{thread}/turns HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    )
+    .into()
+}
+
+/// A request for a thread's events as a stream. Of HTTP/1.0, so that the answer comes as it is, without chunks.
+pub fn follow(key: ThreadKey) -> Vec<u8> {
+    let thread = key.thread;
+    format!("GET /v1/threads/{thread}/events HTTP/1.0\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n").into()
+}
+
+/// A connection that is kept.
+pub struct Client {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    pub async fn connect(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).await.expect("it listens");
+        stream.set_nodelay(true).expect("a socket");
+        Self { stream, buffer: Vec::new() }
+    }
+
+    /// Sends a request, reads the whole answer, returns its status.
+    pub async fn send(&mut self, request: &[u8]) -> u16 {
+        self.stream.write_all(request).await.expect("a server");
+        self.buffer.clear();
+        loop {
+            if let Some(status) = complete(&self.buffer) {
+                return status;
+            }
+            assert!(self.stream.read_buf(&mut self.buffer).await.expect("a server") > 0, "the server hung up");
+        }
+    }
+
+    /// Sends a request whose answer does not end, and reads so many bytes of it, or a little more.
+    pub async fn read(&mut self, request: &[u8], bytes: usize) -> usize {
+        self.stream.write_all(request).await.expect("a server");
+        let mut piece = vec![0; 256 * 1024];
+        let mut read = 0;
+        while read < bytes {
+            let some = self.stream.read(&mut piece).await.expect("a server");
+            assert!(some > 0, "the server hung up after {read} of {bytes} bytes");
+            read += some;
+        }
+        read
+    }
+}
+
+/// The status of an answer that is all there.
+fn complete(answer: &[u8]) -> Option<u16> {
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+    let head = std::str::from_utf8(&answer[..end]).expect("a head is text");
+    let length = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "));
+    let length: usize = length.and_then(|length| length.parse().ok()).expect("an answer says its length");
+    (answer.len() >= end + length).then(|| head[9..12].parse().expect("a status"))
+}
+
+/// Runs clients on a thread of their own, as other processes would.
+pub async fn elsewhere<T: Send + 'static>(clients: impl AsyncFnOnce() -> T + Send + 'static) -> T {
+    let (done, result) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        drop(done.send(runtime.block_on(clients())));
+    });
+    result.await.expect("the clients end")
+}
