@@ -63,6 +63,11 @@ pub(crate) struct Subscribe {
     pub reply: oneshot::Sender<Watch>,
 }
 
+/// Answered when whatever was published before has been handed to its watchers.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Barrier(pub oneshot::Sender<()>);
+
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Unsubscribe {
@@ -155,6 +160,15 @@ impl Handler<Subscribe> for EventBusActor {
         // A caller that no longer waits drops the watch, which takes the watcher out again.
         self.watchers.entry(key).or_default().push(watcher);
         drop(reply.send(watch));
+    }
+}
+
+impl Handler<Barrier> for EventBusActor {
+    type Result = ();
+
+    fn handle(&mut self, Barrier(passed): Barrier, _: &mut Self::Context) {
+        // Nobody waits any more: the shutdown had no time left.
+        let _ = passed.send(());
     }
 }
 

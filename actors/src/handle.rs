@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bus::{Subscribe, Watch},
+    bus::{Barrier, Subscribe, Watch},
     config::{Config, Ports, StartError},
     host::Steps,
     receipts::{self, Idempotency, Recalled},
@@ -499,6 +499,10 @@ impl Runtime {
         if tokio::time::timeout(PARKING, parked).await.is_err() {
             tracing::warn!("some threads could not save their last words; they continue from what is stored");
         }
+        // Their last events are with the bus by now; a watcher is not told to leave before it has them.
+        let (done, passed) = oneshot::channel();
+        shared.bus.do_send(Barrier(done));
+        drop(tokio::time::timeout(PARKING, passed).await);
         shared.stopping.cancel();
         let threads = self.inner.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some(threads) = threads {

@@ -15,7 +15,7 @@ use dashmap::DashMap;
 use raddle_domain::{event::Event, id::ThreadKey, record::TurnStatus, thread::Step, time::UnixMs};
 use tokio::sync::Notify;
 
-use crate::thread::ThreadActor;
+use crate::{config::Config, thread::ThreadActor};
 
 /// The loaded threads.
 #[derive(Default)]
@@ -181,6 +181,11 @@ impl Registry {
 
     pub fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Whether more is loaded than may be.
+    pub fn is_over(&self, config: &Config) -> bool {
+        self.len() > config.loaded_threads || self.bytes() > config.loaded_bytes
     }
 
     pub fn bytes(&self) -> usize {

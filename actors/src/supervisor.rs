@@ -68,7 +68,7 @@ pub(crate) struct Load {
     pub reply: oneshot::Sender<Result<Ticket, Error>>,
 }
 
-/// A thread's engine has come to rest.
+/// A thread has come to rest.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Rested(pub ThreadKey);
@@ -174,8 +174,7 @@ impl Supervisor {
             self.order.retain(|_, key| registry.contains(key));
         }
         let mut passed = 0;
-        while passed < PASSED_OVER && (registry.len() > config.loaded_threads || registry.bytes() > config.loaded_bytes)
-        {
+        while passed < PASSED_OVER && registry.is_over(config) {
             let Some((known, key)) = self.order.pop_first() else { break };
             match registry.last_use(&key) {
                 None => {}

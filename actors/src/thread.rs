@@ -295,7 +295,11 @@ impl ThreadActor {
             self.leave(ctx);
         } else {
             self.pending.shrink_to(PENDING);
-            self.gauge.set_pinned(self.engine.is_some());
+            let rests = self.engine.is_none();
+            self.gauge.set_pinned(!rests);
+            if rests && self.shared.registry.is_over(&self.shared.config) {
+                self.shared.supervisor.do_send(Rested(self.key));
+            }
         }
     }
 

@@ -210,7 +210,7 @@ async fn loaded_threads_fall_back_under_the_cap_once_they_rest() {
     for key in &keys {
         rests(&runtime, *key).await;
     }
-    // The last to rest told the supervisor before it could be seen resting; one more load lets it act on that.
+    // The supervisor hears of each rest through its mailbox; a load that it answers has heard of those before.
     let spare = create(&runtime).await;
     runtime.patch_thread(spare, title("x"), Call::default()).await.unwrap();
     assert!(runtime.health().loaded_threads <= 65, "{}", runtime.health().loaded_threads);
