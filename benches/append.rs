@@ -54,7 +54,7 @@ impl Growing {
 
     fn write(&mut self, thread: usize, events: usize) -> BoxFuture<'static, ()> {
         let (key, seq) = &mut self.threads[thread];
-        let event = StoredEvent { name: "item.delta".into(), json: vec![b'e'; EVENT] };
+        let event = StoredEvent { name: "item.delta".into(), json: vec![b'e'; EVENT].into() };
         let chunk = Chunk { first: *seq + 1, events: vec![event; events] };
         let expected = *seq;
         *seq = chunk.last();

@@ -130,7 +130,7 @@ impl Steps {
 
 /// An event as the bytes that are stored and streamed.
 pub(crate) fn stored(record: &Record) -> StoredEvent {
-    StoredEvent { name: record.event.name().to_owned(), json: json(record) }
+    StoredEvent { name: record.event.name().into(), json: json(record).into() }
 }
 
 fn settled(settled: &Settled) -> SettledTurn {

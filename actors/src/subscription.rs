@@ -8,7 +8,7 @@ use raddle_domain::{
     id::{Seq, ThreadKey},
     ports::{Chunk, StoredEvent},
 };
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
 
 use crate::{
     batch::Batch,
@@ -19,6 +19,8 @@ use crate::{
 /// Events read from the log at a time.
 const PAGE: usize = 2_000;
 const PAGE_BYTES: usize = 256 * 1024;
+/// A page of so many events is probably not the last one.
+const AHEAD: usize = 256;
 
 /// What a watcher gets next.
 #[derive(Debug, Clone)]
@@ -59,6 +61,8 @@ pub struct Subscription {
     after: Seq,
     watch: Watch,
     phase: Phase,
+    /// The next page of a long backlog, read while the one before is sent.
+    ahead: Option<JoinHandle<Result<Vec<Chunk>, Error>>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -71,7 +75,7 @@ enum Phase {
 
 impl Subscription {
     pub(crate) fn new(runtime: Runtime, key: ThreadKey, after: Seq, watch: Watch, place: OwnedSemaphorePermit) -> Self {
-        Self { runtime, key, after, watch, phase: Phase::Backlog, _place: place }
+        Self { runtime, key, after, watch, phase: Phase::Backlog, ahead: None, _place: place }
     }
 
     /// The last seq that was delivered: where a new subscription takes over.
@@ -86,12 +90,17 @@ impl Subscription {
             match self.phase {
                 Phase::Deleted => return Ok(Next::Deleted),
                 Phase::Backlog => {
-                    let chunks = match self.runtime.log_page(self.key, self.after, PAGE, PAGE_BYTES).await {
+                    let chunks = match self.page().await {
                         Err(Error::Draining) => return Ok(Next::Shutdown { after: self.after }),
                         read => read?,
                     };
                     if let Some(last) = chunks.last() {
                         self.after = last.last();
+                        if chunks.iter().map(|chunk| chunk.events.len()).sum::<usize>() >= AHEAD {
+                            let (runtime, key, after) = (self.runtime.clone(), self.key, self.after);
+                            let read = async move { runtime.log_page(key, after, PAGE, PAGE_BYTES).await };
+                            self.ahead = Some(self.runtime.shared().engines.spawn(read));
+                        }
                         return Ok(Next::Stored(chunks));
                     }
                     self.phase = Phase::Live;
@@ -114,6 +123,20 @@ impl Subscription {
                     }
                 }
             }
+        }
+    }
+
+    /// The next page of the backlog. A dropped call loses at most the reading of it.
+    async fn page(&mut self) -> Result<Vec<Chunk>, Error> {
+        let Some(ahead) = &mut self.ahead else {
+            return self.runtime.log_page(self.key, self.after, PAGE, PAGE_BYTES).await;
+        };
+        let page = ahead.await;
+        self.ahead = None;
+        match page {
+            Ok(page) => page,
+            Err(why) if why.is_cancelled() => Err(Error::Draining),
+            Err(why) => Err(Error::Internal(why.to_string())),
         }
     }
 

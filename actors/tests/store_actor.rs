@@ -135,7 +135,7 @@ fn a_commit_has_a_bound_in_writes_and_in_bytes() {
         assert_eq!(scene.commits(), [1024, 1024, 452]);
         let large = |n| {
             let mut step = append(thread(1, n), 0, 1);
-            step.chunk.events[0].json = vec![b'7'; 700 << 10];
+            step.chunk.events[0].json = vec![b'7'; 700 << 10].into();
             scene.handle.append(Write::Append(step))
         };
         for append in [large(2), large(3), large(4)] {

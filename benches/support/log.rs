@@ -67,7 +67,8 @@ impl Author {
     fn keep(&mut self, step: Step) -> Reply {
         let Step { records, settled, rest, reply } = step;
         let expected = self.state.seq() - records.len() as Seq;
-        let stored = records.iter().map(|record| StoredEvent { name: record.event.name().into(), json: json(record) });
+        let stored =
+            records.iter().map(|record| StoredEvent { name: record.event.name().into(), json: json(record).into() });
         let chunk = Chunk { first: expected + 1, events: stored.collect() };
         let settled = settled.into_iter().map(|settled| SettledTurn {
             id: settled.turn.id,

@@ -4,6 +4,8 @@
 //! `{seq, prev, ts, thread_id, turn_id?, item_id?, event, payload}`, where `prev` is the `seq` before it
 //! (0 for the first). Payloads hold whole records, so the newest event about a thing says all of it.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize, ser::SerializeMap};
 use serde_json::value::RawValue;
 
@@ -83,6 +85,34 @@ pub enum BadRecord {
     Incomplete { event: String, missing: &'static str },
     #[error("written by schema {0}, this build reads up to {SCHEMA}")]
     Newer(u8),
+}
+
+/// Every word, so that a name that was read costs no memory of its own.
+const NAMES: [&str; 16] = [
+    "item.delta",
+    "item.started",
+    "item.completed",
+    "turn.started",
+    "turn.completed",
+    "thread.status",
+    "usage.recorded",
+    "prompt.admitted",
+    "prompt.promoted",
+    "turn.resumed",
+    "turn.retrying",
+    "turn.interrupt_requested",
+    "thread.created",
+    "thread.updated",
+    "thread.archived",
+    "thread.deleted",
+];
+
+/// The name as text that lives for ever, if it is one of ours.
+pub fn name(text: &str) -> Cow<'static, str> {
+    match NAMES.iter().find(|name| **name == text) {
+        Some(name) => Cow::Borrowed(name),
+        None => Cow::Owned(text.to_owned()),
+    }
 }
 
 impl Event {

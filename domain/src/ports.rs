@@ -1,7 +1,8 @@
 //! What the rules need from the world, and the errors each part of it may return.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{borrow::Cow, pin::Pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_core::Stream;
 use uuid::Uuid;
 
@@ -195,9 +196,9 @@ impl Chunk {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredEvent {
     /// The wire name, so that a stream is framed without parsing.
-    pub name: String,
-    /// The record as JSON.
-    pub json: Vec<u8>,
+    pub name: Cow<'static, str>,
+    /// The record as JSON. Events that were read together share their memory.
+    pub json: Bytes,
 }
 
 /// The one row of a thread: what is true now, and from where to rebuild the rest.

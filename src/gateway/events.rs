@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     fn chunk(first: Seq, count: usize) -> Chunk {
-        let event = StoredEvent { name: "item.delta".into(), json: b"{}".to_vec() };
+        let event = StoredEvent { name: "item.delta".into(), json: (&b"{}"[..]).into() };
         Chunk { first, events: vec![event; count] }
     }
 

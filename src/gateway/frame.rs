@@ -86,7 +86,9 @@ mod tests {
     use super::*;
 
     fn chunk(first: Seq, events: &[(&str, &str)]) -> Chunk {
-        let events = events.iter().map(|(name, json)| StoredEvent { name: (*name).into(), json: (*json).into() });
+        let events = events
+            .iter()
+            .map(|(name, json)| StoredEvent { name: (*name).to_owned().into(), json: (*json).to_owned().into() });
         Chunk { first, events: events.collect() }
     }
 

@@ -166,7 +166,7 @@ impl View for MemoryView {
             page.begin(chunk.first);
             for (seq, event) in (chunk.first..).zip(&chunk.events) {
                 if !page.skips(seq) && !page.is_full() {
-                    page.push(&event.name, &event.json);
+                    page.push(event.name.clone(), event.json.clone());
                 }
             }
         }

@@ -1,5 +1,8 @@
 //! How much of a log goes into one answer: one rule for every store.
 
+use std::borrow::Cow;
+
+use bytes::Bytes;
 use raddle_domain::{
     id::Seq,
     ports::{Chunk, StoredEvent},
@@ -34,10 +37,10 @@ impl Page {
     }
 
     /// Adds an event to the chunk that was begun last. Ends the page when it was the last one wanted.
-    pub(crate) fn push(&mut self, name: &str, json: &[u8]) {
+    pub(crate) fn push(&mut self, name: Cow<'static, str>, json: Bytes) {
         let Some(chunk) = self.chunks.last_mut() else { return };
-        chunk.events.push(StoredEvent { name: name.to_owned(), json: json.to_vec() });
         self.bytes = self.bytes.saturating_sub(json.len());
+        chunk.events.push(StoredEvent { name, json });
         self.limit = if self.bytes == 0 { 0 } else { self.limit - 1 };
     }
 

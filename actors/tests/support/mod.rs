@@ -32,7 +32,7 @@ pub fn turn_id(n: u64) -> TurnId {
 pub fn event(key: ThreadKey, seq: Seq) -> StoredEvent {
     let json =
         format!(r#"{{"seq":{seq},"prev":{},"thread_id":"{}","text":"{}"}}"#, seq - 1, key.thread, "x".repeat(40));
-    StoredEvent { name: "item.delta".to_owned(), json: json.into_bytes() }
+    StoredEvent { name: "item.delta".into(), json: json.into_bytes().into() }
 }
 
 /// A step of `count` events after `expected`, by the writer 1, listed at 100 + its end, owing nothing.

@@ -34,7 +34,7 @@ pub fn script() -> Vec<Vec<Write>> {
     };
     let large = |step: &mut Append| {
         for event in &mut step.chunk.events {
-            event.json = vec![b'7'; 90_000];
+            event.json = vec![b'7'; 90_000].into();
         }
     };
     vec![

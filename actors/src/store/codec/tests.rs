@@ -10,7 +10,7 @@ fn thread() -> ThreadKey {
 }
 
 fn events() -> Vec<StoredEvent> {
-    let event = |name: &str, json: &str| StoredEvent { name: name.into(), json: json.into() };
+    let event = |name: &str, json: &str| StoredEvent { name: name.to_owned().into(), json: json.to_owned().into() };
     vec![
         event("turn.started", r#"{"seq":41,"prev":40,"event":"turn.started"}"#),
         event("item.delta", r#"{"seq":42,"prev":41,"event":"item.delta"}"#),
@@ -40,7 +40,7 @@ fn receipt() -> Receipt {
 
 fn chunk_events(key: &LogKey, bytes: &[u8]) -> Result<Vec<StoredEvent>, Corrupt> {
     let event = |event: Result<(&str, &[u8]), _>| {
-        event.map(|(name, json)| StoredEvent { name: name.to_owned(), json: json.to_vec() })
+        event.map(|(name, json)| StoredEvent { name: name.to_owned().into(), json: json.to_vec().into() })
     };
     open_chunk(key, bytes)?.events().map(event).collect()
 }
@@ -178,7 +178,7 @@ proptest! {
 
     #[test]
     fn chunks_read_back(texts in prop::collection::vec(("[a-z.]{0,20}", prop::collection::vec(any::<u8>(), 0..50)), 1..9)) {
-        let events: Vec<_> = texts.into_iter().map(|(name, json)| StoredEvent { name, json }).collect();
+        let events: Vec<_> = texts.into_iter().map(|(name, json)| StoredEvent { name: name.into(), json: json.into() }).collect();
         let key = LogKey::new(thread(), 5);
         let bytes = seal_chunk(&key, &events);
         prop_assert_eq!(open_chunk(&key, &bytes).unwrap().last(), 4 + events.len() as u64);

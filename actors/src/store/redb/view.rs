@@ -2,7 +2,9 @@
 //! a gap up to where its row says it ends, turns that name the one before them, a row beside every log.
 
 use ::redb::ReadTransaction;
+use bytes::Bytes;
 use raddle_domain::{
+    event,
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{
         Chunk, Corrupt, Listed, OwingPlace, Place, Receipt, SettledTurn, StoreError, StoredEvent, ThreadRow, View,
@@ -64,7 +66,7 @@ impl<'s> RedbView<'s> {
         key: ThreadKey,
         from: Seq,
         last: Seq,
-        mut each: impl FnMut(codec::Sealed<'_>) -> Result<bool, Corrupt>,
+        mut each: impl FnMut(codec::Sealed<'_>, &[u8]) -> Result<bool, Corrupt>,
     ) -> Result<(), Fault> {
         let log = self.txn.open_table(LOG)?;
         let missing = |seq| Fault::Corrupt(LogKey::new(key, seq).corrupt("the record is missing"));
@@ -90,7 +92,7 @@ impl<'s> RedbView<'s> {
                 let why = format!("it ends at {end}, the log at {last}");
                 return Err(Fault::Corrupt(at.corrupt(why)));
             }
-            if !each(sealed).map_err(Fault::Corrupt)? || end == last {
+            if !each(sealed, bytes.value()).map_err(Fault::Corrupt)? || end == last {
                 return Ok(());
             }
             wanted = Some(end + 1);
@@ -217,15 +219,18 @@ impl View for RedbView<'_> {
             let last = self.head(key)?.map_or(0, |head| head.head.last_seq);
             let mut page = Page::new(after, limit, bytes);
             if after < last && limit > 0 {
-                self.chunks(key, after + 1, last, |sealed| {
+                self.chunks(key, after + 1, last, |sealed, value| {
                     let first = sealed.first();
                     page.begin(first);
+                    // One copy for all events of the chunk, which then share it.
+                    let shared = Bytes::copy_from_slice(value);
                     for (seq, event) in (first..).zip(sealed.events()) {
                         let (name, json) = event?;
                         if page.skips(seq) {
                             continue;
                         }
-                        page.push(name, json);
+                        let at = json.as_ptr() as usize - value.as_ptr() as usize;
+                        page.push(event::name(name), shared.slice(at..at + json.len()));
                         if page.is_full() {
                             break;
                         }
@@ -242,11 +247,11 @@ impl View for RedbView<'_> {
             let last = self.head(key)?.map_or(0, |head| head.head.last_seq);
             let mut found = None;
             if (1..=last).contains(&seq) {
-                self.chunks(key, seq, last, |sealed| {
+                self.chunks(key, seq, last, |sealed, _| {
                     let at = usize::try_from(seq - sealed.first()).unwrap_or(usize::MAX);
                     if let Some(event) = sealed.events().nth(at) {
                         let (name, json) = event?;
-                        found = Some(StoredEvent { name: name.to_owned(), json: json.to_vec() });
+                        found = Some(StoredEvent { name: event::name(name), json: Bytes::copy_from_slice(json) });
                     }
                     Ok(false)
                 })?;
