@@ -27,12 +27,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bus::{Barrier, Subscribe, Watch},
     config::{Config, Ports, StartError},
-    host::Steps,
+    host::{Loaded, Steps},
     receipts::{self, Idempotency, Recalled},
     registry::{Health, Ticket},
     store::AppendError,
     subscription::{Next, Subscription},
-    supervisor::Load,
+    supervisor::{Adopt, Load},
     system::{Shared, Threads},
     thread::{Answer, Envelope, Held, Outcome, Park},
 };
@@ -183,11 +183,17 @@ impl Runtime {
         let seq = state.seq();
         steps.receipts.extend(call.idempotency.map(|known| receipts::write(known, key.thread, &step, now)));
         // Nobody else knows the thread yet, so no actor is needed to keep its order.
-        let (append, _) = steps.append(key, shared.store.epoch(), &state, None, now);
+        let (append, rest) = steps.append(key, shared.store.epoch(), &state, None, now);
+        let loaded = Loaded { state, head: append.row.head, rest };
         let saved = shared.store_handle.append(Write::Append(append));
         // In a task of its own, so that the key stays taken until the store has answered, whoever still waits.
+        let supervisor = shared.supervisor.clone();
         let saved = shared.engines.spawn(async move {
             let saved = saved.await;
+            if saved.is_ok() {
+                // Before the reply, so that a command that follows it finds the thread.
+                supervisor.do_send(Adopt { key, loaded });
+            }
             drop((place, in_flight));
             saved
         });

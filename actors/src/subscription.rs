@@ -17,8 +17,8 @@ use crate::{
 };
 
 /// Events read from the log at a time.
-const PAGE: usize = 2_000;
-const PAGE_BYTES: usize = 256 * 1024;
+const PAGE: usize = 4_000;
+const PAGE_BYTES: usize = 512 * 1024;
 /// A page of so many events is probably not the last one.
 const AHEAD: usize = 256;
 

@@ -68,6 +68,14 @@ pub(crate) struct Load {
     pub reply: oneshot::Sender<Result<Ticket, Error>>,
 }
 
+/// A thread was just created, and this is its state: its first command mostly follows at once, and need not read it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Adopt {
+    pub key: ThreadKey,
+    pub loaded: host::Loaded,
+}
+
 /// A thread has come to rest.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -285,6 +293,20 @@ impl Handler<Load> for Supervisor {
         match self.shared().registry.ticket(&key) {
             Some(ticket) => drop(reply.send(Ok(ticket))),
             None => self.ask(key, reply, ctx),
+        }
+    }
+}
+
+impl Handler<Adopt> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Adopt { key, loaded }: Adopt, ctx: &mut Self::Context) {
+        let shared = self.shared();
+        // Somebody may have found it in a list and asked for it already.
+        let known = shared.registry.contains(&key) || self.loading.contains_key(&key);
+        if !known && !shared.parking.load(SeqCst) {
+            drop(self.start(key, loaded, &shared));
+            self.trim(ctx);
         }
     }
 }
