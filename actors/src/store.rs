@@ -41,8 +41,6 @@ use tokio::sync::oneshot;
 use self::keys::{RowKey, StoreKey, TurnKey};
 use crate::batch::Batch;
 
-/// Most writes in one commit.
-const BATCH_WRITES: usize = 1024;
 /// About the most bytes in one commit; one write may be larger.
 const BATCH_BYTES: usize = 1 << 20;
 /// Silence after which the store rests.
@@ -223,7 +221,7 @@ impl StoreActor {
             bytes += size(write);
             first || bytes <= BATCH_BYTES
         };
-        let count = self.writes.iter().take(BATCH_WRITES).take_while(fits).count();
+        let count = self.writes.iter().take(self.store.batch_writes()).take_while(fits).count();
         (self.writes.drain(..count).collect(), self.replies.drain(..count).collect())
     }
 

@@ -112,7 +112,10 @@ struct OneByOne(RedbStore);
 
 impl LogStore for OneByOne {
     fn commit(&self, writes: &[Write]) -> Result<Vec<Result<(), WriteRefused>>, StoreError> {
-        writes.iter().map(|write| Ok(self.0.commit(std::slice::from_ref(write))?.remove(0))).collect()
+        self.0.commit(writes)
+    }
+    fn batch_writes(&self) -> usize {
+        1
     }
     fn view(&self) -> Result<Box<dyn View + '_>, StoreError> {
         self.0.view()

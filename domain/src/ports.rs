@@ -342,6 +342,11 @@ pub trait LogStore: Send + Sync + 'static {
     /// refuses all of them, and unless it is [`StoreError::Full`] any prefix may nevertheless be stored.
     fn commit(&self, writes: &[Write]) -> Result<Vec<Result<(), WriteRefused>>, StoreError>;
 
+    /// The most writes that one commit should hold.
+    fn batch_writes(&self) -> usize {
+        1024
+    }
+
     /// A consistent view of the last commit. Short-lived: it holds space on the disk.
     fn view(&self) -> Result<Box<dyn View + '_>, StoreError>;
 
