@@ -89,7 +89,7 @@ type Started = Result<(System, Arc<Shared>), StartError>;
 /// The body of the actor thread.
 fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
     let engines = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.arbiters.max(1))
+        .worker_threads(config.arbiters.div_ceil(2).max(1))
         .max_blocking_threads(64)
         .thread_name("raddle-engine")
         .enable_all()
