@@ -210,10 +210,13 @@ async fn loaded_threads_fall_back_under_the_cap_once_they_rest() {
     for key in &keys {
         rests(&runtime, *key).await;
     }
-    // The supervisor hears of each rest through its mailbox; a load that it answers has heard of those before.
-    let spare = create(&runtime).await;
-    runtime.patch_thread(spare, title("x"), Call::default()).await.unwrap();
-    assert!(runtime.health().loaded_threads <= 65, "{}", runtime.health().loaded_threads);
+    // The supervisor hears of each rest through its mailbox; what it unloads takes a moment to go.
+    let falls = async {
+        while runtime.health().loaded_threads > 64 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, falls).await.expect("the cap holds once all rest");
     assert!(runtime.health().evictions >= 900);
     assert_eq!(model.calls.load(SeqCst), 1_000);
     runtime.shutdown(LONG).await;
