@@ -505,7 +505,9 @@ impl Runtime {
         if tokio::time::timeout(PARKING, parked).await.is_err() {
             tracing::warn!("some threads could not save their last words; they continue from what is stored");
         }
-        // Their last events are with the bus by now; a watcher is not told to leave before it has them.
+        // What was handed to the store is stored, and the store at rest, before anybody is told to go.
+        drop(tokio::time::timeout(PARKING, shared.store_handle.shutdown()).await);
+        // The last events are with the bus by now; a watcher is not told to leave before it has them.
         let (done, passed) = oneshot::channel();
         shared.bus.do_send(Barrier(done));
         drop(tokio::time::timeout(PARKING, passed).await);
