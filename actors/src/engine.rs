@@ -282,3 +282,40 @@ fn conversation(mut settled: History, open: &[Item]) -> (Vec<Message>, usize) {
     open.iter().for_each(|item| settled.push(item));
     (settled.finish(), turn_start)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rest(room: usize) -> Rest {
+        Rest { room, ..Rest::default() }
+    }
+
+    #[test]
+    fn the_fragments_of_a_tool_call_become_one() {
+        let mut rest = rest(100);
+        rest.tool_call(0, Some("c1".into()), Some("ls".into()), "{\"a\"").unwrap();
+        rest.tool_call(1, Some("c2".into()), Some("cat".into()), "{}").unwrap();
+        rest.tool_call(0, Some(String::new()), None, ":1}").unwrap();
+        rest.finish = Some(FinishReason::ToolCalls);
+        let calls = rest.answered().unwrap().tool_calls;
+        assert_eq!(calls[0], ToolCall { call_id: "c1".into(), name: "ls".into(), arguments: "{\"a\":1}".into() });
+        assert_eq!(calls[1].name, "cat");
+    }
+
+    #[test]
+    fn tool_calls_are_bounded_in_bytes_and_in_number() {
+        let mut long = rest(10);
+        long.tool_call(0, None, None, "12345").unwrap();
+        assert_eq!(long.tool_call(0, None, None, "678901").unwrap_err().kind, ModelErrorKind::TooLarge);
+        let mut many = rest(1_000_000);
+        let refused = (0..10_000).find_map(|index| many.tool_call(index, None, Some("x".into()), "{}").err());
+        assert_eq!(refused.map(|error| error.kind), Some(ModelErrorKind::TooLarge));
+        assert!(many.tool_calls.len() <= TOOL_CALLS + 1);
+    }
+
+    #[test]
+    fn an_answer_without_a_finish_was_cut_off() {
+        assert_eq!(rest(0).answered().unwrap_err().kind, ModelErrorKind::CutOff);
+    }
+}
