@@ -60,16 +60,7 @@ impl Growing {
         *seq = chunk.last();
         let head = RowHead { last_seq: *seq, fence: self.fence, owes_since: Some(UnixMs(1)), ..RowHead::default() };
         let row = ThreadRow { head, view: self.row.clone(), snapshot: self.row.clone() };
-        let (settled, receipts) = (Vec::new(), Vec::new());
-        let saved = self.store.append(Write::Append(Append {
-            key: *key,
-            expected,
-            at: UnixMs(0),
-            chunk,
-            row,
-            settled,
-            receipts,
-        }));
+        let saved = self.store.append(Write::Append(Append::new(*key, expected, UnixMs(0), chunk, row)));
         saved.map(|saved| saved.expect("it is stored")).boxed()
     }
 

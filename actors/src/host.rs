@@ -124,7 +124,7 @@ impl Steps {
         };
         let row = ThreadRow { head, view: json(state.view()).into(), snapshot: rest.json.clone() };
         let chunk = Chunk { first: expected + 1, events: self.events };
-        (Append { key, expected, at: now, chunk, row, settled: self.settled, receipts: self.receipts }, rest)
+        (Append { settled: self.settled, receipts: self.receipts, ..Append::new(key, expected, now, chunk, row) }, rest)
     }
 }
 
@@ -139,6 +139,8 @@ fn settled(settled: &Settled) -> SettledTurn {
         started_seq: settled.started_seq,
         turn: json(&settled.turn),
         items: settled.items.clone(),
+        context_seq: 0,
+        reverted: None,
     }
 }
 

@@ -244,7 +244,7 @@ impl StoreActor {
                     .into_iter()
                     .zip(&results)
                     .filter_map(|(write, result)| match (write, result) {
-                        (Write::Append(append), Ok(())) if !append.chunk.events.is_empty() => {
+                        (Write::Append(append), Ok(_)) if !append.chunk.events.is_empty() => {
                             Some(Arc::new(Batch::new(append.key, append.chunk)))
                         }
                         _ => None,
@@ -255,7 +255,7 @@ impl StoreActor {
                 }
                 for (reply, result) in replies.into_iter().zip(results) {
                     // Nobody waits for it: the write is stored all the same.
-                    let _ = reply.send(result.map_err(AppendError::Refused));
+                    let _ = reply.send(result.map(|_| ()).map_err(AppendError::Refused));
                 }
                 self.watch_silence(ctx);
             }

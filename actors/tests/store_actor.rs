@@ -32,7 +32,7 @@ struct Probed {
 }
 
 impl LogStore for Probed {
-    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<(), WriteRefused>>, StoreError> {
+    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<u64, WriteRefused>>, StoreError> {
         self.commits.lock().unwrap().push(writes.len());
         assert!(!self.panics.swap(false, Ordering::SeqCst), "on cue");
         self.inner.commit(writes)
@@ -45,6 +45,9 @@ impl LogStore for Probed {
     }
     fn sweep_receipts(&self, now: UnixMs, limit: usize) -> Result<usize, StoreError> {
         self.inner.sweep_receipts(now, limit)
+    }
+    fn pack(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.inner.pack(before, limit)
     }
     fn rest(&self) -> Result<(), StoreError> {
         self.rests.fetch_add(1, Ordering::SeqCst);

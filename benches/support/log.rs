@@ -75,6 +75,8 @@ impl Author {
             started_seq: settled.started_seq,
             turn: json(&settled.turn),
             items: settled.items,
+            context_seq: 0,
+            reverted: None,
         });
         let before = match self.writes.last() {
             Some(Write::Append(append)) => append.row.head.snapshot_seq,
@@ -94,16 +96,8 @@ impl Author {
             archived: false,
         };
         let row = ThreadRow { head, view: json(self.state.view()).into(), snapshot: self.snapshot.clone() };
-        let (key, receipts) = (self.key, Vec::new());
-        self.writes.push(Write::Append(Append {
-            key,
-            expected,
-            at: UnixMs(0),
-            chunk,
-            row,
-            settled: settled.collect(),
-            receipts,
-        }));
+        let append = Append::new(self.key, expected, UnixMs(0), chunk, row);
+        self.writes.push(Write::Append(Append { settled: settled.collect(), ..append }));
         reply
     }
 }

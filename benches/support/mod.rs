@@ -111,7 +111,7 @@ impl Side {
 struct OneByOne(RedbStore);
 
 impl LogStore for OneByOne {
-    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<(), WriteRefused>>, StoreError> {
+    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<u64, WriteRefused>>, StoreError> {
         self.0.commit(writes)
     }
     fn batch_writes(&self) -> usize {
@@ -126,6 +126,10 @@ impl LogStore for OneByOne {
     fn sweep_receipts(&self, now: UnixMs, limit: usize) -> Result<usize, StoreError> {
         self.0.sweep_receipts(now, limit)
     }
+    fn pack(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.0.pack(before, limit)
+    }
+
     fn rest(&self) -> Result<(), StoreError> {
         self.0.rest()
     }

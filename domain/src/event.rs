@@ -202,9 +202,16 @@ struct OfUsage<T> {
 
 impl Serialize for Record {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.write(self.seq - 1, to)
+    }
+}
+
+impl Record {
+    /// Writes the record with `prev` as the event before it.
+    fn write<S: serde::Serializer>(&self, prev: Seq, to: S) -> Result<S::Ok, S::Error> {
         let mut map = to.serialize_map(None)?;
         map.serialize_entry("seq", &self.seq)?;
-        map.serialize_entry("prev", &(self.seq - 1))?;
+        map.serialize_entry("prev", &prev)?;
         map.serialize_entry("ts", &self.ts)?;
         map.serialize_entry("thread_id", &self.thread)?;
         if let Some(turn) = self.event.turn_id() {
@@ -253,6 +260,18 @@ struct Envelope<'a> {
     event: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     payload: &'a RawValue,
+}
+
+/// A record in a stream in which another event than the one at `seq - 1` comes before it.
+pub(crate) struct After<'a> {
+    pub record: &'a Record,
+    pub prev: Seq,
+}
+
+impl Serialize for After<'_> {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.record.write(self.prev, to)
+    }
 }
 
 impl Record {

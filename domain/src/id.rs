@@ -101,6 +101,12 @@ ids! {
     InputId = "inp_", "input";
     /// One call of the model: what a report of the engine names, so that a late one is recognised.
     CallId = "call_", "call";
+    /// A call that a person must let pass.
+    ApprovalId = "apr_", "approval";
+    /// Something a person is asked.
+    QuestionId = "qst_", "question";
+    /// One effect on the world, however often it is attempted. Tools get it as their idempotency key.
+    OperationId = "op_", "operation";
 }
 
 /// Whose it is. Part of every storage key, so that a record cannot be reached without naming its owner.

@@ -8,6 +8,8 @@ pub mod time;
 
 pub mod record;
 
+pub mod price;
+
 pub mod event;
 
 pub mod command;
@@ -15,5 +17,7 @@ pub mod command;
 pub mod thread;
 
 pub mod history;
+
+pub mod pack;
 
 pub mod ports;

@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use crate::{
     history::{Message, ToolCall},
-    id::{Seq, TenantId, ThreadKey, TurnId},
+    id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    price::Totals,
     record::{ModelChoice, Usage},
     time::UnixMs,
 };
@@ -239,6 +240,11 @@ pub struct SettledTurn {
     pub turn: Vec<u8>,
     /// The seq of each item's `item.completed`, in item order.
     pub items: Vec<Seq>,
+    /// Where the conversation that the turn's model saw begins: the `started_seq` of the turn that holds the newest
+    /// compaction before it; 0 when there was none.
+    pub context_seq: Seq,
+    /// The seq of its `turn.rolled_back`, if it was taken out of the conversation.
+    pub reverted: Option<Seq>,
 }
 
 /// The stored reply to a request that named an idempotency key.
@@ -262,11 +268,17 @@ pub enum Write {
     Purge {
         key: ThreadKey,
     },
-    /// Removes every record of the thread.
+    /// Removes every record of the thread. What its forks share with it becomes theirs.
     Erase {
         key: ThreadKey,
         fence: u64,
         expected: Seq,
+    },
+    /// Replaces every document of one kind.
+    Documents {
+        tenant: TenantId,
+        kind: DocumentKind,
+        documents: Vec<Document>,
     },
 }
 
@@ -283,17 +295,100 @@ pub struct Append {
     /// `row.head.last_seq == chunk.last()`, `row.head.fence` is the writer's.
     pub row: ThreadRow,
     pub settled: Vec<SettledTurn>,
+    /// Turns that ended before and are now taken out of the conversation.
+    pub reverted: Vec<Reverted>,
     pub receipts: Vec<Receipt>,
+    /// With the first append of a thread that continues another one's log; then `expected == fork.at`.
+    pub fork: Option<Fork>,
+    pub indexed: Vec<Indexed>,
+    pub spent: Vec<Spent>,
+    /// Put beside those that are there.
+    pub documents: Vec<Document>,
 }
 
-impl Write {
-    /// Whose step it is.
-    pub const fn key(&self) -> ThreadKey {
-        match self {
-            Self::Append(append) => append.key,
-            Self::Erase { key, .. } | Self::Purge { key } => *key,
+impl Append {
+    /// Events alone: everything else is empty.
+    pub const fn new(key: ThreadKey, expected: Seq, at: UnixMs, chunk: Chunk, row: ThreadRow) -> Self {
+        Self {
+            key,
+            expected,
+            at,
+            chunk,
+            row,
+            settled: Vec::new(),
+            reverted: Vec::new(),
+            receipts: Vec::new(),
+            fork: None,
+            indexed: Vec::new(),
+            spent: Vec::new(),
+            documents: Vec::new(),
         }
     }
+}
+
+/// The log of `parent` up to and with `at` is also the beginning of the new thread's. It is shared, not copied, and
+/// stays when the parent is erased. Read under the new thread's name it names the new thread wherever it named
+/// another one as its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fork {
+    pub parent: ThreadId,
+    pub at: Seq,
+}
+
+/// A turn that was taken out of the conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reverted {
+    /// Which turn; it may be one that a fork shares, and is then reverted in the fork alone.
+    pub started_seq: Seq,
+    /// The seq of `turn.rolled_back`.
+    pub seq: Seq,
+}
+
+/// A record that is found by its own id across a tenant's threads. Written again when it changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Indexed {
+    pub kind: RecordKind,
+    pub id: Uuid,
+    /// The event that holds its newest form.
+    pub seq: Seq,
+    /// Whether somebody still has to act on it.
+    pub open: bool,
+}
+
+/// The kinds of records that are found by their id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RecordKind {
+    Approval = 1,
+    Question = 2,
+    /// Effects whose outcome is, or was, uncertain.
+    Effect = 3,
+}
+
+/// What a thread spent on a day with one model: added to what is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spent {
+    /// Days since 1970-01-01, UTC.
+    pub day: u32,
+    pub engine: String,
+    pub model: String,
+    pub totals: Totals,
+}
+
+/// A small record of a tenant that belongs to no thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    pub kind: DocumentKind,
+    /// Its name among those of its kind; lists are in this order.
+    pub id: [u8; 32],
+    pub json: Vec<u8>,
+}
+
+/// The kinds of documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DocumentKind {
+    RoutingRule = 1,
+    /// A call that a person approved for ever.
+    PolicyRule = 2,
 }
 
 /// Why one write of a batch was refused, while the others were stored.
@@ -340,7 +435,10 @@ pub enum StoreError {
 pub trait LogStore: Send + Sync + 'static {
     /// Stores `writes` in order, in one transaction. The inner results are per write; the outer error
     /// refuses all of them, and unless it is [`StoreError::Full`] any prefix may nevertheless be stored.
-    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<(), WriteRefused>>, StoreError>;
+    ///
+    /// An append that is stored has a position in its tenant's feed: 1, 2, 3 … in the order of the commits, and of
+    /// the writes of one commit. What is not an append has none, and is answered with 0.
+    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<u64, WriteRefused>>, StoreError>;
 
     /// The most writes that one commit should hold.
     fn batch_writes(&self) -> usize {
@@ -355,6 +453,10 @@ pub trait LogStore: Send + Sync + 'static {
 
     /// Removes receipts whose `expires_at` is `now` or earlier, earliest first, at most `limit`; returns how many.
     fn sweep_receipts(&self, now: UnixMs, limit: usize) -> Result<usize, StoreError>;
+
+    /// Packs the logs of turns that ended at `before` or earlier, earliest first, at most `limit` turns or about one
+    /// MiB of log; returns how many turns. See [`crate::pack`].
+    fn pack(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError>;
 
     /// Does what makes the next open quick. Called when nothing else is to do, and at the end.
     fn rest(&self) -> Result<(), StoreError>;
@@ -380,6 +482,9 @@ pub trait View {
     /// A turn that ended.
     fn turn(&self, key: ThreadKey, id: TurnId) -> Result<Option<SettledTurn>, StoreError>;
 
+    /// The last turn with `started_seq < before`.
+    fn turn_before(&self, key: ThreadKey, before: Seq) -> Result<Option<SettledTurn>, StoreError>;
+
     /// Threads of a tenant, most recent first, after the place `cursor`: what owes work stands where it began to,
     /// the others where they last settled. Unreadable rows are in the list as errors.
     fn list(&self, tenant: TenantId, cursor: Option<Place>, limit: usize) -> Result<Vec<Listed>, StoreError>;
@@ -395,13 +500,74 @@ pub trait View {
 
     /// The earliest wake time of any thread.
     fn next_wake(&self) -> Result<Option<UnixMs>, StoreError>;
+
+    /// A tenant's appends after the position `after`, in order.
+    fn feed(&self, tenant: TenantId, after: u64, limit: usize) -> Result<Vec<Fed>, StoreError>;
+
+    /// The newest position of a tenant's feed; 0 when nothing was ever appended.
+    fn feed_head(&self, tenant: TenantId) -> Result<u64, StoreError>;
+
+    /// Where a record is found.
+    fn record(&self, tenant: TenantId, kind: RecordKind, id: Uuid) -> Result<Option<Found>, StoreError>;
+
+    /// Records of a kind in the order of their ids, after `after`: of one thread or of the whole tenant, and with
+    /// `open` only those on which somebody has to act.
+    fn records(
+        &self,
+        tenant: TenantId,
+        kind: RecordKind,
+        thread: Option<ThreadId>,
+        open: bool,
+        after: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<Found>, StoreError>;
+
+    /// What was spent on the days `from..=to`, by day and thread, after the place `after`.
+    fn spent(
+        &self,
+        tenant: TenantId,
+        from: u32,
+        to: u32,
+        after: Option<(u32, ThreadId)>,
+        limit: usize,
+    ) -> Result<Vec<SpentBy>, StoreError>;
+
+    /// The tenant's documents of a kind.
+    fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, StoreError>;
+}
+
+/// An append in a tenant's feed. The thread may have been deleted since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fed {
+    pub position: u64,
+    pub thread: ThreadId,
+    pub first: Seq,
+    pub last: Seq,
+}
+
+/// A record that was found by its id, or in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    pub id: Uuid,
+    pub thread: ThreadId,
+    /// The event that holds it.
+    pub seq: Seq,
+    pub open: bool,
+}
+
+/// What one thread spent on one day, with every model it used: at least one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpentBy {
+    pub day: u32,
+    pub thread: ThreadId,
+    pub rows: Vec<Spent>,
 }
 
 /// Where in a tenant's listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub at: UnixMs,
-    pub thread: crate::id::ThreadId,
+    pub thread: ThreadId,
 }
 
 /// Where in the list of threads that owe work.
@@ -409,7 +575,7 @@ pub struct Place {
 pub struct OwingPlace {
     pub tenant: TenantId,
     pub since: UnixMs,
-    pub thread: crate::id::ThreadId,
+    pub thread: ThreadId,
 }
 
 /// A row of a listing.

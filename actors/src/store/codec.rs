@@ -267,7 +267,7 @@ pub(crate) fn read_turn(key: &TurnKey, bytes: &[u8]) -> Result<(SettledTurn, Seq
             return Err("the items are not as many as said");
         }
         let items = items.iter().map(|item| Seq::from_le_bytes(*item)).collect();
-        Ok((SettledTurn { id, started_seq: key.seq(), turn, items }, previous))
+        Ok((SettledTurn { id, started_seq: key.seq(), turn, items, context_seq: 0, reverted: None }, previous))
     };
     read().map_err(|why| key.corrupt(why))
 }

@@ -8,13 +8,14 @@ use std::{
 };
 
 use raddle_domain::{
-    id::{Seq, TenantId, ThreadKey, TurnId},
+    id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{
-        Append, Chunk, Listed, LogStore, OwingPlace, Place, Receipt, SettledTurn, StoreError, StoredEvent, ThreadRow,
-        View, Write, WriteRefused,
+        Append, Chunk, Document, DocumentKind, Fed, Found, Listed, LogStore, OwingPlace, Place, Receipt, RecordKind,
+        SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View, Write, WriteRefused,
     },
     time::UnixMs,
 };
+use uuid::Uuid;
 
 use super::{follows, page::Page, unordered};
 
@@ -51,7 +52,7 @@ impl State {
     }
 
     fn append(&mut self, append: &Append) -> Result<(), WriteRefused> {
-        let Append { key, expected, at, chunk, row, settled, receipts } = append;
+        let Append { key, expected, at, chunk, row, settled, receipts, .. } = append;
         follows(append)?;
         let old = self.owned(*key, row.head.fence, *expected)?;
         let mut turns = old.map_or_else(BTreeMap::new, |old| old.turns.clone());
@@ -86,20 +87,21 @@ impl MemoryStore {
 }
 
 impl LogStore for MemoryStore {
-    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<(), WriteRefused>>, StoreError> {
+    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<u64, WriteRefused>>, StoreError> {
         let mut held = self.state();
         let state = Arc::make_mut(&mut held);
         let apply = |write: &Write| match write {
-            Write::Append(append) => state.append(append),
+            Write::Append(append) => state.append(append).map(|()| 0),
+            Write::Documents { .. } => Ok(0),
             Write::Erase { key, fence, expected } => {
                 state.owned(*key, *fence, *expected)?;
                 state.threads.remove(key);
-                Ok(())
+                Ok(0)
             }
             // No row of this store is ever damaged.
             Write::Purge { key } => match state.threads.get(key) {
                 Some(old) => Err(WriteRefused::Conflict { expected: 0, found: old.row.head.last_seq }),
-                None => Ok(()),
+                None => Ok(0),
             },
         };
         Ok(writes.iter().map(apply).collect())
@@ -124,6 +126,10 @@ impl LogStore for MemoryStore {
             state.receipts.remove(key);
         }
         Ok(expired.len())
+    }
+
+    fn pack(&self, _before: UnixMs, _limit: usize) -> Result<usize, StoreError> {
+        Ok(0)
     }
 
     fn rest(&self) -> Result<(), StoreError> {
@@ -225,5 +231,48 @@ impl View for MemoryView {
 
     fn next_wake(&self) -> Result<Option<UnixMs>, StoreError> {
         Ok(self.timers().first().map(|(at, _)| *at))
+    }
+
+    fn turn_before(&self, _key: ThreadKey, _before: Seq) -> Result<Option<SettledTurn>, StoreError> {
+        Ok(None)
+    }
+
+    fn feed(&self, _tenant: TenantId, _after: u64, _limit: usize) -> Result<Vec<Fed>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn feed_head(&self, _tenant: TenantId) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+
+    fn record(&self, _tenant: TenantId, _kind: RecordKind, _id: Uuid) -> Result<Option<Found>, StoreError> {
+        Ok(None)
+    }
+
+    fn records(
+        &self,
+        _tenant: TenantId,
+        _kind: RecordKind,
+        _thread: Option<ThreadId>,
+        _open: bool,
+        _after: Option<Uuid>,
+        _limit: usize,
+    ) -> Result<Vec<Found>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn spent(
+        &self,
+        _tenant: TenantId,
+        _from: u32,
+        _to: u32,
+        _after: Option<(u32, ThreadId)>,
+        _limit: usize,
+    ) -> Result<Vec<SpentBy>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn documents(&self, _tenant: TenantId, _kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
+        Ok(Vec::new())
     }
 }

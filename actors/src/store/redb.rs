@@ -374,7 +374,7 @@ fn begin(database: &Database) -> Result<WriteTransaction, Fault> {
 }
 
 impl LogStore for RedbStore {
-    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<(), WriteRefused>>, StoreError> {
+    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<u64, WriteRefused>>, StoreError> {
         if writes.is_empty() {
             return Ok(Vec::new());
         }
@@ -437,6 +437,10 @@ impl LogStore for RedbStore {
             writer.restless = true;
             Ok(removed)
         })
+    }
+
+    fn pack(&self, _before: UnixMs, _limit: usize) -> Result<usize, StoreError> {
+        Ok(0)
     }
 
     fn rest(&self) -> Result<(), StoreError> {

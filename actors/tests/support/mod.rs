@@ -39,30 +39,25 @@ pub fn event(key: ThreadKey, seq: Seq) -> StoredEvent {
 pub fn append(key: ThreadKey, expected: Seq, count: u64) -> Append {
     let last_seq = expected + count;
     let first = expected + 1;
-    Append {
-        key,
-        expected,
-        at: UnixMs(u64::MAX),
-        chunk: Chunk { first, events: (first..=last_seq).map(|seq| event(key, seq)).collect() },
-        row: ThreadRow {
-            head: RowHead {
-                last_seq,
-                snapshot_seq: last_seq,
-                fence: 1,
-                listed_at: UnixMs(100 + last_seq),
-                ..RowHead::default()
-            },
-            view: Arc::from(format!(r#"{{"id":"{}","seq":{last_seq}}}"#, key.thread).into_bytes()),
-            snapshot: Arc::from(format!(r#"{{"last":{last_seq}}}"#).into_bytes()),
+    let chunk = Chunk { first, events: (first..=last_seq).map(|seq| event(key, seq)).collect() };
+    let row = ThreadRow {
+        head: RowHead {
+            last_seq,
+            snapshot_seq: last_seq,
+            fence: 1,
+            listed_at: UnixMs(100 + last_seq),
+            ..RowHead::default()
         },
-        settled: Vec::new(),
-        receipts: Vec::new(),
-    }
+        view: Arc::from(format!(r#"{{"id":"{}","seq":{last_seq}}}"#, key.thread).into_bytes()),
+        snapshot: Arc::from(format!(r#"{{"last":{last_seq}}}"#).into_bytes()),
+    };
+    Append::new(key, expected, UnixMs(u64::MAX), chunk, row)
 }
 
 pub fn settled(started_seq: Seq) -> SettledTurn {
     let turn = format!(r#"{{"started":{started_seq}}}"#).into_bytes();
-    SettledTurn { id: turn_id(started_seq), started_seq, turn, items: vec![started_seq + 1, started_seq + 2] }
+    let items = vec![started_seq + 1, started_seq + 2];
+    SettledTurn { id: turn_id(started_seq), started_seq, turn, items, context_seq: 0, reverted: None }
 }
 
 pub fn receipt(n: u8, expires_at: u64) -> Receipt {
@@ -72,7 +67,7 @@ pub fn receipt(n: u8, expires_at: u64) -> Receipt {
 
 /// Commits one write.
 pub fn put(store: &dyn LogStore, append: Append) -> Result<(), WriteRefused> {
-    store.commit(&[Write::Append(append)]).unwrap().remove(0)
+    store.commit(&[Write::Append(append)]).unwrap().remove(0).map(|_| ())
 }
 
 pub fn redb(medium: &MemoryMedium) -> RedbStore {

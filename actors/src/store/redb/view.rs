@@ -7,10 +7,12 @@ use raddle_domain::{
     event,
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{
-        Chunk, Corrupt, Listed, OwingPlace, Place, Receipt, SettledTurn, StoreError, StoredEvent, ThreadRow, View,
+        Chunk, Corrupt, Document, DocumentKind, Fed, Found, Listed, OwingPlace, Place, Receipt, RecordKind, SettledTurn,
+        SpentBy, StoreError, StoredEvent, ThreadRow, View,
     },
     time::UnixMs,
 };
+use uuid::Uuid;
 
 use super::{
     super::{
@@ -352,5 +354,48 @@ impl View for RedbView<'_> {
             }
             Ok(None)
         })
+    }
+
+    fn turn_before(&self, _key: ThreadKey, _before: Seq) -> Result<Option<SettledTurn>, StoreError> {
+        Ok(None)
+    }
+
+    fn feed(&self, _tenant: TenantId, _after: u64, _limit: usize) -> Result<Vec<Fed>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn feed_head(&self, _tenant: TenantId) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+
+    fn record(&self, _tenant: TenantId, _kind: RecordKind, _id: Uuid) -> Result<Option<Found>, StoreError> {
+        Ok(None)
+    }
+
+    fn records(
+        &self,
+        _tenant: TenantId,
+        _kind: RecordKind,
+        _thread: Option<ThreadId>,
+        _open: bool,
+        _after: Option<Uuid>,
+        _limit: usize,
+    ) -> Result<Vec<Found>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn spent(
+        &self,
+        _tenant: TenantId,
+        _from: u32,
+        _to: u32,
+        _after: Option<(u32, ThreadId)>,
+        _limit: usize,
+    ) -> Result<Vec<SpentBy>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn documents(&self, _tenant: TenantId, _kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
+        Ok(Vec::new())
     }
 }

@@ -83,11 +83,12 @@ impl<'t> Tables<'t> {
         }
     }
 
-    pub(super) fn apply(&mut self, write: &Write) -> Result<Checked<()>, Fault> {
+    pub(super) fn apply(&mut self, write: &Write) -> Result<Checked<u64>, Fault> {
         match write {
-            Write::Append(append) => self.append(append),
-            Write::Erase { key, fence, expected } => self.erase(*key, *fence, *expected),
-            Write::Purge { key } => self.purge(*key),
+            Write::Append(append) => Ok(self.append(append)?.map(|()| 0)),
+            Write::Erase { key, fence, expected } => Ok(self.erase(*key, *fence, *expected)?.map(|()| 0)),
+            Write::Purge { key } => Ok(self.purge(*key)?.map(|()| 0)),
+            Write::Documents { .. } => Ok(Ok(0)),
         }
     }
 
@@ -114,7 +115,7 @@ impl<'t> Tables<'t> {
     }
 
     fn append(&mut self, append: &Append) -> Result<Checked<()>, Fault> {
-        let Append { key, expected, at, chunk, row, settled, receipts } = append;
+        let Append { key, expected, at, chunk, row, settled, receipts, .. } = append;
         let row_key = RowKey::new(*key);
         if let Err(refused) = super::super::follows(append) {
             return Ok(Err(refused));
