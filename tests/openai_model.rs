@@ -20,7 +20,16 @@ use tokio::net::TcpListener;
 use openai_server::{Answer, Gate, OpenAiServer, delta, finish};
 
 fn request(messages: Vec<Message>) -> ModelRequest {
-    ModelRequest { model: "m".into(), messages, turn_start: 0, temperature: None, top_p: None, max_tokens: None }
+    ModelRequest {
+        model: "m".into(),
+        messages,
+        turn_start: 0,
+        purpose: raddle_domain::record::Purpose::Answer,
+        tools: Vec::new(),
+        temperature: None,
+        top_p: None,
+        max_tokens: None,
+    }
 }
 
 fn hi() -> ModelRequest {

@@ -16,8 +16,11 @@ use raddle_domain::{
     command::{Report, TextKind},
     history::{History, Message, ToolCall},
     id::{ThreadKey, TurnId},
-    ports::{Answered, FinishReason, Fragment, LogStore, ModelError, ModelErrorKind, ModelRequest, Models, StoreError},
-    record::{Item, TurnSettings, Usage},
+    ports::{
+        Answered, FinishReason, Fragment, Judgement, LogStore, ModelError, ModelErrorKind, ModelRequest, Models,
+        Requested, StoreError,
+    },
+    record::{Item, Purpose, TurnSettings, Usage},
 };
 use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
 
@@ -181,6 +184,8 @@ async fn drive(
         model: settings.model,
         messages,
         turn_start,
+        purpose: Purpose::Answer,
+        tools: Vec::new(),
         temperature: settings.temperature,
         top_p: settings.top_p,
         max_tokens: settings.max_tokens,
@@ -246,7 +251,8 @@ impl Rest {
             let message = "the model's answer was cut off".to_owned();
             return Err(ModelError { kind: ModelErrorKind::CutOff, message, retry_after: None });
         };
-        Ok(Answered { reason, usage: self.usage, tool_calls: self.tool_calls.into_values().collect() })
+        let requested = |call| Requested { call, judgement: Judgement::Unknown };
+        Ok(Answered { reason, usage: self.usage, tool_calls: self.tool_calls.into_values().map(requested).collect() })
     }
 }
 
@@ -299,8 +305,8 @@ mod tests {
         rest.tool_call(0, Some(String::new()), None, ":1}").unwrap();
         rest.finish = Some(FinishReason::ToolCalls);
         let calls = rest.answered().unwrap().tool_calls;
-        assert_eq!(calls[0], ToolCall { call_id: "c1".into(), name: "ls".into(), arguments: "{\"a\":1}".into() });
-        assert_eq!(calls[1].name, "cat");
+        assert_eq!(calls[0].call, ToolCall { call_id: "c1".into(), name: "ls".into(), arguments: "{\"a\":1}".into() });
+        assert_eq!(calls[1].call.name, "cat");
     }
 
     #[test]

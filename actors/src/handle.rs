@@ -15,10 +15,10 @@ use std::{
 use actix::dev::SendError;
 use dashmap::DashSet;
 use raddle_domain::{
-    command::{Command, NewThread, Refused, Reply, Request, StartTurn, ThreadPatch},
+    command::{Command, Interrupt, NewThread, Refused, Reply, Request, StartTurn, ThreadPatch},
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{Models, StoreError, View, Write, WriteRefused},
-    record::{Admission, InterruptReceipt, Thread, Turn},
+    record::{Admission, Approval, Effect, InterruptReceipt, Question, Thread, Turn},
     thread::{Cx, ThreadState},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -97,6 +97,14 @@ pub enum Error {
     /// A bound of the server is reached; try again after the given time.
     #[error("the server is busy: {what} is full")]
     Busy { what: &'static str, retry_after: Duration },
+    #[error("the prompt became a turn already")]
+    AlreadyPromoted(Box<Admission>),
+    #[error("the approval is decided already")]
+    AlreadyDecided(Box<Approval>),
+    #[error("the question is answered already")]
+    AlreadyAnswered(Box<Question>),
+    #[error("the effect is not uncertain any more")]
+    AlreadyResolved(Box<Effect>),
     #[error("the server is shutting down")]
     Draining,
     /// One thread's records cannot be used; the sentence names the record.
@@ -248,17 +256,19 @@ impl Runtime {
 
     /// Starts a turn, or queues its prompt behind the open one.
     pub async fn start_turn(&self, key: ThreadKey, start: StartTurn, call: Call) -> Result<Done<Started>, Error> {
-        self.command(key, Command::Start(start), call, |reply| match reply {
-            Reply::Started(turn) => Ok(Started::Turn(turn)),
-            Reply::Queued { admission, active_turn } => Ok(Started::Queued { admission, active_turn }),
-            other => Err(unexpected(&other)),
-        })
-        .await
+        let start = self.routed(key.tenant, start).await?;
+        self.command(key, Command::Start(start), call, started).await
     }
 
-    /// Ends the open turn, if it is `turn`.
-    pub async fn interrupt(&self, key: ThreadKey, turn: TurnId, call: Call) -> Result<Done<InterruptReceipt>, Error> {
-        let interrupted = self.command(key, Command::Interrupt(turn), call, |reply| match reply {
+    /// Ends the open turn, if it is the one that is named.
+    pub async fn interrupt(
+        &self,
+        key: ThreadKey,
+        interrupt: Interrupt,
+        call: Call,
+    ) -> Result<Done<InterruptReceipt>, Error> {
+        let turn = interrupt.turn;
+        let interrupted = self.command(key, Command::Interrupt(interrupt), call, |reply| match reply {
             Reply::Interrupted(receipt) => Ok(*receipt),
             other => Err(unexpected(&other)),
         });
@@ -272,7 +282,7 @@ impl Runtime {
         }
     }
 
-    async fn command<T>(
+    pub(crate) async fn command<T>(
         &self,
         key: ThreadKey,
         command: Command,
@@ -526,6 +536,14 @@ fn replay<T>(recalled: Recalled, expect: impl Fn(Reply) -> Result<T, Error>) -> 
     Ok(Done { value: expect(recalled.reply)?, seq: recalled.seq, replayed: true })
 }
 
+pub(crate) fn started(reply: Reply) -> Result<Started, Error> {
+    match reply {
+        Reply::Started(turn) => Ok(Started::Turn(turn)),
+        Reply::Queued { admission, active_turn } => Ok(Started::Queued { admission, active_turn }),
+        other => Err(unexpected(&other)),
+    }
+}
+
 fn thread_of(reply: Reply) -> Result<Thread, Error> {
     match reply {
         Reply::Thread(thread) => Ok(*thread),
@@ -533,7 +551,7 @@ fn thread_of(reply: Reply) -> Result<Thread, Error> {
     }
 }
 
-fn unexpected(reply: &Reply) -> Error {
+pub(crate) fn unexpected(reply: &Reply) -> Error {
     Error::Internal(format!("a machine gave another verb's reply: {reply:?}"))
 }
 

@@ -18,6 +18,7 @@ mod bus;
 mod clock;
 mod config;
 mod engine;
+mod fork;
 mod handle;
 mod host;
 mod reads;
@@ -29,13 +30,17 @@ mod supervisor;
 mod system;
 mod thread;
 mod timers;
+mod usage;
+mod verbs;
 
 pub use self::{
     clock::{SystemClock, UuidIds},
     config::{Config, Ports, StartError},
+    fork::ForkAt,
     handle::{Call, Done, Error, Runtime, Started},
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,
     registry::Health,
     subscription::{Next, Subscription},
+    verbs::RecordQuery,
 };

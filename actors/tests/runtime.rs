@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::atomic::Ordering::SeqCst, time::Duration}
 
 use raddle_actors::{Call, Config, Error, Idempotency, Next, Runtime, Started, ThreadQuery};
 use raddle_domain::{
-    command::{Refused, ThreadPatch},
+    command::{Interrupt, Refused, ThreadPatch},
     event::{self, Event, Record},
     id::{Seq, TenantId, ThreadKey},
     record::{Delivery, OnRestart, ThreadStatus, TurnStatus},
@@ -115,13 +115,18 @@ async fn an_interrupt_ends_a_turn_whose_model_hangs() {
     let runtime = runtime(dir.path(), &model).await;
     let key = create(&runtime).await;
     let turn = start(&runtime, key, "hold").await;
-    let receipt = runtime.interrupt(key, turn.id, Call::default()).await.unwrap().value;
+    let receipt =
+        runtime.interrupt(key, Interrupt { turn: turn.id, pause_queue: false }, Call::default()).await.unwrap().value;
     assert_eq!(receipt.turn.status, TurnStatus::Interrupted);
     assert_eq!(log(&runtime, key).await[receipt.ended_seq as usize - 1].event.name(), "turn.completed");
-    let again = runtime.interrupt(key, turn.id, Call::default()).await.unwrap_err();
+    let again =
+        runtime.interrupt(key, Interrupt { turn: turn.id, pause_queue: false }, Call::default()).await.unwrap_err();
     assert!(matches!(again, Error::Refused(Refused::TurnNotActive { .. })), "{again:?}");
     let never = raddle_domain::id::TurnId::new(uuid::Uuid::nil());
-    assert!(matches!(runtime.interrupt(key, never, Call::default()).await, Err(Error::NotFound("turn"))));
+    assert!(matches!(
+        runtime.interrupt(key, Interrupt { turn: never, pause_queue: false }, Call::default()).await,
+        Err(Error::NotFound("turn"))
+    ));
     runtime.shutdown(LONG).await;
 }
 
@@ -179,7 +184,7 @@ async fn every_verb_is_replayed_as_it_was_answered() {
     let started = runtime.start_turn(key, prompt("hold", Delivery::Reject), call(2)).await.unwrap();
     let queued = runtime.start_turn(key, prompt("q", Delivery::Queue), call(3)).await.unwrap();
     let Started::Turn(turn) = &started.value else { panic!("{started:?}") };
-    let interrupted = runtime.interrupt(key, turn.id, call(4)).await.unwrap();
+    let interrupted = runtime.interrupt(key, Interrupt { turn: turn.id, pause_queue: false }, call(4)).await.unwrap();
     rests(&runtime, key).await;
     let again = runtime.create_thread(TenantId::DEFAULT, new, call(1)).await.unwrap();
     assert_eq!((&again.value, again.seq, again.replayed), (&created.value, created.seq, true));
@@ -187,7 +192,7 @@ async fn every_verb_is_replayed_as_it_was_answered() {
     assert_eq!((&again.value, again.seq, again.replayed), (&started.value, started.seq, true));
     let again = runtime.start_turn(key, prompt("q", Delivery::Queue), call(3)).await.unwrap();
     assert_eq!((&again.value, again.seq, again.replayed), (&queued.value, queued.seq, true));
-    let again = runtime.interrupt(key, turn.id, call(4)).await.unwrap();
+    let again = runtime.interrupt(key, Interrupt { turn: turn.id, pause_queue: false }, call(4)).await.unwrap();
     assert_eq!((&again.value, again.seq, again.replayed), (&interrupted.value, interrupted.seq, true));
     assert_eq!(runtime.turns(key, None, 10).await.unwrap().data.len(), 2);
     runtime.shutdown(LONG).await;

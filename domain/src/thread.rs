@@ -40,7 +40,7 @@ use crate::{
     command::Limits,
     id::{InputId, Seq, ThreadId, TurnId},
     ports::Ids,
-    record::{Admission, Item, Thread, Turn},
+    record::{Admission, Checkpoint, Item, Thread, Turn},
     time::UnixMs,
 };
 
@@ -59,6 +59,7 @@ pub struct ThreadState {
     view: Thread,
     inbox: VecDeque<Queued>,
     open: Option<OpenTurn>,
+    checkpoints: Vec<Checkpoint>,
 }
 
 /// A prompt that waits, and the event that holds it.
@@ -143,6 +144,11 @@ impl ThreadState {
     /// Prompts that wait, first to run first.
     pub fn inbox(&self) -> impl Iterator<Item = &Admission> {
         self.inbox.iter().map(|queued| &queued.admission)
+    }
+
+    /// Named places in the log, oldest first.
+    pub fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> {
+        self.checkpoints.iter()
     }
 
     /// What must happen while this state lasts.

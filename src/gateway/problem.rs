@@ -61,6 +61,9 @@ codes! {
     TurnOpen = 409, "turn-open", "Another turn is open";
     ThreadArchived = 409, "thread-archived", "The thread is archived";
     TurnNotActive = 409, "turn-not-active", "The turn is not the active one";
+    AlreadyDecided = 409, "already-decided", "It is decided already";
+    AlreadyPromoted = 409, "already-promoted", "The prompt waits no more";
+    Conflict = 409, "conflict", "The thread's state does not allow it";
     InFlight = 409, "in-flight", "The same request is still in flight";
     ThreadDeleted = 410, "thread-deleted", "The thread was deleted";
     PreconditionFailed = 412, "precondition-failed", "The thread has moved on";
@@ -171,6 +174,13 @@ impl From<Refused> for Problem {
             Refused::TooLarge { field, size, limit } => {
                 Problem::new(Code::TooLarge, sentence).with("field", field).with("size", size).with("limit", limit)
             }
+            Refused::NothingToSteer => Problem::new(Code::TurnNotActive, sentence),
+            Refused::NothingToEdit | Refused::NothingToCompact => Problem::new(Code::Conflict, sentence),
+            Refused::NotQueued { .. } | Refused::NoCheckpoint { .. } => Problem::new(Code::NotFound, sentence),
+            Refused::NotPending { .. }
+            | Refused::Expired { .. }
+            | Refused::NotAsked { .. }
+            | Refused::NotUncertain { .. } => Problem::new(Code::AlreadyDecided, sentence),
             Refused::NotImplemented(_) => Problem::new(Code::NotImplemented, sentence),
         }
     }
@@ -186,6 +196,10 @@ impl From<Error> for Problem {
             Error::InFlight => Problem::new(Code::InFlight, sentence),
             Error::IdempotencyMismatch => Problem::new(Code::IdempotencyMismatch, sentence),
             Error::Busy { what: _, retry_after } => Problem::new(Code::Busy, sentence).after(retry_after),
+            Error::AlreadyPromoted(_) => Problem::new(Code::AlreadyPromoted, sentence),
+            Error::AlreadyDecided(_) | Error::AlreadyAnswered(_) | Error::AlreadyResolved(_) => {
+                Problem::new(Code::AlreadyDecided, sentence)
+            }
             Error::Draining => Problem::new(Code::Draining, sentence).after(Duration::from_secs(5)),
             Error::ThreadUnavailable(_) => {
                 tracing::error!(%sentence, "a thread is unavailable");

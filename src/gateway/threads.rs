@@ -243,7 +243,9 @@ mod tests {
         let admission = |id: &u128| Admission {
             id: InputId::new(Uuid::from_u128(*id)),
             thread_id: ThreadId::new(Uuid::from_u128(1)),
+            kind: Default::default(),
             delivery: Delivery::Queue,
+            undelivered: Default::default(),
             status: AdmissionStatus::Pending,
             prompt: "x".into(),
             overrides: TurnOverrides::default(),

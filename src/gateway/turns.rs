@@ -124,7 +124,8 @@ pub async fn interrupt_turn(
     if body.pause_queue == Some(true) {
         return Err(Problem::not_built("pausing the queue with `pause_queue`"));
     }
-    let done = gateway.runtime.interrupt(key, turn, call).await?;
+    let done =
+        gateway.runtime.interrupt(key, raddle_domain::command::Interrupt { turn, pause_queue: false }, call).await?;
     Ok(reply(StatusCode::OK, done, None, Json))
 }
 

@@ -81,6 +81,7 @@ impl PatchThread {
     pub fn into_command(self, models: &dyn Models) -> Result<ThreadPatch, Problem> {
         let choice = self.model.as_deref().map(|model| resolve(models, None, Some(model))).transpose()?;
         Ok(ThreadPatch {
+            queue_paused: None,
             title: self.title,
             choice,
             mode: self.mode,
@@ -137,6 +138,7 @@ impl StartTurn {
         }
         let choice = self.model.as_deref().map(|model| resolve(models, None, Some(model))).transpose()?;
         let overrides = TurnOverrides {
+            route_intent: None,
             choice,
             mode: self.mode,
             allow_shell: self.allow_shell,
@@ -147,7 +149,7 @@ impl StartTurn {
             max_tokens: self.max_tokens,
             input_summary: self.input_summary,
         };
-        Ok(raddle_domain::command::StartTurn { prompt, delivery, overrides })
+        Ok(raddle_domain::command::StartTurn { prompt, delivery, overrides, ..Default::default() })
     }
 }
 

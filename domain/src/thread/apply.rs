@@ -21,9 +21,12 @@ impl ThreadState {
     /// A thread as its first event makes it.
     pub fn begin(first: &Record) -> Result<Self, Impossible> {
         match &first.event {
-            Event::ThreadCreated(thread) if first.seq == 1 => {
-                Ok(Self { view: Thread { seq: 1, ..(**thread).clone() }, inbox: VecDeque::new(), open: None })
-            }
+            Event::ThreadCreated(thread) if first.seq == 1 => Ok(Self {
+                view: Thread { seq: 1, ..(**thread).clone() },
+                inbox: VecDeque::new(),
+                open: None,
+                checkpoints: Vec::new(),
+            }),
             _ => Err(Impossible { seq: first.seq, why: "a log begins with thread.created at 1" }),
         }
     }
@@ -40,7 +43,7 @@ impl ThreadState {
                 _ => return Err(Impossible { seq, why: "a waiting prompt is not where the snapshot says" }),
             }
         }
-        Ok(Self { view: snapshot.view, inbox, open: None })
+        Ok(Self { view: snapshot.view, inbox, open: None, checkpoints: Vec::new() })
     }
 
     /// Folds the next event. Returns the turn that it ended, if it ended one.

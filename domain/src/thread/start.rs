@@ -6,14 +6,14 @@ use crate::{
     event::Event,
     id::{InputId, ItemId, TurnId},
     record::{
-        Admission, AdmissionStatus, Delivery, Item, ItemKind, Metadata, Turn, TurnOverrides, TurnSettings, TurnStatus,
-        Usage, summarize,
+        Admission, AdmissionStatus, Delivery, Item, ItemKind, Metadata, Turn, TurnKind, TurnOverrides, TurnSettings,
+        TurnStatus, Undelivered, Usage, summarize,
     },
 };
 
 impl Stepper<'_> {
     pub(super) fn start(&mut self, start: StartTurn) -> Result<Reply, Refused> {
-        let StartTurn { prompt, delivery, overrides } = start;
+        let StartTurn { prompt, delivery, overrides, .. } = start;
         fits("prompt", &prompt, self.cx.limits.prompt_bytes)?;
         if prompt.trim().is_empty() {
             return Err(Refused::Invalid { field: "prompt", why: "is blank".to_owned() });
@@ -41,7 +41,9 @@ impl Stepper<'_> {
                 let admission = Box::new(Admission {
                     id: InputId::new(self.cx.ids.mint()),
                     thread_id: self.state.id(),
+                    kind: TurnKind::Prompt,
                     delivery,
+                    undelivered: Undelivered::Report,
                     status: AdmissionStatus::Pending,
                     prompt,
                     overrides,
@@ -83,11 +85,13 @@ impl Stepper<'_> {
             temperature: overrides.temperature,
             top_p: overrides.top_p,
             max_tokens: overrides.max_tokens,
+            price: None,
         };
         let item = ItemId::new(self.cx.ids.mint());
         let turn = Turn {
             id,
             thread_id: self.state.id(),
+            kind: TurnKind::Prompt,
             status: TurnStatus::InProgress,
             input_summary: overrides.input_summary.unwrap_or_else(|| summarize(&prompt)),
             settings,
@@ -96,6 +100,7 @@ impl Stepper<'_> {
             item_ids: vec![item],
             steer_count: 0,
             resume_count: 0,
+            not_delivered: Vec::new(),
             created_at: now,
             started_at: Some(now),
             ended_at: None,

@@ -52,10 +52,11 @@ impl ThreadState {
             Command::Patch(patch) => stepper.patch(patch)?,
             Command::Delete => stepper.delete(),
             Command::Start(start) => stepper.start(start)?,
-            Command::Interrupt(turn) => stepper.interrupt(turn)?,
+            Command::Interrupt(interrupt) => stepper.interrupt(interrupt.turn)?,
             Command::Report(report) => stepper.report(report),
             Command::Recover { restarted } => stepper.recover(restarted),
             Command::Tick => stepper.tick(),
+            _ => return Err(Refused::NotImplemented("this verb")),
         };
         Ok(stepper.finish(reply))
     }

@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
-    command::{Command, NewThread, Refused, Reply, Report, Request, StartTurn, TextKind, ThreadPatch},
+    command::{Command, Interrupt, NewThread, Refused, Reply, Report, Request, StartTurn, TextKind, ThreadPatch},
     event::{Event, Record, SCHEMA},
     history::{Message, ToolCall},
-    ports::{Answered, FinishReason, ModelError, ModelErrorKind},
+    ports::{Answered, FinishReason, Judgement, ModelError, ModelErrorKind, Requested},
     record::{Delivery, ItemKind, ModelChoice, OnRestart, ThreadStatus, TurnStatus, Usage},
 };
 
@@ -116,6 +116,14 @@ impl Bench {
     }
 }
 
+fn interrupt(turn: TurnId) -> Command {
+    Command::Interrupt(Interrupt { turn, pause_queue: false })
+}
+
+fn unknown(call: ToolCall) -> Requested {
+    Requested { call, judgement: Judgement::Unknown }
+}
+
 fn answer(tools: &[&str]) -> Answered {
     let tool_calls: Vec<ToolCall> = tools
         .iter()
@@ -123,6 +131,7 @@ fn answer(tools: &[&str]) -> Answered {
         .collect();
     let reason = if tools.is_empty() { FinishReason::Stop } else { FinishReason::ToolCalls };
     let usage = Some(Usage { input_tokens: 2, output_tokens: 3, ..Usage::default() });
+    let tool_calls = tool_calls.into_iter().map(unknown).collect();
     Answered { reason, usage, tool_calls }
 }
 
@@ -205,7 +214,7 @@ fn an_interrupt_ends_everything_of_the_turn_and_the_queue_goes_on() {
     let engine = bench.state.owed().call.unwrap();
     bench.report(&[(TextKind::Answer, "part")], None);
     bench.queue("q1").unwrap();
-    let step = bench.ask(Command::Interrupt(turn)).unwrap();
+    let step = bench.ask(interrupt(turn)).unwrap();
     let Reply::Interrupted(receipt) = step.reply else { panic!() };
     assert_eq!(receipt.turn.status, TurnStatus::Interrupted);
     assert_eq!(bench.log[receipt.ended_seq as usize - 1].event.name(), "turn.completed");
@@ -218,14 +227,11 @@ fn an_interrupt_ends_everything_of_the_turn_and_the_queue_goes_on() {
 fn an_interrupt_that_names_another_turn_has_no_effect() {
     let mut bench = Bench::new();
     let nowhere = TurnId::new(Uuid::max());
-    assert_eq!(
-        bench.ask(Command::Interrupt(nowhere)).unwrap_err(),
-        Refused::TurnNotActive { turn: nowhere, active: None }
-    );
+    assert_eq!(bench.ask(interrupt(nowhere)).unwrap_err(), Refused::TurnNotActive { turn: nowhere, active: None });
     bench.start("p").unwrap();
     bench.queue("q1").unwrap();
     let active = Some(bench.turn());
-    assert_eq!(bench.ask(Command::Interrupt(nowhere)).unwrap_err(), Refused::TurnNotActive { turn: nowhere, active });
+    assert_eq!(bench.ask(interrupt(nowhere)).unwrap_err(), Refused::TurnNotActive { turn: nowhere, active });
     bench.finish();
     assert_eq!(bench.state.open().unwrap().turn().input_summary, "q1");
 }
@@ -417,7 +423,7 @@ fn what_nests_too_deep_to_be_read_back_is_refused_or_kept_as_text() {
     bench.ask(patch(65)).unwrap();
     bench.start("p").unwrap();
     let call = |depth| ToolCall { call_id: "c".into(), name: "t".into(), arguments: nested(depth) };
-    let end = Answered { tool_calls: vec![call(64), call(65), call(126)], ..answer(&["t"]) };
+    let end = Answered { tool_calls: [call(64), call(65), call(126)].map(unknown).to_vec(), ..answer(&["t"]) };
     bench.report(&[], Some(Ok(end)));
     let kinds: Vec<bool> =
         bench.state.open().unwrap().items().skip(1).map(|item| item.metadata["arguments"].is_object()).collect();
@@ -471,7 +477,7 @@ impl Bench {
             }
             Op::Interrupt(active) => {
                 let turn = self.state.open().filter(|_| active).map_or(TurnId::new(Uuid::max()), |open| open.turn().id);
-                let _ = self.ask(Command::Interrupt(turn));
+                let _ = self.ask(interrupt(turn));
             }
             Op::Patch(archived) => {
                 let title = Some(Some(format!("t{}", self.log.len())));

@@ -72,7 +72,7 @@ impl Stepper<'_> {
         });
         let last = tool_calls.is_empty();
         for tool_call in tool_calls {
-            self.settle_unknown_tool(turn, call, &tool_call);
+            self.settle_unknown_tool(turn, call, &tool_call.call);
         }
         self.record_usage(turn, usage);
         let calls = self.state.open.as_ref().map_or(0, |open| open.turn.usage.model_calls);
@@ -99,8 +99,13 @@ impl Stepper<'_> {
         let Some(open) = &self.state.open else { return };
         let usage =
             Usage { model_calls: 1, unreported_calls: reported.is_none().into(), ..reported.unwrap_or_default() };
-        let entry =
-            UsageEntry { engine: open.turn.settings.engine.clone(), model: open.turn.settings.model.clone(), usage };
+        let entry = UsageEntry {
+            engine: open.turn.settings.engine.clone(),
+            model: open.turn.settings.model.clone(),
+            purpose: Default::default(),
+            usage,
+            cost: None,
+        };
         self.emit(Event::UsageRecorded(turn, Box::new(entry)));
     }
 

@@ -67,7 +67,8 @@ struct Function<'a> {
 impl<'a> Body<'a> {
     /// With `send_reasoning`, what the model thought earlier goes back to it as `reasoning_content`.
     pub fn new(request: &'a ModelRequest, send_reasoning: bool) -> Self {
-        let ModelRequest { model, messages, turn_start: _, temperature, top_p, max_tokens } = request;
+        let ModelRequest { model, messages, turn_start: _, purpose: _, tools: _, temperature, top_p, max_tokens } =
+            request;
         Self {
             model,
             messages: messages.iter().map(|message| sent(message, send_reasoning)).collect(),
@@ -110,6 +111,8 @@ mod tests {
             model: "m".into(),
             messages,
             turn_start: 0,
+            purpose: raddle_domain::record::Purpose::Answer,
+            tools: Vec::new(),
             temperature: None,
             top_p: None,
             max_tokens: None,
@@ -123,6 +126,8 @@ mod tests {
             model: "m".into(),
             messages: vec![],
             turn_start: 0,
+            purpose: raddle_domain::record::Purpose::Answer,
+            tools: Vec::new(),
             temperature: None,
             top_p: None,
             max_tokens: None,

@@ -5,7 +5,16 @@ fn user(content: &str) -> Message {
 }
 
 fn request(messages: Vec<Message>) -> ModelRequest {
-    ModelRequest { model: "scripted".into(), messages, turn_start: 0, temperature: None, top_p: None, max_tokens: None }
+    ModelRequest {
+        model: "scripted".into(),
+        messages,
+        turn_start: 0,
+        purpose: raddle_domain::record::Purpose::Answer,
+        tools: Vec::new(),
+        temperature: None,
+        top_p: None,
+        max_tokens: None,
+    }
 }
 
 fn call(prompt: &str) -> ModelStream {

@@ -31,7 +31,14 @@ fn stored_head() -> Head {
 }
 
 fn turn() -> SettledTurn {
-    SettledTurn { id: TurnId::from_bytes([9; 16]), started_seq: 41, turn: b"{\"turn\":1}".into(), items: vec![42, 43], context_seq: 0, reverted: None }
+    SettledTurn {
+        id: TurnId::from_bytes([9; 16]),
+        started_seq: 41,
+        turn: b"{\"turn\":1}".into(),
+        items: vec![42, 43],
+        context_seq: 0,
+        reverted: None,
+    }
 }
 
 fn receipt() -> Receipt {

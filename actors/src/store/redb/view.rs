@@ -7,8 +7,8 @@ use raddle_domain::{
     event,
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{
-        Chunk, Corrupt, Document, DocumentKind, Fed, Found, Listed, OwingPlace, Place, Receipt, RecordKind, SettledTurn,
-        SpentBy, StoreError, StoredEvent, ThreadRow, View,
+        Chunk, Corrupt, Document, DocumentKind, Fed, Found, Listed, OwingPlace, Place, Receipt, RecordKind,
+        SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View,
     },
     time::UnixMs,
 };
