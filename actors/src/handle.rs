@@ -184,7 +184,7 @@ impl Runtime {
         let shared = self.shared().clone();
         let key = ThreadKey { tenant, thread: ThreadId::new(shared.ids.mint()) };
         let now = shared.clock.now();
-        let cx = Cx { now, ids: &*shared.ids, limits: &shared.config.limits };
+        let cx = Cx { now, ids: &*shared.ids, limits: &shared.config.limits, prices: &shared.prices };
         let (state, step) = ThreadState::create(key.thread, new, cx)?;
         let mut steps = Steps::default();
         steps.add(&step);

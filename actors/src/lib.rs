@@ -30,6 +30,7 @@ mod supervisor;
 mod system;
 mod thread;
 mod timers;
+mod tool;
 mod usage;
 mod verbs;
 
