@@ -18,6 +18,7 @@ mod keys;
 pub mod memory;
 mod page;
 pub mod redb;
+mod rename;
 
 use std::{
     collections::VecDeque,
@@ -421,9 +422,14 @@ fn size(write: &Write) -> usize {
     64 + append.row.view.len() + append.row.snapshot.len() + events.chain(turns).chain(receipts).sum::<usize>()
 }
 
-/// Whether an append fits itself: its events follow `expected` and its row ends where they do.
+/// Whether an append fits itself: its events follow `expected`, its row ends where they do, and a fork begins where
+/// it leaves its parent's log.
 fn follows(append: &Append) -> Result<(), WriteRefused> {
-    let Append { key, expected, chunk, row, .. } = append;
+    let Append { key, expected, chunk, row, fork, .. } = append;
+    if fork.is_some_and(|fork| fork.at != *expected || fork.at == 0) {
+        let why = format!("not stored: a fork of an event that it does not begin behind, {expected}");
+        return Err(RowKey::new(*key).corrupt(why).into());
+    }
     let end = expected.checked_add(chunk.events.len() as u64);
     if Some(chunk.first) == expected.checked_add(1) && Some(row.head.last_seq) == end {
         return Ok(());
@@ -436,4 +442,9 @@ fn follows(append: &Append) -> Result<(), WriteRefused> {
 /// The refusal of a turn that would stand behind its successors.
 fn unordered(key: ThreadKey, started: Seq, last: Seq) -> WriteRefused {
     TurnKey::new(key, started).corrupt(format!("not stored: the turn at {last} ended before it")).into()
+}
+
+/// The refusal to revert a turn that is not there.
+fn unknown_turn(key: ThreadKey, started: Seq) -> WriteRefused {
+    TurnKey::new(key, started).corrupt("not stored: no turn that ended began here").into()
 }

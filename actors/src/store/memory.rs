@@ -10,14 +10,14 @@ use std::{
 use raddle_domain::{
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{
-        Append, Chunk, Document, DocumentKind, Fed, Found, Listed, LogStore, OwingPlace, Place, Receipt, RecordKind,
-        SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View, Write, WriteRefused,
+        Append, Chunk, Document, DocumentKind, Fed, Fork, Found, Listed, LogStore, OwingPlace, Place, Receipt,
+        RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View, Write, WriteRefused,
     },
     time::UnixMs,
 };
 use uuid::Uuid;
 
-use super::{follows, page::Page, unordered};
+use super::{follows, page::Page, rename::rename, unknown_turn, unordered};
 
 /// The store.
 #[derive(Debug, Default)]
@@ -36,6 +36,8 @@ struct Stored {
     row: ThreadRow,
     chunks: Vec<Chunk>,
     turns: BTreeMap<Seq, SettledTurn>,
+    /// The last event that was written under another name.
+    inherited: Seq,
 }
 
 impl State {
@@ -51,27 +53,76 @@ impl State {
         }
     }
 
+    /// What a fork begins with: a copy of its parent's past, under its own name.
+    fn forked(&self, key: ThreadKey, fork: Fork) -> Result<Stored, WriteRefused> {
+        let Fork { parent, at } = fork;
+        if let Some(old) = self.threads.get(&key) {
+            return Err(WriteRefused::Conflict { expected: at, found: old.row.head.last_seq });
+        }
+        let parent = self.threads.get(&ThreadKey { thread: parent, ..key });
+        let found = parent.map_or(0, |parent| parent.row.head.last_seq);
+        let Some(parent) = parent.filter(|_| at <= found) else {
+            return Err(WriteRefused::Conflict { expected: at, found });
+        };
+        let named = |json: &[u8]| {
+            let mut json = json.to_vec();
+            rename(&mut json, key.thread);
+            json
+        };
+        let past = |chunk: &Chunk| {
+            let events = (chunk.first..=at).zip(&chunk.events);
+            let event =
+                |(_, event): (Seq, &StoredEvent)| StoredEvent { json: named(&event.json).into(), ..event.clone() };
+            Chunk { first: chunk.first, events: events.map(event).collect() }
+        };
+        let chunks = parent.chunks.iter().map(past).filter(|chunk| !chunk.events.is_empty()).collect();
+        let seen = |turn: &&SettledTurn| turn.items.iter().all(|seq| *seq <= at);
+        let turns = parent.turns.range(..=at).map(|(_, turn)| turn).filter(seen).map(|turn| {
+            let reverted = turn.reverted.filter(|seq| *seq <= at);
+            (turn.started_seq, SettledTurn { turn: named(&turn.turn), reverted, ..turn.clone() })
+        });
+        Ok(Stored { row: parent.row.clone(), chunks, turns: turns.collect(), inherited: at })
+    }
+
     fn append(&mut self, append: &Append) -> Result<(), WriteRefused> {
-        let Append { key, expected, at, chunk, row, settled, receipts, .. } = append;
+        let Append { key, expected, at, chunk, row, settled, reverted, receipts, fork, .. } = append;
         follows(append)?;
-        let old = self.owned(*key, row.head.fence, *expected)?;
-        let mut turns = old.map_or_else(BTreeMap::new, |old| old.turns.clone());
+        let mut stored = match fork {
+            Some(fork) => {
+                if let Err(fenced @ WriteRefused::Fenced { .. }) = self.owned(*key, row.head.fence, 0) {
+                    return Err(fenced);
+                }
+                self.forked(*key, *fork)?
+            }
+            None => match self.owned(*key, row.head.fence, *expected)? {
+                Some(old) => Stored::clone(old),
+                None => Stored { row: row.clone(), chunks: Vec::new(), turns: BTreeMap::new(), inherited: 0 },
+            },
+        };
+        let turns = &mut stored.turns;
         for turn in settled {
+            if turn.started_seq <= stored.inherited {
+                return Err(unordered(*key, turn.started_seq, stored.inherited));
+            }
             let last = turns.last_key_value().map_or(0, |(last, _)| *last);
             if turn.started_seq <= last && !turns.contains_key(&turn.started_seq) {
                 return Err(unordered(*key, turn.started_seq, last));
             }
             turns.insert(turn.started_seq, turn.clone());
         }
+        for taken in reverted {
+            let turn = turns.get_mut(&taken.started_seq).ok_or_else(|| unknown_turn(*key, taken.started_seq))?;
+            turn.reverted.get_or_insert(taken.seq);
+        }
         let known = |receipt: &Receipt| self.receipts.get(&(key.tenant, receipt.key));
         if receipts.iter().filter_map(known).any(|old| *at < old.expires_at) {
             return Err(WriteRefused::Repeated);
         }
-        let mut chunks = old.map_or_else(Vec::new, |old| old.chunks.clone());
         if !chunk.events.is_empty() {
-            chunks.push(chunk.clone());
+            stored.chunks.push(chunk.clone());
         }
-        self.threads.insert(*key, Arc::new(Stored { row: row.clone(), chunks, turns }));
+        stored.row = row.clone();
+        self.threads.insert(*key, Arc::new(stored));
         for receipt in receipts {
             self.receipts.insert((key.tenant, receipt.key), receipt.clone());
         }
@@ -194,6 +245,11 @@ impl View for MemoryView {
         Ok(stored.and_then(|stored| stored.turns.values().find(|turn| turn.id == id)).cloned())
     }
 
+    fn turn_before(&self, key: ThreadKey, before: Seq) -> Result<Option<SettledTurn>, StoreError> {
+        let stored = self.0.threads.get(&key);
+        Ok(stored.and_then(|stored| stored.turns.range(..before).next_back()).map(|(_, turn)| turn.clone()))
+    }
+
     fn list(&self, tenant: TenantId, cursor: Option<Place>, limit: usize) -> Result<Vec<Listed>, StoreError> {
         let mut list: Vec<_> = self.0.threads.iter().filter(|(key, _)| key.tenant == tenant).collect();
         let place = |key: &ThreadKey, stored: &Stored| {
@@ -231,10 +287,6 @@ impl View for MemoryView {
 
     fn next_wake(&self) -> Result<Option<UnixMs>, StoreError> {
         Ok(self.timers().first().map(|(at, _)| *at))
-    }
-
-    fn turn_before(&self, _key: ThreadKey, _before: Seq) -> Result<Option<SettledTurn>, StoreError> {
-        Ok(None)
     }
 
     fn feed(&self, _tenant: TenantId, _after: u64, _limit: usize) -> Result<Vec<Fed>, StoreError> {

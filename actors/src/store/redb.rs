@@ -11,6 +11,8 @@
 //! Locks: `writer` is held for a whole commit; `slot` is held for writing only while a handle is put in or taken out,
 //! so readers never wait for a commit or a repair. Absent on purpose: `Durability::None`, savepoints, compaction.
 
+mod inherit;
+mod lineage;
 mod view;
 mod write;
 
@@ -37,7 +39,7 @@ use raddle_domain::{
 use super::{
     backend::{FileMedium, Medium, MemoryMedium, Watch, Watched},
     codec,
-    keys::{EXPIRY, ExpiryKey, LOG, META, MetaKey, OWING, RECEIPTS, RECENT, THREADS, TIMERS, TURN_IDS, TURNS},
+    keys::{EXPIRY, ExpiryKey, FORKS, LOG, META, MetaKey, OWING, RECEIPTS, RECENT, THREADS, TIMERS, TURN_IDS, TURNS},
 };
 
 /// A batch from here on is committed so that the next open is quick: it syncs twice anyway in proportion.
@@ -349,7 +351,7 @@ fn begin_epoch(database: &Database) -> Result<u64, Fault> {
             drop(txn.open_table($table)?);
         )*};
     }
-    open_all!(LOG THREADS TURNS TURN_IDS RECEIPTS EXPIRY OWING RECENT TIMERS META);
+    open_all!(LOG THREADS TURNS TURN_IDS RECEIPTS EXPIRY OWING RECENT TIMERS META FORKS);
     let epoch = {
         let mut meta = txn.open_table(META)?;
         let before = match meta.get(MetaKey::epoch())? {

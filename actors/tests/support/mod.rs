@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod script;
+pub mod talk;
 
 use std::sync::Arc;
 
@@ -68,6 +69,11 @@ pub fn receipt(n: u8, expires_at: u64) -> Receipt {
 /// Commits one write.
 pub fn put(store: &dyn LogStore, append: Append) -> Result<(), WriteRefused> {
     store.commit(&[Write::Append(append)]).unwrap().remove(0).map(|_| ())
+}
+
+/// Commits writes, and says what became of each.
+pub fn commit(store: &dyn LogStore, writes: &[Write]) -> Vec<Result<(), WriteRefused>> {
+    store.commit(writes).unwrap().into_iter().map(|result| result.map(|_| ())).collect()
 }
 
 pub fn redb(medium: &MemoryMedium) -> RedbStore {
