@@ -5,7 +5,7 @@ use raddle_domain::id::{TenantId, ThreadId, ThreadKey};
 
 use super::*;
 
-fn thread() -> ThreadKey {
+pub(super) fn thread() -> ThreadKey {
     ThreadKey { tenant: "acme".parse().unwrap(), thread: ThreadId::from_bytes([7; 16]) }
 }
 
@@ -31,7 +31,14 @@ fn stored_head() -> Head {
 }
 
 fn turn() -> SettledTurn {
-    SettledTurn { id: TurnId::from_bytes([9; 16]), started_seq: 41, turn: b"{\"turn\":1}".into(), items: vec![42, 43], context_seq: 0, reverted: None }
+    SettledTurn {
+        id: TurnId::from_bytes([9; 16]),
+        started_seq: 41,
+        turn: b"{\"turn\":1}".into(),
+        items: vec![42, 43],
+        context_seq: 0,
+        reverted: None,
+    }
 }
 
 fn receipt() -> Receipt {
@@ -50,7 +57,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 /// What today's encoder writes must be what was committed under this name. `RADDLE_BLESS=1` makes a missing file.
-fn same_as_golden(name: &str, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn same_as_golden(name: &str, bytes: &[u8]) -> Vec<u8> {
     let path = golden(name);
     if !path.exists() && std::env::var_os("RADDLE_BLESS").is_some() {
         fs::write(&path, bytes).unwrap();
