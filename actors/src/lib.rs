@@ -42,6 +42,6 @@ pub use self::{
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,
     registry::Health,
-    subscription::{Next, Subscription},
+    subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
     verbs::RecordQuery,
 };

@@ -127,6 +127,8 @@ keys! {
     ForkKey[64] = "forks";
 }
 
+pub(crate) mod tenant;
+
 /// Sealed records.
 pub(crate) const LOG: TableDefinition<LogKey, &[u8]> = TableDefinition::new(LogKey::TABLE);
 pub(crate) const THREADS: TableDefinition<RowKey, &[u8]> = TableDefinition::new(RowKey::TABLE);
@@ -281,6 +283,11 @@ impl MetaKey {
     /// How often the store was opened.
     pub(crate) fn epoch() -> Self {
         Self::join(&[b"epoch\0\0\0"])
+    }
+
+    /// Which tables there are.
+    pub(crate) fn layout() -> Self {
+        Self::join(&[b"layout\0\0"])
     }
 
     fn show(&self) -> String {
