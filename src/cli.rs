@@ -15,8 +15,10 @@ use crate::{
 
 mod chat;
 mod doctor;
+mod routing;
 mod serve;
 mod threads;
+mod usage;
 
 /// A durable, multi-tenant runtime for AI-agent threads.
 #[derive(Debug, Parser)]
@@ -34,6 +36,10 @@ enum Command {
     Chat(chat::Chat),
     /// List, show, follow and delete threads
     Threads(threads::Threads),
+    /// Show what was spent
+    Usage(usage::Usage),
+    /// List and set which model answers which intent
+    Routing(routing::Routing),
     /// Check that a server is well
     Doctor(doctor::Doctor),
     /// Print the OpenAPI document of this build
@@ -118,6 +124,8 @@ impl Cli {
             Command::Serve(serve) => serve.run().await,
             Command::Chat(chat) => chat.run().await,
             Command::Threads(threads) => threads.run().await,
+            Command::Usage(usage) => usage.run().await,
+            Command::Routing(routing) => routing.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;

@@ -28,9 +28,11 @@ mod observe;
 mod openapi;
 mod problem;
 mod request;
+mod routing;
 mod service;
 mod threads;
 mod turns;
+mod usage;
 mod wire;
 
 use problem::{Code, Problem};
@@ -97,7 +99,9 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(turns::interrupt_turn))
         .routes(routes!(turns::wait_turn))
         .routes(routes!(turns::list_items))
-        .routes(routes!(events::list_events));
+        .routes(routes!(events::list_events))
+        .routes(routes!(usage::get_usage))
+        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
     table

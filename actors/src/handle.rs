@@ -356,7 +356,7 @@ impl Runtime {
     }
 
     /// A place among the commands that are under way.
-    fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
+    pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
         if self.shared().draining() {
             return Err(Error::Draining);
         }

@@ -24,6 +24,7 @@ mod host;
 mod reads;
 mod receipts;
 mod registry;
+mod routing;
 pub mod store;
 mod subscription;
 mod supervisor;
@@ -42,6 +43,8 @@ pub use self::{
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,
     registry::Health,
+    routing::{MAX_RULE_BYTES, MAX_RULES, RoutingRule, RulesError},
     subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
+    usage::{GroupBy, UsageKey, UsageQuery, UsageReport},
     verbs::RecordQuery,
 };

@@ -118,7 +118,9 @@ fn body(subscription: Subscription) -> impl Stream<Item = Result<Bytes, Infallib
 fn piece(next: Next) -> (Bytes, bool) {
     match next {
         Next::Stored(chunks) => (frame::replay(&chunks), true),
-        Next::Live { batch, skip: 0 } => (batch.rendered(|chunk| frame::frames(chunk, 0)), true),
+        Next::Live { batch, skip: 0 } => {
+            (batch.rendered(raddle_actors::batch::Audience::Thread, |batch| frame::frames(&batch.chunk, 0)), true)
+        }
         // Only the first batch after a replay can overlap it: not worth sharing.
         Next::Live { batch, skip } => (frame::frames(&batch.chunk, skip), true),
         Next::Gap { after } => (frame::gap(after), false),
