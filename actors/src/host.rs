@@ -11,7 +11,7 @@ use raddle_domain::{
         Spent, StoreError, StoredEvent, ThreadRow, View,
     },
     price::Totals,
-    record::{ApprovalStatus, Decision, Item, Permit, QuestionStatus, Thread, Turn, TurnStatus},
+    record::{ApprovalStatus, Decision, EffectClass, Item, Permit, QuestionStatus, Thread, Turn, TurnStatus},
     thread::{Rest, Settled, Snapshot, Step, ThreadState},
     time::UnixMs,
 };
@@ -218,8 +218,10 @@ fn indexed(record: &Record) -> Option<Indexed> {
         }
         Event::EffectUncertain(effect) => (RecordKind::Effect, effect.operation_id.as_bytes(), !effect.closed),
         Event::EffectReconciled(effect) => (RecordKind::Effect, effect.operation_id.as_bytes(), false),
-        // The end of one that was uncertain before.
-        Event::EffectSettled(effect) if effect.resolution.is_some() => {
+        // What became of one that was uncertain before: it was settled by a word, or goes on with another attempt.
+        Event::EffectStarted(effect) | Event::EffectSettled(effect)
+            if effect.resolution.is_some() || (effect.attempt > 1 && effect.class != EffectClass::Read) =>
+        {
             (RecordKind::Effect, effect.operation_id.as_bytes(), false)
         }
         Event::PromptPromoted(admission) | Event::PromptWithdrawn(admission) | Event::PromptNotDelivered(admission) => {

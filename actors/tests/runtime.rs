@@ -13,32 +13,6 @@ use raddle_domain::{
 };
 use testbed::*;
 
-const LONG: Duration = Duration::from_secs(30);
-
-async fn ended(runtime: &Runtime, key: ThreadKey, turn: raddle_domain::id::TurnId) -> TurnStatus {
-    runtime.wait_turn(key, turn, LONG).await.unwrap().status
-}
-
-/// Waits until the thread has nothing left to do.
-async fn rests(runtime: &Runtime, key: ThreadKey) {
-    let mut watch = runtime.subscribe(key, 0).await.unwrap();
-    while runtime.thread(key).await.unwrap().status != ThreadStatus::Idle {
-        watch.next().await.unwrap();
-    }
-}
-
-/// Waits until the model has begun to answer.
-async fn answering(runtime: &Runtime, key: ThreadKey) {
-    let mut watch = runtime.subscribe(key, 0).await.unwrap();
-    while !watch.next().await.unwrap().events().any(|(_, event)| event.name == "item.delta") {}
-}
-
-async fn log(runtime: &Runtime, key: ThreadKey) -> Vec<Record> {
-    let events = runtime.events(key, 0, usize::MAX).await.unwrap();
-    let stored = events.chunks.iter().flat_map(|chunk| &chunk.events);
-    stored.map(|stored| Record::decode(event::SCHEMA, &stored.json).unwrap()).collect()
-}
-
 #[tokio::test]
 async fn a_conversation_is_answered_and_remembered() {
     let dir = tempfile::tempdir().unwrap();

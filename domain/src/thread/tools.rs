@@ -354,19 +354,32 @@ impl Stepper<'_> {
     /// Ends every call that is not done, because the turn ends. Returns what was started, and what is known of it.
     pub(super) fn close_calls(&mut self) -> Vec<Effect> {
         let Some(open) = &self.state.open else { return Vec::new() };
+        let now = self.cx.now;
         for call in open.calls.clone() {
             let item = call.item();
             match call {
                 OpenCall::Approval(mut approval) => {
                     // One that was just decided, by a word that ends the turn, has its end.
                     if approval.status == ApprovalStatus::Pending {
-                        (approval.status, approval.decided_at) = (ApprovalStatus::Cancelled, Some(self.cx.now));
-                        self.emit(Event::ApprovalCancelled(Box::new(approval)));
+                        approval.decided_at = Some(now);
+                        // Somebody may have been told already that it is too late.
+                        self.emit(if approval.expires_at <= now {
+                            approval.status = ApprovalStatus::Expired;
+                            Event::ApprovalExpired(Box::new(approval))
+                        } else {
+                            approval.status = ApprovalStatus::Cancelled;
+                            Event::ApprovalCancelled(Box::new(approval))
+                        });
                     }
                 }
                 OpenCall::Question(mut question) => {
-                    question.status = QuestionStatus::Cancelled;
-                    self.emit(Event::QuestionCancelled(Box::new(question)));
+                    self.emit(if question.expires_at <= now {
+                        question.status = QuestionStatus::Expired;
+                        Event::QuestionExpired(Box::new(question))
+                    } else {
+                        question.status = QuestionStatus::Cancelled;
+                        Event::QuestionCancelled(Box::new(question))
+                    });
                 }
                 OpenCall::Effect { mut effect, .. } => match (effect.status, effect.class) {
                     (EffectStatus::Intended, _) | (EffectStatus::Started, EffectClass::Read) => {
