@@ -1,14 +1,16 @@
 //! Wiring: a [`Config`] becomes a running [`Runtime`]. The only place that knows every part by name.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use raddle_actors::{Ports, Runtime, store::redb::RedbConfig};
+use raddle_domain::price::Prices;
 use secrecy::SecretString;
 
 use crate::{
     config::{Config, Secret},
     models::{Registry, RegistryConfig, openai::OpenAiConfig},
+    prices,
 };
 
 /// Starts the runtime on the configured data directory, with the configured models.
@@ -17,7 +19,17 @@ use crate::{
 /// names its pid.
 pub async fn start(config: &Config) -> anyhow::Result<Runtime> {
     let models = Registry::new(models(config)?).context("`model`")?;
-    Ok(Runtime::start(runtime(config), Ports::with_models(Arc::new(models))).await?)
+    let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
+    let ports = Ports { prices, ..Ports::with_models(Arc::new(models)) };
+    Ok(Runtime::start(runtime(config), ports).await?)
+}
+
+/// What models cost: by the file, if there is one, otherwise as this build knows it.
+fn prices(file: Option<&Path>) -> anyhow::Result<Prices> {
+    let Some(path) = file else { return prices::built_in().context("the built-in table") };
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    prices::parse(&name, &text).with_context(|| path.display().to_string())
 }
 
 fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
@@ -76,6 +88,20 @@ mod tests {
     use secrecy::ExposeSecret;
 
     use super::*;
+
+    #[test]
+    fn a_price_file_replaces_the_table_or_says_what_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mine.toml");
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(prices(Some(&path)).unwrap(), Prices::default());
+        assert_ne!(prices(None).unwrap(), Prices::default());
+        std::fs::write(&path, "\ncurrency = \"EUR\"").unwrap();
+        let why = format!("{:#}", prices(Some(&path)).unwrap_err());
+        assert_eq!(why, format!("{}: line 2: `currency` must be USD", path.display()));
+        let gone = dir.path().join("gone");
+        assert!(format!("{:#}", prices(Some(&gone)).unwrap_err()).contains("gone"));
+    }
 
     #[test]
     fn a_key_in_a_file_ends_where_its_line_ends() {

@@ -19,8 +19,10 @@ mod chat;
 mod doctor;
 mod effects;
 mod questions;
+mod routing;
 mod serve;
 mod threads;
+mod usage;
 
 /// A durable, multi-tenant runtime for AI-agent threads.
 #[derive(Debug, Parser)]
@@ -44,6 +46,10 @@ enum Command {
     Questions(questions::Questions),
     /// Say what became of effects whose outcome is uncertain
     Effects(effects::Effects),
+    /// Show what was spent
+    Usage(usage::Usage),
+    /// List and set which model answers which intent
+    Routing(routing::Routing),
     /// Check that a server is well
     Doctor(doctor::Doctor),
     /// Print the OpenAPI document of this build
@@ -182,6 +188,8 @@ impl Cli {
             Command::Approvals(approvals) => approvals.run().await,
             Command::Questions(questions) => questions.run().await,
             Command::Effects(effects) => effects.run().await,
+            Command::Usage(usage) => usage.run().await,
+            Command::Routing(routing) => routing.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;

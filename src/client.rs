@@ -6,6 +6,7 @@
 use std::{collections::VecDeque, fmt, time::Duration};
 
 use futures_util::StreamExt;
+use raddle_actors::RoutingRule;
 use raddle_domain::{
     command::IfIdle,
     id::{Seq, TurnId},
@@ -161,6 +162,11 @@ pub struct InboxEntry {
     #[serde(flatten)]
     pub admission: Admission,
     pub position: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RoutingRules {
+    rules: Vec<RoutingRule>,
 }
 
 #[derive(Deserialize)]
@@ -411,6 +417,22 @@ impl Client {
     pub async fn events(&self, thread: &str, after: Seq) -> Result<EventPage, ClientError> {
         let query = [("after", after.to_string()), ("limit", "500".to_owned())];
         self.json(self.request(Method::GET, &["v1", "threads", thread, "events"], &query)).await
+    }
+
+    /// What was spent, as the server wrote it: its numbers have more digits than a float.
+    pub async fn usage(&self, query: &[(&str, String)]) -> Result<Box<RawValue>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "usage"], query)).await
+    }
+
+    pub async fn routing_rules(&self) -> Result<Vec<RoutingRule>, ClientError> {
+        let request = self.request(Method::GET, &["v1", "routing-rules"], &[]);
+        self.json(request).await.map(|found: RoutingRules| found.rules)
+    }
+
+    /// Replaces all rules; gives them as they are then.
+    pub async fn set_routing_rules(&self, rules: Vec<RoutingRule>) -> Result<Vec<RoutingRule>, ClientError> {
+        let request = self.request(Method::PUT, &["v1", "routing-rules"], &[]).json(&RoutingRules { rules });
+        self.json(request).await.map(|found: RoutingRules| found.rules)
     }
 
     /// The events of a thread after `after`, as they happen, through every interruption.

@@ -24,6 +24,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub limits: ServerLimits,
     pub model: ModelConfig,
+    /// What models cost, instead of the table that is built in.
+    pub prices_file: Option<PathBuf>,
     pub store: StoreConfig,
     /// How long an approval may be waited for. Read, and without effect until approvals are built.
     pub approvals_expiry: Duration,
@@ -171,6 +173,7 @@ impl Config {
             data_dir: keys.text("data_dir")?.map_or_else(|| PathBuf::from("./raddle-data"), |text| text.0.into()),
             limits: limits(keys)?,
             model: ModelConfig { default: keys.text("model.default")?.map(|text| text.0), openai: openai(keys)? },
+            prices_file: keys.text("prices.file")?.map(|text| text.0.into()),
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
@@ -461,6 +464,7 @@ mod tests {
             "model.openai.base_url",
             "model.openai.api_key",
             "model.openai.api_key_file",
+            "prices.file",
             "store.sync_delay_ms",
             "approvals.expiry_ms",
             "shutdown.deadline_ms",

@@ -31,9 +31,11 @@ mod observe;
 mod openapi;
 mod problem;
 mod request;
+mod routing;
 mod service;
 mod threads;
 mod turns;
+mod usage;
 mod wire;
 
 use problem::{Code, Problem};
@@ -114,7 +116,9 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(decisions::get_question, decisions::answer_question))
         .routes(routes!(decisions::list_effects))
         .routes(routes!(decisions::resolve_effect))
-        .routes(routes!(events::list_events));
+        .routes(routes!(events::list_events))
+        .routes(routes!(usage::get_usage))
+        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
     table

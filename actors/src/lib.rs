@@ -24,12 +24,14 @@ mod host;
 mod reads;
 mod receipts;
 mod registry;
+mod routing;
 pub mod store;
 mod subscription;
 mod supervisor;
 mod system;
 mod thread;
 mod timers;
+mod tool;
 mod usage;
 mod verbs;
 
@@ -41,6 +43,8 @@ pub use self::{
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,
     registry::Health,
-    subscription::{Next, Subscription},
+    routing::{MAX_RULE_BYTES, MAX_RULES, RoutingRule, RulesError},
+    subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
+    usage::{GroupBy, UsageKey, UsageQuery, UsageReport},
     verbs::RecordQuery,
 };

@@ -1,5 +1,6 @@
 //! What the port promises, asked of every store; and one random life, lived by all of them with equal results.
 
+#[macro_use]
 mod support;
 
 use std::sync::Arc;
@@ -11,19 +12,7 @@ use raddle_domain::{
     ports::{Append, Chunk, LogStore, OwingPlace, Place, Write, WriteRefused},
     time::UnixMs,
 };
-use support::{append, event, put, receipt, redb, settled, tenant, thread, turn_id};
-
-/// Runs each function on each store.
-macro_rules! suite {
-    ($($fact:ident)*) => {
-        mod memory {
-            $(#[test] fn $fact() { super::$fact(&super::MemoryStore::default()); })*
-        }
-        mod redb {
-            $(#[test] fn $fact() { super::$fact(&super::redb(&super::MemoryMedium::default())); })*
-        }
-    };
-}
+use support::{append, commit, event, put, receipt, redb, settled, tenant, thread, turn_id};
 
 suite! {
     a_step_is_read_back_whole
@@ -102,7 +91,7 @@ fn an_older_writer_is_fenced_whatever_it_expects(store: &dyn LogStore) {
 fn refused_writes_do_not_stop_their_neighbours(store: &dyn LogStore) {
     let writes = [append(thread(1, 1), 0, 1), append(thread(1, 2), 3, 1), append(thread(1, 3), 0, 2)];
     let results = store.commit(&writes.map(Write::Append)).unwrap();
-    assert_eq!(results, [Ok(()), Err(WriteRefused::Conflict { expected: 3, found: 0 }), Ok(())]);
+    assert_eq!(results, [Ok(1), Err(WriteRefused::Conflict { expected: 3, found: 0 }), Ok(2)]);
     let view = store.view().unwrap();
     let rows = [1, 2, 3].map(|n| view.row(thread(1, n)).unwrap().map(|row| row.head.last_seq));
     assert_eq!(rows, [Some(1), None, Some(2)]);
@@ -112,7 +101,7 @@ fn steps_of_one_thread_in_one_batch_are_stored_in_order(store: &dyn LogStore) {
     let key = thread(1, 1);
     let writes = [append(key, 0, 2), append(key, 2, 1), append(key, 2, 1), append(key, 3, 1)].map(Write::Append);
     let results = store.commit(&writes).unwrap();
-    assert_eq!(results, [Ok(()), Ok(()), Err(WriteRefused::Conflict { expected: 2, found: 3 }), Ok(())]);
+    assert_eq!(results, [Ok(1), Ok(2), Err(WriteRefused::Conflict { expected: 2, found: 3 }), Ok(3)]);
     assert_eq!(view_events(store, key, 0).iter().map(|chunk| chunk.first).collect::<Vec<_>>(), [1, 3, 4]);
 }
 
@@ -231,7 +220,7 @@ fn a_receipt_is_given_until_it_expires(store: &dyn LogStore) {
 
 fn a_thread_that_can_be_read_is_never_purged(store: &dyn LogStore) {
     put(store, append(thread(1, 1), 0, 2)).unwrap();
-    let purge = |n| store.commit(&[Write::Purge { key: thread(1, n) }]).unwrap().remove(0);
+    let purge = |n| commit(store, &[Write::Purge { key: thread(1, n) }]).remove(0);
     assert_eq!(purge(1), Err(WriteRefused::Conflict { expected: 0, found: 2 }));
     assert_eq!(purge(2), Ok(()));
     assert_eq!(store.view().unwrap().row(thread(1, 1)).unwrap().unwrap().head.last_seq, 2);
@@ -368,7 +357,7 @@ fn an_erased_thread_is_gone_and_can_be_born_again(store: &dyn LogStore) {
     step.row.head.wake_at = Some(UnixMs(4));
     put(store, step).unwrap();
     put(store, append(other, 0, 2)).unwrap();
-    let erase = |expected| store.commit(&[Write::Erase { key, fence: 1, expected }]).unwrap().remove(0);
+    let erase = |expected| commit(store, &[Write::Erase { key, fence: 1, expected }]).remove(0);
     assert_eq!(erase(8), Err(WriteRefused::Conflict { expected: 8, found: 9 }));
     assert_eq!(erase(9), Ok(()));
     {

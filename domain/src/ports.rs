@@ -571,7 +571,7 @@ pub trait LogStore: Send + Sync + 'static {
     /// refuses all of them, and unless it is [`StoreError::Full`] any prefix may nevertheless be stored.
     ///
     /// An append that is stored has a position in its tenant's feed: 1, 2, 3 … in the order of the commits, and of
-    /// the writes of one commit. What is not an append has none, and is answered with 0.
+    /// the writes of one commit. What is not an append, or brings no event, has none, and is answered with 0.
     fn commit(&self, writes: &[Write]) -> Result<Vec<Result<u64, WriteRefused>>, StoreError>;
 
     /// The most writes that one commit should hold.

@@ -303,6 +303,13 @@ pub enum ItemKind {
     Error,
 }
 
+impl ItemKind {
+    /// Whether it is a tool call, whose text is the tool's output.
+    pub const fn is_tool(self) -> bool {
+        matches!(self, Self::ToolCall | Self::CommandExecution | Self::FileChange)
+    }
+}
+
 /// A prompt in the thread's inbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Admission {
@@ -538,6 +545,9 @@ pub struct Effect {
     pub resolution: Option<Resolution>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolved_by: Option<ResolvedBy>,
+    /// Of an uncertain one: its turn has ended, so that nothing can be done about it here any more.
+    #[serde(default)]
+    pub closed: bool,
     pub intended_at: UnixMs,
     pub started_at: Option<UnixMs>,
     pub ended_at: Option<UnixMs>,

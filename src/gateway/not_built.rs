@@ -35,8 +35,6 @@ use Verb::{Delete, Get, Patch, Post, Put};
 pub const TABLE: &[Part] = &[
     Part { what: "the console", tag: "service", routes: &[(Get, "/")] },
     Part { what: "the event stream of a tenant", tag: "events", routes: &[(Get, "/v1/events")] },
-    Part { what: "usage reports", tag: "usage", routes: &[(Get, "/v1/usage")] },
-    Part { what: "routing rules", tag: "usage", routes: &[(Get, "/v1/routing-rules"), (Put, "/v1/routing-rules")] },
     Part {
         what: "jobs",
         tag: "jobs",

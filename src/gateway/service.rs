@@ -149,6 +149,8 @@ pub async fn info(State(gateway): State<Arc<Gateway>>) -> Json<Info> {
             "snapshot",
             "idempotency",
             "if_match",
+            "usage",
+            "routing_rules",
         ],
         not_built: not_built::TABLE.iter().map(|part| part.what).collect(),
     })

@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use raddle_actors::{Archived, Done, RecordQuery, ThreadQuery};
+use raddle_actors::{Archived, Done, ThreadQuery};
 use raddle_domain::{
     id::{Seq, ThreadId},
     record::{Thread, ThreadStatus},
@@ -19,7 +19,7 @@ use super::{
     cursor::{self, List as Of},
     openapi::{IfMatch, Once, Paged, Reads, Writes},
     problem::Problem,
-    request::{Caller, MAX_PAGE, OfThread, Params, Verb},
+    request::{Caller, OfThread, Params, Verb},
     wire::{self, NewThread, Nothing, PatchThread, Snapshot, ThreadList, Unavailable, positions},
 };
 
@@ -159,20 +159,11 @@ pub async fn get_snapshot(
 ) -> Result<Response, Problem> {
     params.end()?;
     let whole = gateway.runtime.snapshot(key).await?;
-    // Read after the rest: what was asked or decided in between is in an event after `seq` too, as a whole record.
-    let approvals = match whole.thread.pending_approvals {
-        0 => Vec::new(),
-        _ => {
-            // One answer of a model cannot ask for more than a page.
-            let query = RecordQuery { thread: Some(key.thread), open: true, after: None, limit: MAX_PAGE };
-            gateway.runtime.approvals(key.tenant, query).await?.data
-        }
-    };
     let snapshot = Snapshot {
         thread: whole.thread,
         turns: whole.turns,
         items: whole.items,
-        approvals,
+        approvals: whole.approvals,
         inbox: positions(whole.inbox),
         seq: whole.seq,
     };

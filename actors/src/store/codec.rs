@@ -5,16 +5,17 @@
 //! never parsed here. Decoding is bounded by the bytes at hand: garbage costs neither a panic nor an allocation
 //! larger than itself.
 //!
-//! Absent on purpose: compression (`flags` has room for it), and knowledge of older schemas before there is one.
+//! Absent on purpose: compression (`flags` has room for it).
 
+use bytes::Bytes;
 use raddle_domain::{
     event,
-    id::{Seq, TurnId},
+    id::{Seq, ThreadId, TurnId},
     ports::{Corrupt, Receipt, RowHead, SettledTurn, StoredEvent, ThreadRow},
     time::UnixMs,
 };
 
-use super::keys::{LogKey, MetaKey, ReceiptKey, RowKey, StoreKey, TurnIdKey, TurnKey};
+use super::keys::{ForkKey, LogKey, MetaKey, ReceiptKey, RowKey, StoreKey, TurnIdKey, TurnKey};
 
 /// The layout of the eight bytes before the body.
 pub(crate) const FORMAT: u8 = 1;
@@ -25,7 +26,14 @@ type Parsed<T> = Result<T, &'static str>;
 /// The schema that this build writes, and the newest it reads, per table.
 fn schema<K: StoreKey>() -> u8 {
     // Every other body is ours alone and changes with this file.
-    if K::TABLE == LogKey::TABLE { event::SCHEMA } else { 1 }
+    match K::TABLE {
+        LogKey::TABLE => event::SCHEMA,
+        // 2: what the thread continues.
+        RowKey::TABLE => 2,
+        // 2: where the context begins, whether it was reverted, when it ended.
+        TurnKey::TABLE => 2,
+        _ => 1,
+    }
 }
 
 fn checksum<K: StoreKey>(key: &K, head: &[u8], body: &[u8]) -> u32 {
@@ -60,13 +68,15 @@ fn unseal<'a, K: StoreKey>(key: &K, bytes: &'a [u8]) -> Result<Body<'a>, Corrupt
     if format == 0 || wrote == 0 || flags != 0 || reserved != 0 {
         return Err(key.corrupt(format!("unknown kind of record ({format}, {wrote}, {flags}, {reserved})")));
     }
-    Ok(Body { rest: body })
+    Ok(Body { rest: body, schema: wrote })
 }
 
 /// What is left to read.
 #[derive(Clone, Copy)]
 struct Body<'a> {
     rest: &'a [u8],
+    /// The one it was written under.
+    schema: u8,
 }
 
 impl<'a> Body<'a> {
@@ -165,6 +175,26 @@ impl<'a> Sealed<'a> {
     }
 }
 
+/// The record of a chunk under another key, without what is behind `upto`. One that cannot be read stays as it is,
+/// which is not what would be read under the other key either.
+pub(crate) fn move_chunk(from: &LogKey, to: &LogKey, bytes: &[u8], upto: Seq) -> Vec<u8> {
+    let Ok(sealed) = open_chunk(from, bytes) else { return bytes.to_vec() };
+    if sealed.last() <= upto {
+        let mut moved = bytes.to_vec();
+        let sum = checksum(to, &moved[..4], &moved[HEAD..]);
+        moved[4..HEAD].copy_from_slice(&sum.to_le_bytes());
+        return moved;
+    }
+    let kept = (sealed.first()..=upto).zip(sealed.events()).map(|(_, event)| {
+        let (name, json) = event?;
+        Ok(StoredEvent { name: event::name(name), json: Bytes::copy_from_slice(json) })
+    });
+    match kept.collect::<Result<Vec<_>, Corrupt>>() {
+        Ok(kept) => seal_chunk(to, &kept),
+        Err(_) => bytes.to_vec(),
+    }
+}
+
 // ---- thread rows: a fixed head, then two JSON texts -------------------------------------------------
 
 /// What the store keeps in a row for itself, beside what it was given.
@@ -175,28 +205,52 @@ pub(crate) struct Head {
     pub recent_at: Option<UnixMs>,
     /// The newest record in `turns`; 0 when there is none.
     pub last_turn: Seq,
+    /// Where the events up to and with a seq are: stored under the name of another thread.
+    pub base: Option<(ThreadId, Seq)>,
+    /// The last event that was written under another name; 0 when the thread wrote all of its own.
+    pub inherited: Seq,
+}
+
+impl Head {
+    /// The last event that is stored under another name: what is behind it is under the thread's own.
+    pub(crate) fn floor(&self) -> Seq {
+        self.base.map_or(0, |(_, at)| at)
+    }
 }
 
 const ARCHIVED: u8 = 1;
 const OWES: u8 = 2;
 const WAKES: u8 = 4;
 const RECENT: u8 = 8;
+/// It began as a fork: `inherited` follows.
+const FORKED: u8 = 16;
+/// `base` follows.
+const BASED: u8 = 32;
 
 pub(crate) fn seal_row(key: &RowKey, stored: &Head, view: &[u8], snapshot: &[u8]) -> Vec<u8> {
-    let Head { head, recent_at, last_turn } = stored;
-    seal(key, 73 + view.len() + snapshot.len(), |to| {
+    let Head { head, recent_at, last_turn, base, inherited } = stored;
+    seal(key, 105 + view.len() + snapshot.len(), |to| {
         let bit = |on: bool, bit: u8| if on { bit } else { 0 };
         to.push(
             bit(head.archived, ARCHIVED)
                 | bit(head.owes_since.is_some(), OWES)
                 | bit(head.wake_at.is_some(), WAKES)
-                | bit(recent_at.is_some(), RECENT),
+                | bit(recent_at.is_some(), RECENT)
+                | bit(*inherited > 0, FORKED)
+                | bit(base.is_some(), BASED),
         );
         let time = |at: Option<UnixMs>| at.unwrap_or_default().0;
         let numbers = [head.last_seq, head.snapshot_seq, head.fence, head.listed_at.0];
         let more = [time(head.owes_since), time(head.wake_at), time(*recent_at), *last_turn];
         for number in numbers.into_iter().chain(more) {
             to.extend_from_slice(&number.to_le_bytes());
+        }
+        if *inherited > 0 {
+            to.extend_from_slice(&inherited.to_le_bytes());
+        }
+        if let Some((thread, at)) = base {
+            to.extend_from_slice(thread.as_bytes());
+            to.extend_from_slice(&at.to_le_bytes());
         }
         put_blob(to, view);
         put_blob(to, snapshot);
@@ -205,7 +259,8 @@ pub(crate) fn seal_row(key: &RowKey, stored: &Head, view: &[u8], snapshot: &[u8]
 
 fn head(body: &mut Body<'_>) -> Parsed<Head> {
     let [bits] = body.array()?;
-    if bits & !(ARCHIVED | OWES | WAKES | RECENT) != 0 {
+    let known = ARCHIVED | OWES | WAKES | RECENT | if body.schema < 2 { 0 } else { FORKED | BASED };
+    if bits & !known != 0 {
         return Err("unknown marks");
     }
     let [last_seq, snapshot_seq, fence, listed_at] = [body.u64()?, body.u64()?, body.u64()?, body.u64()?];
@@ -220,7 +275,9 @@ fn head(body: &mut Body<'_>) -> Parsed<Head> {
         wake_at: time(WAKES, wakes),
         archived: bits & ARCHIVED != 0,
     };
-    Ok(Head { head, recent_at: time(RECENT, recent), last_turn })
+    let inherited = if bits & FORKED != 0 { body.u64()? } else { 0 };
+    let base = if bits & BASED != 0 { Some((ThreadId::from_bytes(body.array()?), body.u64()?)) } else { None };
+    Ok(Head { head, recent_at: time(RECENT, recent), last_turn, base, inherited })
 }
 
 /// The head of a row; the whole row is checked.
@@ -241,10 +298,24 @@ pub(crate) fn read_row(key: &RowKey, bytes: &[u8]) -> Result<(ThreadRow, Head), 
 
 // ---- turns ------------------------------------------------------------------------------------------
 
-/// `previous` is the turn before it in the table (0 for the first): a hole in the table is noticed.
-pub(crate) fn seal_turn(key: &TurnKey, turn: &SettledTurn, previous: Seq) -> Vec<u8> {
-    seal(key, 36 + turn.turn.len() + 8 * turn.items.len(), |to| {
+/// A turn as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TurnRecord {
+    pub turn: SettledTurn,
+    /// The record before it under the same thread, 0 for the first: a hole in the table is noticed.
+    pub previous: Seq,
+    /// When it ended: its place among what is to be packed. 0 when it has none.
+    pub ended: UnixMs,
+}
+
+pub(crate) fn seal_turn(key: &TurnKey, record: &TurnRecord) -> Vec<u8> {
+    let TurnRecord { turn, previous, ended } = record;
+    seal(key, 60 + turn.turn.len() + 8 * turn.items.len(), |to| {
         to.extend_from_slice(&previous.to_le_bytes());
+        // No event has the seq 0.
+        for number in [turn.context_seq, turn.reverted.unwrap_or(0), ended.0] {
+            to.extend_from_slice(&number.to_le_bytes());
+        }
         to.extend_from_slice(turn.id.as_bytes());
         put_blob(to, &turn.turn);
         to.extend_from_slice(&(turn.items.len() as u32).to_le_bytes());
@@ -254,11 +325,12 @@ pub(crate) fn seal_turn(key: &TurnKey, turn: &SettledTurn, previous: Seq) -> Vec
     })
 }
 
-/// The turn, and the one before it.
-pub(crate) fn read_turn(key: &TurnKey, bytes: &[u8]) -> Result<(SettledTurn, Seq), Corrupt> {
+pub(crate) fn read_turn(key: &TurnKey, bytes: &[u8]) -> Result<TurnRecord, Corrupt> {
     let mut body = unseal(key, bytes)?;
     let mut read = || -> Parsed<_> {
         let previous = body.u64()?;
+        let [context_seq, reverted, ended] =
+            if body.schema < 2 { [0; 3] } else { [body.u64()?, body.u64()?, body.u64()?] };
         let id = TurnId::from_bytes(body.array()?);
         let turn = body.blob()?.to_vec();
         let count = body.u32()? as usize;
@@ -267,7 +339,9 @@ pub(crate) fn read_turn(key: &TurnKey, bytes: &[u8]) -> Result<(SettledTurn, Seq
             return Err("the items are not as many as said");
         }
         let items = items.iter().map(|item| Seq::from_le_bytes(*item)).collect();
-        Ok((SettledTurn { id, started_seq: key.seq(), turn, items, context_seq: 0, reverted: None }, previous))
+        let reverted = Some(reverted).filter(|seq| *seq > 0);
+        let turn = SettledTurn { id, started_seq: key.seq(), turn, items, context_seq, reverted };
+        Ok(TurnRecord { turn, previous, ended: UnixMs(ended) })
     };
     read().map_err(|why| key.corrupt(why))
 }
@@ -277,6 +351,15 @@ pub(crate) fn seal_turn_id(key: &TurnIdKey, started: Seq) -> Vec<u8> {
 }
 
 pub(crate) fn read_turn_id(key: &TurnIdKey, bytes: &[u8]) -> Result<Seq, Corrupt> {
+    number(key, bytes)
+}
+
+/// Where the log of the fork leaves its parent's.
+pub(crate) fn seal_fork(key: &ForkKey, at: Seq) -> Vec<u8> {
+    seal(key, 8, |to| to.extend_from_slice(&at.to_le_bytes()))
+}
+
+pub(crate) fn read_fork(key: &ForkKey, bytes: &[u8]) -> Result<Seq, Corrupt> {
     number(key, bytes)
 }
 
@@ -326,6 +409,8 @@ pub(crate) fn seal_epoch(epoch: u64) -> Vec<u8> {
 pub(crate) fn read_epoch(bytes: &[u8]) -> Result<u64, Corrupt> {
     number(&MetaKey::epoch(), bytes)
 }
+
+pub(crate) mod tenant;
 
 #[cfg(test)]
 mod tests;

@@ -123,7 +123,11 @@ keys! {
     TimerKey[56] = "timers";
     /// The store about itself.
     MetaKey[8] = "meta";
+    /// (tenant, parent, child): whose log continues whose.
+    ForkKey[64] = "forks";
 }
+
+pub(crate) mod tenant;
 
 /// Sealed records.
 pub(crate) const LOG: TableDefinition<LogKey, &[u8]> = TableDefinition::new(LogKey::TABLE);
@@ -132,6 +136,7 @@ pub(crate) const TURNS: TableDefinition<TurnKey, &[u8]> = TableDefinition::new(T
 pub(crate) const TURN_IDS: TableDefinition<TurnIdKey, &[u8]> = TableDefinition::new(TurnIdKey::TABLE);
 pub(crate) const RECEIPTS: TableDefinition<ReceiptKey, &[u8]> = TableDefinition::new(ReceiptKey::TABLE);
 pub(crate) const META: TableDefinition<MetaKey, &[u8]> = TableDefinition::new(MetaKey::TABLE);
+pub(crate) const FORKS: TableDefinition<ForkKey, &[u8]> = TableDefinition::new(ForkKey::TABLE);
 /// Indexes: the key is all there is, sealed so that a damaged one is noticed.
 pub(crate) const EXPIRY: TableDefinition<ExpiryKey, &[u8; 8]> = TableDefinition::new(ExpiryKey::TABLE);
 pub(crate) const OWING: TableDefinition<OwingKey, &[u8; 8]> = TableDefinition::new(OwingKey::TABLE);
@@ -187,9 +192,12 @@ impl TurnIdKey {
     pub(crate) fn all(key: ThreadKey) -> std::ops::RangeInclusive<Self> {
         Self::new(key, TurnId::from_bytes(FIRST_ID))..=Self::new(key, TurnId::from_bytes(LAST_ID))
     }
+    pub(crate) fn turn(&self) -> TurnId {
+        TurnId::from_bytes(self.part(48))
+    }
     fn show(&self) -> String {
         let thread = ThreadId::from_bytes(self.part(32));
-        format!("{}/{thread}/{}", tenant(self.part(0)), TurnId::from_bytes(self.part(48)))
+        format!("{}/{thread}/{}", tenant(self.part(0)), self.turn())
     }
 }
 
@@ -277,7 +285,37 @@ impl MetaKey {
         Self::join(&[b"epoch\0\0\0"])
     }
 
+    /// Which tables there are.
+    pub(crate) fn layout() -> Self {
+        Self::join(&[b"layout\0\0"])
+    }
+
     fn show(&self) -> String {
         String::from_utf8_lossy(&self.part::<8>(0)).trim_end_matches('\0').to_owned()
+    }
+}
+
+impl ForkKey {
+    pub(crate) fn new(parent: ThreadKey, child: ThreadId) -> Self {
+        Self::join(&[parent.tenant.as_bytes(), parent.thread.as_bytes(), child.as_bytes()])
+    }
+    /// Every fork of the thread.
+    pub(crate) fn all(parent: ThreadKey) -> std::ops::RangeInclusive<Self> {
+        Self::new(parent, ThreadId::from_bytes(FIRST_ID))..=Self::new(parent, ThreadId::from_bytes(LAST_ID))
+    }
+    /// Every fork of every thread of the tenant.
+    pub(crate) fn of_tenant(tenant: TenantId) -> std::ops::RangeInclusive<Self> {
+        let parent = |id| ThreadKey { tenant, thread: ThreadId::from_bytes(id) };
+        Self::new(parent(FIRST_ID), ThreadId::from_bytes(FIRST_ID))
+            ..=Self::new(parent(LAST_ID), ThreadId::from_bytes(LAST_ID))
+    }
+    pub(crate) fn parent(&self) -> ThreadId {
+        ThreadId::from_bytes(self.part(32))
+    }
+    pub(crate) fn child(&self) -> ThreadId {
+        ThreadId::from_bytes(self.part(48))
+    }
+    fn show(&self) -> String {
+        format!("{}/{}/{}", tenant(self.part(0)), self.parent(), self.child())
     }
 }

@@ -10,14 +10,16 @@ use std::{
 use raddle_domain::{
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{
-        Append, Chunk, Document, DocumentKind, Fed, Found, Listed, LogStore, OwingPlace, Place, Receipt, RecordKind,
-        SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View, Write, WriteRefused,
+        Append, Chunk, Document, DocumentKind, Fed, Fork, Found, Listed, LogStore, OwingPlace, Place, Receipt,
+        RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View, Write, WriteRefused,
     },
     time::UnixMs,
 };
 use uuid::Uuid;
 
-use super::{follows, page::Page, unordered};
+use super::{follows, page::Page, rename::rename, unknown_turn, unordered};
+
+mod tenant;
 
 /// The store.
 #[derive(Debug, Default)]
@@ -29,6 +31,7 @@ pub struct MemoryStore {
 struct State {
     threads: BTreeMap<ThreadKey, Arc<Stored>>,
     receipts: BTreeMap<(TenantId, [u8; 32]), Receipt>,
+    tenants: tenant::Tenants,
 }
 
 #[derive(Debug, Clone)]
@@ -36,6 +39,8 @@ struct Stored {
     row: ThreadRow,
     chunks: Vec<Chunk>,
     turns: BTreeMap<Seq, SettledTurn>,
+    /// The last event that was written under another name.
+    inherited: Seq,
 }
 
 impl State {
@@ -51,31 +56,81 @@ impl State {
         }
     }
 
-    fn append(&mut self, append: &Append) -> Result<(), WriteRefused> {
-        let Append { key, expected, at, chunk, row, settled, receipts, .. } = append;
+    /// What a fork begins with: a copy of its parent's past, under its own name.
+    fn forked(&self, key: ThreadKey, fork: Fork) -> Result<Stored, WriteRefused> {
+        let Fork { parent, at } = fork;
+        if let Some(old) = self.threads.get(&key) {
+            return Err(WriteRefused::Conflict { expected: at, found: old.row.head.last_seq });
+        }
+        let parent = self.threads.get(&ThreadKey { thread: parent, ..key });
+        let found = parent.map_or(0, |parent| parent.row.head.last_seq);
+        let Some(parent) = parent.filter(|_| at <= found) else {
+            return Err(WriteRefused::Conflict { expected: at, found });
+        };
+        let named = |json: &[u8]| {
+            let mut json = json.to_vec();
+            rename(&mut json, key.thread);
+            json
+        };
+        let past = |chunk: &Chunk| {
+            let events = (chunk.first..=at).zip(&chunk.events);
+            let event =
+                |(_, event): (Seq, &StoredEvent)| StoredEvent { json: named(&event.json).into(), ..event.clone() };
+            Chunk { first: chunk.first, events: events.map(event).collect() }
+        };
+        let chunks = parent.chunks.iter().map(past).filter(|chunk| !chunk.events.is_empty()).collect();
+        let seen = |turn: &&SettledTurn| turn.items.iter().all(|seq| *seq <= at);
+        let turns = parent.turns.range(..=at).map(|(_, turn)| turn).filter(seen).map(|turn| {
+            let reverted = turn.reverted.filter(|seq| *seq <= at);
+            (turn.started_seq, SettledTurn { turn: named(&turn.turn), reverted, ..turn.clone() })
+        });
+        Ok(Stored { row: parent.row.clone(), chunks, turns: turns.collect(), inherited: at })
+    }
+
+    fn append(&mut self, append: &Append) -> Result<u64, WriteRefused> {
+        let Append { key, expected, at, chunk, row, settled, reverted, receipts, fork, .. } = append;
         follows(append)?;
-        let old = self.owned(*key, row.head.fence, *expected)?;
-        let mut turns = old.map_or_else(BTreeMap::new, |old| old.turns.clone());
+        let mut stored = match fork {
+            Some(fork) => {
+                if let Err(fenced @ WriteRefused::Fenced { .. }) = self.owned(*key, row.head.fence, 0) {
+                    return Err(fenced);
+                }
+                self.forked(*key, *fork)?
+            }
+            None => match self.owned(*key, row.head.fence, *expected)? {
+                Some(old) => Stored::clone(old),
+                None => Stored { row: row.clone(), chunks: Vec::new(), turns: BTreeMap::new(), inherited: 0 },
+            },
+        };
+        let turns = &mut stored.turns;
         for turn in settled {
+            if turn.started_seq <= stored.inherited {
+                return Err(unordered(*key, turn.started_seq, stored.inherited));
+            }
             let last = turns.last_key_value().map_or(0, |(last, _)| *last);
             if turn.started_seq <= last && !turns.contains_key(&turn.started_seq) {
                 return Err(unordered(*key, turn.started_seq, last));
             }
             turns.insert(turn.started_seq, turn.clone());
         }
+        for taken in reverted {
+            let turn = turns.get_mut(&taken.started_seq).ok_or_else(|| unknown_turn(*key, taken.started_seq))?;
+            turn.reverted.get_or_insert(taken.seq);
+        }
         let known = |receipt: &Receipt| self.receipts.get(&(key.tenant, receipt.key));
         if receipts.iter().filter_map(known).any(|old| *at < old.expires_at) {
             return Err(WriteRefused::Repeated);
         }
-        let mut chunks = old.map_or_else(Vec::new, |old| old.chunks.clone());
+        self.tenants.check(append)?;
         if !chunk.events.is_empty() {
-            chunks.push(chunk.clone());
+            stored.chunks.push(chunk.clone());
         }
-        self.threads.insert(*key, Arc::new(Stored { row: row.clone(), chunks, turns }));
+        stored.row = row.clone();
+        self.threads.insert(*key, Arc::new(stored));
         for receipt in receipts {
             self.receipts.insert((key.tenant, receipt.key), receipt.clone());
         }
-        Ok(())
+        Ok(self.tenants.append(append))
     }
 }
 
@@ -91,11 +146,15 @@ impl LogStore for MemoryStore {
         let mut held = self.state();
         let state = Arc::make_mut(&mut held);
         let apply = |write: &Write| match write {
-            Write::Append(append) => state.append(append).map(|()| 0),
-            Write::Documents { .. } => Ok(0),
+            Write::Append(append) => state.append(append),
+            Write::Documents { tenant, kind, documents } => {
+                state.tenants.replace_documents(*tenant, *kind, documents);
+                Ok(0)
+            }
             Write::Erase { key, fence, expected } => {
                 state.owned(*key, *fence, *expected)?;
                 state.threads.remove(key);
+                state.tenants.forget(*key);
                 Ok(0)
             }
             // No row of this store is ever damaged.
@@ -194,6 +253,11 @@ impl View for MemoryView {
         Ok(stored.and_then(|stored| stored.turns.values().find(|turn| turn.id == id)).cloned())
     }
 
+    fn turn_before(&self, key: ThreadKey, before: Seq) -> Result<Option<SettledTurn>, StoreError> {
+        let stored = self.0.threads.get(&key);
+        Ok(stored.and_then(|stored| stored.turns.range(..before).next_back()).map(|(_, turn)| turn.clone()))
+    }
+
     fn list(&self, tenant: TenantId, cursor: Option<Place>, limit: usize) -> Result<Vec<Listed>, StoreError> {
         let mut list: Vec<_> = self.0.threads.iter().filter(|(key, _)| key.tenant == tenant).collect();
         let place = |key: &ThreadKey, stored: &Stored| {
@@ -233,46 +297,49 @@ impl View for MemoryView {
         Ok(self.timers().first().map(|(at, _)| *at))
     }
 
-    fn turn_before(&self, _key: ThreadKey, _before: Seq) -> Result<Option<SettledTurn>, StoreError> {
-        Ok(None)
+    fn feed(&self, tenant: TenantId, after: u64, limit: usize) -> Result<Vec<Fed>, StoreError> {
+        Ok(self.0.tenants.feed(tenant, after, limit))
     }
 
-    fn feed(&self, _tenant: TenantId, _after: u64, _limit: usize) -> Result<Vec<Fed>, StoreError> {
-        Ok(Vec::new())
+    fn feed_head(&self, tenant: TenantId) -> Result<u64, StoreError> {
+        Ok(self.0.tenants.feed_head(tenant))
     }
 
-    fn feed_head(&self, _tenant: TenantId) -> Result<u64, StoreError> {
-        Ok(0)
-    }
-
-    fn record(&self, _tenant: TenantId, _kind: RecordKind, _id: Uuid) -> Result<Option<Found>, StoreError> {
-        Ok(None)
+    fn record(&self, tenant: TenantId, kind: RecordKind, id: Uuid) -> Result<Option<Found>, StoreError> {
+        Ok(self.0.tenants.record(tenant, kind, id))
     }
 
     fn records(
         &self,
-        _tenant: TenantId,
-        _kind: RecordKind,
-        _thread: Option<ThreadId>,
-        _open: bool,
-        _after: Option<Uuid>,
-        _limit: usize,
+        tenant: TenantId,
+        kind: RecordKind,
+        thread: Option<ThreadId>,
+        open: bool,
+        after: Option<Uuid>,
+        limit: usize,
     ) -> Result<Vec<Found>, StoreError> {
-        Ok(Vec::new())
+        let wanted = |found: &&Found| {
+            thread.is_none_or(|thread| found.thread == thread)
+                && (found.open || !open)
+                && after.is_none_or(|after| found.id > after)
+        };
+        Ok(self.0.tenants.records(tenant, kind).filter(wanted).take(limit).copied().collect())
     }
 
     fn spent(
         &self,
-        _tenant: TenantId,
-        _from: u32,
-        _to: u32,
-        _after: Option<(u32, ThreadId)>,
-        _limit: usize,
+        tenant: TenantId,
+        from: u32,
+        to: u32,
+        after: Option<(u32, ThreadId)>,
+        limit: usize,
     ) -> Result<Vec<SpentBy>, StoreError> {
-        Ok(Vec::new())
+        let wanted =
+            |by: &SpentBy| (from..=to).contains(&by.day) && after.is_none_or(|after| (by.day, by.thread) > after);
+        Ok(self.0.tenants.spent(tenant).filter(wanted).take(limit).collect())
     }
 
-    fn documents(&self, _tenant: TenantId, _kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
-        Ok(Vec::new())
+    fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
+        Ok(self.0.tenants.documents(tenant, kind))
     }
 }

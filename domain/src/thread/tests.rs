@@ -32,7 +32,10 @@ struct Bench {
     now: UnixMs,
     ids: Counter,
     limits: Limits,
+    settled: Vec<Settled>,
 }
+
+static NO_PRICES: std::sync::LazyLock<Prices> = std::sync::LazyLock::new(Prices::default);
 
 impl Bench {
     fn new() -> Self {
@@ -41,19 +44,28 @@ impl Bench {
 
     fn with(limits: Limits, on_restart: OnRestart) -> Self {
         let ids = Counter(AtomicU64::new(1));
-        let cx = Cx { now: UnixMs(1_000), ids: &ids, limits: &limits };
+        let cx = Cx { now: UnixMs(1_000), ids: &ids, limits: &limits, prices: &NO_PRICES };
         let choice = ModelChoice { engine: "scripted".into(), model: "scripted".into() };
         let new = NewThread { on_restart, ..NewThread::with(choice) };
         let (state, step) = ThreadState::create(ThreadId::new(ids.mint()), new, cx).unwrap();
-        Self { state, log: step.records, rest: step.rest.unwrap(), now: UnixMs(1_000), ids, limits }
+        Self {
+            state,
+            log: step.records,
+            rest: step.rest.unwrap(),
+            now: UnixMs(1_000),
+            ids,
+            limits,
+            settled: Vec::new(),
+        }
     }
 
     fn request(&mut self, request: Request) -> Result<Step, Refused> {
         let before = self.state.clone();
-        let cx = Cx { now: self.now, ids: &self.ids, limits: &self.limits };
+        let cx = Cx { now: self.now, ids: &self.ids, limits: &self.limits, prices: &NO_PRICES };
         let step =
             self.state.step(request, cx).inspect_err(|_| assert_eq!(before, self.state, "refused, yet changed"))?;
         self.log.extend(step.records.iter().cloned());
+        self.settled.extend(step.settled.iter().cloned());
         if let Some(rest) = &step.rest {
             self.rest = rest.clone();
         }
@@ -100,7 +112,7 @@ impl Bench {
 
     fn replayed(&self) -> ThreadState {
         let mut state = ThreadState::begin(&self.log[0]).unwrap();
-        self.log[1..].iter().for_each(|record| drop(state.apply(record).unwrap()));
+        self.log[1..].iter().for_each(|record| state.apply(record).unwrap());
         state
     }
 
@@ -110,8 +122,10 @@ impl Bench {
         let snapshot: Snapshot = serde_json::from_slice(&json).unwrap();
         let at = |seq: Seq| self.log[seq as usize - 1].clone();
         let needed: Vec<Record> = snapshot.needs().map(at).collect();
-        let mut state = ThreadState::restore(snapshot, &needed).unwrap();
-        self.log[self.rest.seq as usize..].iter().for_each(|record| drop(state.apply(record).unwrap()));
+        let settled = |started| self.settled.iter().find(|settled| settled.started_seq == started).unwrap();
+        let turns: Vec<Turn> = snapshot.needs_turns().map(|started| settled(started).turn.clone()).collect();
+        let mut state = ThreadState::restore(snapshot, &needed, &turns).unwrap();
+        self.log[self.rest.seq as usize..].iter().for_each(|record| state.apply(record).unwrap());
         state
     }
 }
@@ -243,7 +257,7 @@ fn a_transient_failure_waits_and_asks_again_until_the_attempts_are_used_up() {
     for pause in [500, 1_000, 2_000] {
         bench.report(&[(TextKind::Answer, "par")], Some(Err(failure(ModelErrorKind::Unavailable))));
         let due = bench.now.after(std::time::Duration::from_millis(pause));
-        assert_eq!(bench.state.owed(), Owed { call: None, wake_at: Some(due) });
+        assert_eq!(bench.state.owed(), Owed { wake_at: Some(due), ..Owed::default() });
         bench.now = UnixMs(due.0 - 1);
         assert!(bench.ask(Command::Tick).unwrap().records.is_empty());
         bench.now = due;

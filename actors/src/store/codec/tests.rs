@@ -5,7 +5,7 @@ use raddle_domain::id::{TenantId, ThreadId, ThreadKey};
 
 use super::*;
 
-fn thread() -> ThreadKey {
+pub(super) fn thread() -> ThreadKey {
     ThreadKey { tenant: "acme".parse().unwrap(), thread: ThreadId::from_bytes([7; 16]) }
 }
 
@@ -27,18 +27,23 @@ fn stored_head() -> Head {
         wake_at: None,
         archived: true,
     };
-    Head { head, recent_at: Some(UnixMs(1_794_000_000_000)), last_turn: 33 }
+    Head { head, recent_at: Some(UnixMs(1_794_000_000_000)), last_turn: 33, base: None, inherited: 0 }
 }
 
-fn turn() -> SettledTurn {
-    SettledTurn {
+fn forked_head() -> Head {
+    Head { base: Some((ThreadId::from_bytes([8; 16]), 20)), inherited: 30, ..stored_head() }
+}
+
+fn turn() -> TurnRecord {
+    let turn = SettledTurn {
         id: TurnId::from_bytes([9; 16]),
         started_seq: 41,
         turn: b"{\"turn\":1}".into(),
         items: vec![42, 43],
-        context_seq: 0,
-        reverted: None,
-    }
+        context_seq: 17,
+        reverted: Some(50),
+    };
+    TurnRecord { turn, previous: 33, ended: UnixMs(1_795_000_000_009) }
 }
 
 fn receipt() -> Receipt {
@@ -56,34 +61,41 @@ fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-/// What today's encoder writes must be what was committed under this name. `RADDLE_BLESS=1` makes a missing file.
-fn same_as_golden(name: &str, bytes: &[u8]) -> Vec<u8> {
+/// What was committed under this name. `RADDLE_BLESS=1` makes a missing file of what today's encoder writes.
+pub(super) fn committed(name: &str, bytes: &[u8]) -> Vec<u8> {
     let path = golden(name);
     if !path.exists() && std::env::var_os("RADDLE_BLESS").is_some() {
         fs::write(&path, bytes).unwrap();
     }
-    let committed = fs::read(&path).unwrap();
-    assert!(committed == bytes, "{name}: the encoder no longer writes what format 1, schema 1 is");
+    fs::read(&path).unwrap()
+}
+
+/// What today's encoder writes must be what was committed under this name.
+pub(super) fn same_as_golden(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let committed = committed(name, bytes);
+    assert!(committed == bytes, "{name}: the encoder no longer writes what this schema is");
     committed
 }
 
 #[test]
-fn records_of_format_1_schema_1_are_written_and_read_as_committed() {
+fn records_are_written_and_read_as_committed() {
     let key = LogKey::new(thread(), 41);
     let bytes = same_as_golden("log-f1-s1.bin", &seal_chunk(&key, &events()));
     assert_eq!(chunk_events(&key, &bytes).unwrap(), events());
 
     let key = RowKey::new(thread());
-    let bytes = same_as_golden("threads-f1-s1.bin", &seal_row(&key, &stored_head(), b"{\"view\":1}", b"{\"snap\":2}"));
-    let (row, head) = read_row(&key, &bytes).unwrap();
-    assert_eq!((head, &*row.view, &*row.snapshot), (stored_head(), &b"{\"view\":1}"[..], &b"{\"snap\":2}"[..]));
-    assert_eq!(read_head(&key, &bytes).unwrap(), stored_head());
+    for (name, head) in [("threads-f1-s2.bin", stored_head()), ("threads-f1-s2-fork.bin", forked_head())] {
+        let bytes = same_as_golden(name, &seal_row(&key, &head, b"{\"view\":1}", b"{\"snap\":2}"));
+        let (row, found) = read_row(&key, &bytes).unwrap();
+        assert_eq!((found, &*row.view, &*row.snapshot), (head, &b"{\"view\":1}"[..], &b"{\"snap\":2}"[..]));
+        assert_eq!(read_head(&key, &bytes).unwrap(), head);
+    }
 
     let key = TurnKey::new(thread(), 41);
-    let bytes = same_as_golden("turns-f1-s1.bin", &seal_turn(&key, &turn(), 33));
-    assert_eq!(read_turn(&key, &bytes).unwrap(), (turn(), 33));
+    let bytes = same_as_golden("turns-f1-s2.bin", &seal_turn(&key, &turn()));
+    assert_eq!(read_turn(&key, &bytes).unwrap(), turn());
 
-    let key = TurnIdKey::new(thread(), turn().id);
+    let key = TurnIdKey::new(thread(), turn().turn.id);
     let bytes = same_as_golden("turn_ids-f1-s1.bin", &seal_turn_id(&key, 41));
     assert_eq!(read_turn_id(&key, &bytes).unwrap(), 41);
 
@@ -97,6 +109,22 @@ fn records_of_format_1_schema_1_are_written_and_read_as_committed() {
 
     let bytes = same_as_golden("meta-epoch-f1-s1.bin", &seal_epoch(12));
     assert_eq!(read_epoch(&bytes).unwrap(), 12);
+
+    let key = ForkKey::new(thread(), ThreadId::from_bytes([8; 16]));
+    let bytes = same_as_golden("forks-f1-s1.bin", &seal_fork(&key, 12));
+    assert_eq!(read_fork(&key, &bytes).unwrap(), 12);
+}
+
+#[test]
+fn records_of_older_schemas_are_read_as_what_they_meant() {
+    let key = RowKey::new(thread());
+    let (row, head) = read_row(&key, &committed("threads-f1-s1.bin", b"")).unwrap();
+    assert_eq!((head, &*row.view, &*row.snapshot), (stored_head(), &b"{\"view\":1}"[..], &b"{\"snap\":2}"[..]));
+
+    let key = TurnKey::new(thread(), 41);
+    let old = SettledTurn { context_seq: 0, reverted: None, ..turn().turn };
+    let expected = TurnRecord { turn: old, ended: UnixMs(0), ..turn() };
+    assert_eq!(read_turn(&key, &committed("turns-f1-s1.bin", b"")).unwrap(), expected);
 }
 
 #[test]
@@ -120,7 +148,7 @@ fn a_record_of_a_later_build_says_so() {
     bytes[1] = 9;
     let sum = checksum(&key, &bytes[..4], &bytes[HEAD..]);
     bytes[4..HEAD].copy_from_slice(&sum.to_le_bytes());
-    assert_eq!(read_head(&key, &bytes).unwrap_err().why, "written by schema 9, this build reads up to 1");
+    assert_eq!(read_head(&key, &bytes).unwrap_err().why, "written by schema 9, this build reads up to 2");
     bytes[0] = 2;
     assert_eq!(read_head(&key, &bytes).unwrap_err().why, "written in format 2, this build reads up to 1");
 }
@@ -130,13 +158,15 @@ fn read_all(mut bytes: Vec<u8>, resealed: bool) {
     macro_rules! with {
         ($key:expr, $read:expr) => {{
             let key = $key;
-            if resealed && bytes.len() >= HEAD {
-                bytes[..4].copy_from_slice(&[1, 1, 0, 0]);
-                let sum = checksum(&key, &bytes[..4], &bytes[HEAD..]);
-                bytes[4..HEAD].copy_from_slice(&sum.to_le_bytes());
+            for schema in [1, 2] {
+                if resealed && bytes.len() >= HEAD {
+                    bytes[..4].copy_from_slice(&[1, schema, 0, 0]);
+                    let sum = checksum(&key, &bytes[..4], &bytes[HEAD..]);
+                    bytes[4..HEAD].copy_from_slice(&sum.to_le_bytes());
+                }
+                #[allow(clippy::redundant_closure_call)]
+                let _ = $read(&key, &bytes[..]);
             }
-            #[allow(clippy::redundant_closure_call)]
-            let _ = $read(&key, &bytes[..]);
         }};
     }
     with!(LogKey::new(thread(), 41), chunk_events);
@@ -144,10 +174,11 @@ fn read_all(mut bytes: Vec<u8>, resealed: bool) {
     with!(RowKey::new(thread()), read_row);
     with!(RowKey::new(thread()), read_head);
     with!(TurnKey::new(thread(), 41), read_turn);
-    with!(TurnIdKey::new(thread(), turn().id), read_turn_id);
+    with!(TurnIdKey::new(thread(), turn().turn.id), read_turn_id);
     with!(ReceiptKey::new(thread().tenant, &[1; 32]), |key: &ReceiptKey, bytes: &[u8]| read_receipt(
         key, &[1; 32], bytes
     ));
+    with!(ForkKey::new(thread(), ThreadId::from_bytes([8; 16])), read_fork);
     with!(MetaKey::epoch(), |_: &MetaKey, bytes: &[u8]| read_epoch(bytes));
 }
 
@@ -172,8 +203,8 @@ proptest! {
     ) {
         for mut bytes in [
             seal_chunk(&LogKey::new(thread(), 41), &events()),
-            seal_row(&RowKey::new(thread()), &stored_head(), b"{}", b"{}"),
-            seal_turn(&TurnKey::new(thread(), 41), &turn(), 33),
+            seal_row(&RowKey::new(thread()), &forked_head(), b"{}", b"{}"),
+            seal_turn(&TurnKey::new(thread(), 41), &turn()),
             seal_receipt(&ReceiptKey::new(thread().tenant, &[1; 32]), &receipt()),
         ] {
             let length = bytes.len();

@@ -1,7 +1,7 @@
 //! Reading from one commit. Every record is checked when it is read, and so is what connects records: a log without
 //! a gap up to where its row says it ends, turns that name the one before them, a row beside every log.
 
-use ::redb::ReadTransaction;
+use ::redb::{ReadOnlyTable, ReadTransaction};
 use bytes::Bytes;
 use raddle_domain::{
     event,
@@ -20,12 +20,19 @@ use super::{
         codec::{self, Head},
         keys::{
             self, LOG, LogKey, OWING, OwingKey, RECEIPTS, RECENT, ReceiptKey, RecentKey, RowKey, StoreKey, THREADS,
-            TIMERS, TURN_IDS, TURNS, TimerKey, TurnIdKey, TurnKey,
+            TIMERS, TURN_IDS, TURNS, TimerKey, TurnKey,
         },
         page::Page,
+        rename::rename,
     },
     Fault, Quiet, fenced,
+    lineage::{Lineage, Part},
 };
+
+mod tenant;
+
+type Rows = ReadOnlyTable<RowKey, &'static [u8]>;
+type Turns = ReadOnlyTable<TurnKey, &'static [u8]>;
 
 pub(super) struct RedbView<'s> {
     txn: Quiet<ReadTransaction>,
@@ -62,14 +69,14 @@ impl<'s> RedbView<'s> {
         self.row_as(key, codec::read_head)
     }
 
-    /// Calls `each` with the chunks that hold the events from `from` to `last`, until it returns `false`.
+    /// Calls `each` with the chunks that hold the events of `part` from `from` on, until it returns `false`.
     fn chunks(
         &self,
-        key: ThreadKey,
+        part: &Part,
         from: Seq,
-        last: Seq,
         mut each: impl FnMut(codec::Sealed<'_>, &[u8]) -> Result<bool, Corrupt>,
     ) -> Result<(), Fault> {
+        let (key, last) = (part.owner, part.head.head.last_seq);
         let log = self.txn.open_table(LOG)?;
         let missing = |seq| Fault::Corrupt(LogKey::new(key, seq).corrupt("the record is missing"));
         let start = log.range(LogKey::new(key, 0)..=LogKey::new(key, from))?.next_back().transpose()?;
@@ -90,11 +97,15 @@ impl<'s> RedbView<'s> {
                 None if end < from => return Err(missing(end + 1)),
                 _ => {}
             }
+            if first <= part.floor() {
+                let why = format!("it begins at {first}, the log behind {}", part.floor());
+                return Err(Fault::Corrupt(at.corrupt(why)));
+            }
             if end > last {
                 let why = format!("it ends at {end}, the log at {last}");
                 return Err(Fault::Corrupt(at.corrupt(why)));
             }
-            if !each(sealed, bytes.value()).map_err(Fault::Corrupt)? || end == last {
+            if !each(sealed, bytes.value()).map_err(Fault::Corrupt)? || end >= last.min(part.upto) {
                 return Ok(());
             }
             wanted = Some(end + 1);
@@ -102,38 +113,15 @@ impl<'s> RedbView<'s> {
         Err(missing(wanted.unwrap_or(from)))
     }
 
-    fn settled(&self, key: ThreadKey, after: Seq, limit: usize) -> Result<Vec<SettledTurn>, Fault> {
-        let Some(head) = self.head(key)? else { return Ok(Vec::new()) };
-        let mut turns = Vec::new();
-        // Where the chain was seen to reach.
-        let mut reached = after;
-        if after < head.last_turn && limit > 0 {
-            for entry in
-                self.txn.open_table(TURNS)?.range(TurnKey::new(key, after + 1)..=TurnKey::new(key, Seq::MAX))?
-            {
-                let (at, bytes) = entry?;
-                let at = at.value();
-                let (turn, previous) = codec::read_turn(&at, bytes.value()).map_err(Fault::Corrupt)?;
-                // The cursor may stand between two turns; after that each names the one before it.
-                if at != TurnKey::new(key, at.seq())
-                    || at.seq() <= reached
-                    || previous > reached
-                    || (reached != after && previous != reached)
-                    || at.seq() > head.last_turn
-                {
-                    return Err(Fault::Corrupt(TurnKey::new(key, previous).corrupt("the record is missing")));
-                }
-                reached = at.seq();
-                turns.push(turn);
-                if turns.len() == limit {
-                    return Ok(turns);
-                }
-            }
-            if reached != head.last_turn {
-                return Err(Fault::Corrupt(TurnKey::new(key, head.last_turn).corrupt("the record is missing")));
-            }
-        }
-        Ok(turns)
+    /// Reads of the turns of a thread's whole history, if there is a thread.
+    fn turns_of<T>(
+        &self,
+        key: ThreadKey,
+        read: impl FnOnce(&mut Lineage<'_, Rows>, &Turns) -> Result<T, Fault>,
+    ) -> Result<Option<(T, Head)>, Fault> {
+        let Some(head) = self.head(key)? else { return Ok(None) };
+        let (rows, turns) = (self.txn.open_table(THREADS)?, self.txn.open_table(TURNS)?);
+        Ok(Some((read(&mut Lineage::new(&rows, key, head), &turns)?, head)))
     }
 
     fn listed(&self, tenant: TenantId, cursor: Option<Place>, limit: usize) -> Result<Vec<Listed>, Fault> {
@@ -211,6 +199,24 @@ impl<'s> RedbView<'s> {
     }
 }
 
+/// An event as the thread's own.
+fn named(head: &Head, key: ThreadKey, seq: Seq, json: Bytes) -> Bytes {
+    if seq > head.inherited {
+        return json;
+    }
+    let mut json = json.to_vec();
+    rename(&mut json, key.thread);
+    json.into()
+}
+
+/// A turn as the thread's own.
+fn named_turn(head: &Head, key: ThreadKey, mut turn: SettledTurn) -> SettledTurn {
+    if turn.started_seq <= head.inherited {
+        rename(&mut turn.turn, key.thread);
+    }
+    turn
+}
+
 impl View for RedbView<'_> {
     fn row(&self, key: ThreadKey) -> Result<Option<ThreadRow>, StoreError> {
         self.read(|| Ok(self.row_as(key, codec::read_row)?.map(|(row, _)| row)))
@@ -218,21 +224,31 @@ impl View for RedbView<'_> {
 
     fn events(&self, key: ThreadKey, after: Seq, limit: usize, bytes: usize) -> Result<Vec<Chunk>, StoreError> {
         self.read(|| {
-            let last = self.head(key)?.map_or(0, |head| head.head.last_seq);
             let mut page = Page::new(after, limit, bytes);
-            if after < last && limit > 0 {
-                self.chunks(key, after + 1, last, |sealed, value| {
+            let head = self.head(key)?.filter(|head| after < head.head.last_seq && limit > 0);
+            let Some(head) = head else { return Ok(page.finish()) };
+            let rows = self.txn.open_table(THREADS)?;
+            let mut lineage = Lineage::new(&rows, key, head);
+            for back in (0..=lineage.holding(after)?).rev() {
+                let Some(part) = lineage.part(back)? else { continue };
+                let from = after.max(part.floor()) + 1;
+                // A fork may not have said anything of its own yet.
+                if from > part.head.head.last_seq || page.is_full() {
+                    continue;
+                }
+                self.chunks(&part, from, |sealed, value| {
                     let first = sealed.first();
                     page.begin(first);
                     // One copy for all events of the chunk, which then share it.
                     let shared = Bytes::copy_from_slice(value);
-                    for (seq, event) in (first..).zip(sealed.events()) {
+                    for (seq, event) in (first..=part.upto).zip(sealed.events()) {
                         let (name, json) = event?;
                         if page.skips(seq) {
                             continue;
                         }
                         let at = json.as_ptr() as usize - value.as_ptr() as usize;
-                        page.push(event::name(name), shared.slice(at..at + json.len()));
+                        let json = shared.slice(at..at + json.len());
+                        page.push(event::name(name), named(&head, key, seq, json));
                         if page.is_full() {
                             break;
                         }
@@ -246,38 +262,46 @@ impl View for RedbView<'_> {
 
     fn event(&self, key: ThreadKey, seq: Seq) -> Result<Option<StoredEvent>, StoreError> {
         self.read(|| {
-            let last = self.head(key)?.map_or(0, |head| head.head.last_seq);
+            let head = self.head(key)?.filter(|head| (1..=head.head.last_seq).contains(&seq));
+            let Some(head) = head else { return Ok(None) };
+            let rows = self.txn.open_table(THREADS)?;
+            let mut lineage = Lineage::new(&rows, key, head);
+            let back = lineage.holding(seq - 1)?;
+            let Some(part) = lineage.part(back)? else { return Ok(None) };
             let mut found = None;
-            if (1..=last).contains(&seq) {
-                self.chunks(key, seq, last, |sealed, _| {
-                    let at = usize::try_from(seq - sealed.first()).unwrap_or(usize::MAX);
-                    if let Some(event) = sealed.events().nth(at) {
-                        let (name, json) = event?;
-                        found = Some(StoredEvent { name: event::name(name), json: Bytes::copy_from_slice(json) });
-                    }
-                    Ok(false)
-                })?;
-            }
+            self.chunks(&part, seq, |sealed, _| {
+                let at = usize::try_from(seq - sealed.first()).unwrap_or(usize::MAX);
+                if let Some(event) = sealed.events().nth(at) {
+                    let (name, json) = event?;
+                    let json = named(&head, key, seq, Bytes::copy_from_slice(json));
+                    found = Some(StoredEvent { name: event::name(name), json });
+                }
+                Ok(false)
+            })?;
             Ok(found)
         })
     }
 
     fn turns(&self, key: ThreadKey, after: Seq, limit: usize) -> Result<Vec<SettledTurn>, StoreError> {
-        self.read(|| self.settled(key, after, limit))
+        self.read(|| {
+            let found = self.turns_of(key, |lineage, turns| lineage.turns_after(turns, after, limit))?;
+            let Some((list, head)) = found else { return Ok(Vec::new()) };
+            Ok(list.into_iter().map(|turn| named_turn(&head, key, turn)).collect())
+        })
     }
 
     fn turn(&self, key: ThreadKey, id: TurnId) -> Result<Option<SettledTurn>, StoreError> {
         self.read(|| {
-            let id_key = TurnIdKey::new(key, id);
             let ids = self.txn.open_table(TURN_IDS)?;
-            let Some(bytes) = ids.get(id_key)? else { return Ok(None) };
-            let turn_key = TurnKey::new(key, codec::read_turn_id(&id_key, bytes.value()).map_err(Fault::Corrupt)?);
-            let turns = self.txn.open_table(TURNS)?;
-            let Some(bytes) = turns.get(turn_key)? else {
-                return Err(Fault::Corrupt(turn_key.corrupt("the record is missing")));
-            };
-            let (turn, _) = codec::read_turn(&turn_key, bytes.value()).map_err(Fault::Corrupt)?;
-            if turn.id == id { Ok(Some(turn)) } else { Err(Fault::Corrupt(id_key.corrupt("it names another turn"))) }
+            let found = self.turns_of(key, |lineage, turns| lineage.turn(turns, &ids, id))?;
+            Ok(found.and_then(|(turn, head)| Some(named_turn(&head, key, turn?))))
+        })
+    }
+
+    fn turn_before(&self, key: ThreadKey, before: Seq) -> Result<Option<SettledTurn>, StoreError> {
+        self.read(|| {
+            let found = self.turns_of(key, |lineage, turns| lineage.turn_before(turns, before))?;
+            Ok(found.and_then(|(turn, head)| Some(named_turn(&head, key, turn?))))
         })
     }
 
@@ -356,46 +380,45 @@ impl View for RedbView<'_> {
         })
     }
 
-    fn turn_before(&self, _key: ThreadKey, _before: Seq) -> Result<Option<SettledTurn>, StoreError> {
-        Ok(None)
+    fn feed(&self, tenant: TenantId, after: u64, limit: usize) -> Result<Vec<Fed>, StoreError> {
+        self.read(|| self.fed(tenant, after, limit))
     }
 
-    fn feed(&self, _tenant: TenantId, _after: u64, _limit: usize) -> Result<Vec<Fed>, StoreError> {
-        Ok(Vec::new())
+    fn feed_head(&self, tenant: TenantId) -> Result<u64, StoreError> {
+        self.read(|| self.fed_head(tenant))
     }
 
-    fn feed_head(&self, _tenant: TenantId) -> Result<u64, StoreError> {
-        Ok(0)
-    }
-
-    fn record(&self, _tenant: TenantId, _kind: RecordKind, _id: Uuid) -> Result<Option<Found>, StoreError> {
-        Ok(None)
+    fn record(&self, tenant: TenantId, kind: RecordKind, id: Uuid) -> Result<Option<Found>, StoreError> {
+        self.read(|| self.found(tenant, kind, id))
     }
 
     fn records(
         &self,
-        _tenant: TenantId,
-        _kind: RecordKind,
-        _thread: Option<ThreadId>,
-        _open: bool,
-        _after: Option<Uuid>,
-        _limit: usize,
+        tenant: TenantId,
+        kind: RecordKind,
+        thread: Option<ThreadId>,
+        open: bool,
+        after: Option<Uuid>,
+        limit: usize,
     ) -> Result<Vec<Found>, StoreError> {
-        Ok(Vec::new())
+        self.read(|| match thread {
+            Some(thread) => self.found_in_thread(ThreadKey { tenant, thread }, kind, open, after, limit),
+            None => self.found_in_tenant(tenant, kind, open, after, limit),
+        })
     }
 
     fn spent(
         &self,
-        _tenant: TenantId,
-        _from: u32,
-        _to: u32,
-        _after: Option<(u32, ThreadId)>,
-        _limit: usize,
+        tenant: TenantId,
+        from: u32,
+        to: u32,
+        after: Option<(u32, ThreadId)>,
+        limit: usize,
     ) -> Result<Vec<SpentBy>, StoreError> {
-        Ok(Vec::new())
+        self.read(|| self.spent_by(tenant, from, to, after, limit))
     }
 
-    fn documents(&self, _tenant: TenantId, _kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
-        Ok(Vec::new())
+    fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
+        self.read(|| self.documents_of(tenant, kind))
     }
 }

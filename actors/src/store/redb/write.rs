@@ -1,22 +1,25 @@
 //! One write inside a transaction: everything is checked before anything is written, so a refused write leaves no
 //! trace while its neighbours are stored. Indexes follow the row's head, by comparing the old one with the new.
 
+use std::collections::BTreeMap;
+
 use ::redb::{ReadableTable, Table, WriteTransaction};
 use raddle_domain::{
     id::{Seq, ThreadKey},
-    ports::{Append, Write, WriteRefused},
+    ports::{Append, Fork, Write, WriteRefused},
     time::UnixMs,
 };
 
 use super::{
     super::{
-        codec::{self, Head},
+        codec::{self, Head, TurnRecord},
         keys::{
-            EXPIRY, ExpiryKey, LOG, LogKey, OWING, OwingKey, RECEIPTS, RECENT, ReceiptKey, RecentKey, RowKey, StoreKey,
-            THREADS, TIMERS, TURN_IDS, TURNS, TimerKey, TurnIdKey, TurnKey,
+            EXPIRY, ExpiryKey, FORKS, ForkKey, LOG, LogKey, OWING, OwingKey, RECEIPTS, RECENT, ReceiptKey, RecentKey,
+            RowKey, StoreKey, THREADS, TIMERS, TURN_IDS, TURNS, TimerKey, TurnIdKey, TurnKey,
         },
     },
     Fault,
+    lineage::{self, Lineage, Part},
 };
 
 type Records<'t, K> = Option<Table<'t, K, &'static [u8]>>;
@@ -25,16 +28,18 @@ type Marks<'t, K> = Option<Table<'t, K, &'static [u8; 8]>>;
 /// The tables of one transaction; each is opened when it is first needed, because a table that was opened costs
 /// pages.
 pub(super) struct Tables<'t> {
-    txn: &'t WriteTransaction,
-    log: Records<'t, LogKey>,
-    threads: Records<'t, RowKey>,
-    turns: Records<'t, TurnKey>,
-    turn_ids: Records<'t, TurnIdKey>,
+    pub(super) txn: &'t WriteTransaction,
+    pub(super) log: Records<'t, LogKey>,
+    pub(super) threads: Records<'t, RowKey>,
+    pub(super) turns: Records<'t, TurnKey>,
+    pub(super) turn_ids: Records<'t, TurnIdKey>,
+    pub(super) forks: Records<'t, ForkKey>,
     receipts: Records<'t, ReceiptKey>,
     expiry: Marks<'t, ExpiryKey>,
     owing: Marks<'t, OwingKey>,
     recent: Marks<'t, RecentKey>,
     timers: Marks<'t, TimerKey>,
+    tenant: tenant::TenantTables<'t>,
 }
 
 /// The table in the slot, opened if it is not.
@@ -46,6 +51,7 @@ macro_rules! open {
         }
     };
 }
+pub(super) use open;
 
 /// Moves an index entry from where the old head says to where the new one says.
 macro_rules! shift {
@@ -67,6 +73,8 @@ macro_rules! shift {
 /// What a write may do, or why not.
 type Checked<T> = Result<T, WriteRefused>;
 
+mod tenant;
+
 impl<'t> Tables<'t> {
     pub(super) fn new(txn: &'t WriteTransaction) -> Self {
         Self {
@@ -75,20 +83,25 @@ impl<'t> Tables<'t> {
             threads: None,
             turns: None,
             turn_ids: None,
+            forks: None,
             receipts: None,
             expiry: None,
             owing: None,
             recent: None,
             timers: None,
+            tenant: tenant::TenantTables::new(txn),
         }
     }
 
     pub(super) fn apply(&mut self, write: &Write) -> Result<Checked<u64>, Fault> {
         match write {
-            Write::Append(append) => Ok(self.append(append)?.map(|()| 0)),
+            Write::Append(append) => self.append(append),
             Write::Erase { key, fence, expected } => Ok(self.erase(*key, *fence, *expected)?.map(|()| 0)),
             Write::Purge { key } => Ok(self.purge(*key)?.map(|()| 0)),
-            Write::Documents { .. } => Ok(Ok(0)),
+            Write::Documents { tenant, kind, documents } => {
+                self.tenant.replace_documents(*tenant, *kind, documents)?;
+                Ok(Ok(0))
+            }
         }
     }
 
@@ -114,37 +127,165 @@ impl<'t> Tables<'t> {
         })
     }
 
-    fn append(&mut self, append: &Append) -> Result<Checked<()>, Fault> {
-        let Append { key, expected, at, chunk, row, settled, receipts, .. } = append;
+    /// The head under which the events of an append begin, and whether the thread is new.
+    fn begun(&mut self, append: &Append) -> Result<Checked<(Head, bool)>, Fault> {
+        let Append { key, expected, row, fork, .. } = append;
+        let Some(fork) = fork else {
+            let old = match self.owned(*key, row.head.fence, *expected)? {
+                Ok(old) => old,
+                Err(refused) => return Ok(Err(refused)),
+            };
+            // Forks that still name it would take what is new for their past.
+            if old.is_none() && open!(self.forks, FORKS).range(ForkKey::all(*key))?.next().transpose()?.is_some() {
+                let row_key = RowKey::new(*key);
+                return Ok(Err(row_key.corrupt("the row is missing, a fork of it is there").into()));
+            }
+            return Ok(Ok((old.unwrap_or_default(), old.is_none())));
+        };
+        match self.owned(*key, row.head.fence, 0)? {
+            Ok(None) => {}
+            Ok(Some(_)) => return Ok(Err(WriteRefused::Conflict { expected: *expected, found: 0 })),
+            Err(WriteRefused::Conflict { found, .. }) => {
+                return Ok(Err(WriteRefused::Conflict { expected: *expected, found }));
+            }
+            Err(refused) => return Ok(Err(refused)),
+        }
+        Ok(self.forked(*key, *fork)?.map(|head| (head, true)))
+    }
+
+    /// The head of a thread that continues another one's log.
+    fn forked(&mut self, key: ThreadKey, fork: Fork) -> Result<Checked<Head>, Fault> {
+        let Fork { parent, at } = fork;
+        let parent = ThreadKey { thread: parent, ..key };
+        let row_key = RowKey::new(parent);
+        let threads = open!(self.threads, THREADS);
+        let head = match threads.get(row_key)?.map(|bytes| codec::read_head(&row_key, bytes.value())).transpose() {
+            Ok(head) => head,
+            Err(corrupt) => return Ok(Err(corrupt.into())),
+        };
+        let found = head.map_or(0, |head| head.head.last_seq);
+        let Some(head) = head.filter(|_| at <= found) else {
+            return Ok(Err(WriteRefused::Conflict { expected: at, found }));
+        };
+        // The event may be one that the parent shares itself: then it is shared with whoever really holds it.
+        let mut lineage = Lineage::new(threads, parent, head);
+        let owner = match lineage.holding(at - 1).and_then(|back| lineage.part(back)) {
+            Ok(Some(part)) => part.owner,
+            Ok(None) => parent,
+            Err(Fault::Corrupt(corrupt)) => return Ok(Err(corrupt.into())),
+            Err(other) => return Err(other),
+        };
+        Ok(Ok(Head { base: Some((owner.thread, at)), inherited: at, ..Head::default() }))
+    }
+
+    /// The records of turns that an append leads to, and the newest record of all.
+    fn turn_records(
+        &mut self,
+        append: &Append,
+        old: &Head,
+    ) -> Result<Checked<(BTreeMap<Seq, TurnRecord>, Seq)>, Fault> {
+        let Append { key, at, settled, reverted, .. } = append;
+        let mut records: BTreeMap<Seq, TurnRecord> = BTreeMap::new();
+        let mut last_turn = old.last_turn;
+        for turn in settled {
+            let seq = turn.started_seq;
+            let mut ended = *at;
+            let previous = if seq <= old.inherited {
+                return Ok(Err(super::super::unordered(*key, seq, old.inherited)));
+            } else if seq > last_turn {
+                std::mem::replace(&mut last_turn, seq)
+            } else if let Some(planned) = records.get(&seq) {
+                planned.previous
+            } else {
+                let turn_key = TurnKey::new(*key, seq);
+                let Some(bytes) = open!(self.turns, TURNS).get(turn_key)? else {
+                    return Ok(Err(super::super::unordered(*key, seq, last_turn)));
+                };
+                match codec::read_turn(&turn_key, bytes.value()) {
+                    Ok(record) => {
+                        ended = record.ended;
+                        record.previous
+                    }
+                    Err(corrupt) => return Ok(Err(corrupt.into())),
+                }
+            };
+            records.insert(seq, TurnRecord { turn: turn.clone(), previous, ended });
+        }
+        for taken in reverted {
+            match self.revert(*key, old, taken.started_seq, taken.seq, &mut records, &mut last_turn) {
+                Ok(true) => {}
+                Ok(false) => return Ok(Err(super::super::unknown_turn(*key, taken.started_seq))),
+                Err(Fault::Corrupt(corrupt)) => return Ok(Err(corrupt.into())),
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(Ok((records, last_turn)))
+    }
+
+    /// Plans the record that says that the turn was taken out. Returns whether there is such a turn.
+    fn revert(
+        &mut self,
+        key: ThreadKey,
+        old: &Head,
+        started: Seq,
+        seq: Seq,
+        records: &mut BTreeMap<Seq, TurnRecord>,
+        last_turn: &mut Seq,
+    ) -> Result<bool, Fault> {
+        // A turn that was taken out before stays taken out since then.
+        if let Some(planned) = records.get_mut(&started) {
+            planned.turn.reverted.get_or_insert(seq);
+            return Ok(true);
+        }
+        let turn_key = TurnKey::new(key, started);
+        let (threads, turns) = (open!(self.threads, THREADS), open!(self.turns, TURNS));
+        if let Some(bytes) = turns.get(turn_key)? {
+            let mut record = codec::read_turn(&turn_key, bytes.value()).map_err(Fault::Corrupt)?;
+            record.turn.reverted.get_or_insert(seq);
+            records.insert(started, record);
+            return Ok(true);
+        }
+        // A shared one is taken out here alone: by a record of our own.
+        let found = Lineage::new(threads, key, *old).turn_at(turns, started)?;
+        let Some(mut turn) = found.filter(|turn| turn.started_seq <= old.inherited) else { return Ok(false) };
+        if turn.reverted.replace(seq).is_some() {
+            return Ok(true);
+        }
+        // Its place among our records: between the one that it follows and the one that followed that.
+        let part = Part { owner: key, head: *old, upto: Seq::MAX };
+        let stored = lineage::following(turns, &part, started)?;
+        let planned = records.range(started..).next().map(|(seq, _)| *seq);
+        let next = match (stored, planned) {
+            (Some(record), planned) if planned.is_none_or(|seq| record.turn.started_seq < seq) => {
+                let seq = record.turn.started_seq;
+                records.insert(seq, record);
+                Some(seq)
+            }
+            (_, planned) => planned,
+        };
+        let previous = match next.and_then(|next| records.get_mut(&next)) {
+            Some(next) => std::mem::replace(&mut next.previous, started),
+            None => std::mem::replace(last_turn, started),
+        };
+        records.insert(started, TurnRecord { turn, previous, ended: UnixMs(0) });
+        Ok(true)
+    }
+
+    /// The append's position in its tenant's feed.
+    fn append(&mut self, append: &Append) -> Result<Checked<u64>, Fault> {
+        let Append { key, at, chunk, row, receipts, fork, .. } = append;
         let row_key = RowKey::new(*key);
         if let Err(refused) = super::super::follows(append) {
             return Ok(Err(refused));
         }
-        let (old, is_new) = match self.owned(*key, row.head.fence, *expected)? {
-            Ok(old) => (old.unwrap_or_default(), old.is_none()),
+        let (old, is_new) = match self.begun(append)? {
+            Ok(begun) => begun,
             Err(refused) => return Ok(Err(refused)),
         };
-
-        let mut last_turn = old.last_turn;
-        let mut turns: Vec<(TurnKey, Seq)> = Vec::with_capacity(settled.len());
-        for turn in settled {
-            let turn_key = TurnKey::new(*key, turn.started_seq);
-            let planned = turns.iter().find(|(planned, _)| *planned == turn_key);
-            let previous = if turn.started_seq > last_turn {
-                std::mem::replace(&mut last_turn, turn.started_seq)
-            } else if let Some((_, previous)) = planned {
-                *previous
-            } else {
-                let Some(bytes) = open!(self.turns, TURNS).get(turn_key)? else {
-                    return Ok(Err(super::super::unordered(*key, turn.started_seq, last_turn)));
-                };
-                match codec::read_turn(&turn_key, bytes.value()) {
-                    Ok((_, previous)) => previous,
-                    Err(corrupt) => return Ok(Err(corrupt.into())),
-                }
-            };
-            turns.push((turn_key, previous));
-        }
+        let (turns, last_turn) = match self.turn_records(append, &old)? {
+            Ok(planned) => planned,
+            Err(refused) => return Ok(Err(refused)),
+        };
 
         for receipt in receipts {
             let receipt_key = ReceiptKey::new(key.tenant, &receipt.key);
@@ -155,6 +296,11 @@ impl<'t> Tables<'t> {
             }
         }
 
+        let planned = match self.tenant.check(append)? {
+            Ok(planned) => planned,
+            Err(refused) => return Ok(Err(refused)),
+        };
+
         // Nothing is refused from here on.
         if !chunk.events.is_empty() {
             let log_key = LogKey::new(*key, chunk.first);
@@ -162,7 +308,7 @@ impl<'t> Tables<'t> {
         }
         // While a thread owes it is listed by that, and its place in `recent` stays behind.
         let recent_at = if row.head.owes_since.is_some() { old.recent_at } else { Some(row.head.listed_at) };
-        let new = Head { head: row.head, recent_at, last_turn };
+        let new = Head { head: row.head, recent_at, last_turn, ..old };
         let bytes = codec::seal_row(&row_key, &new, &row.view, &row.snapshot);
         open!(self.threads, THREADS).insert(row_key, bytes.as_slice())?;
         let (was, is) = (if is_new { Default::default() } else { old.head }, row.head);
@@ -170,12 +316,18 @@ impl<'t> Tables<'t> {
         shift!(self.timers, TIMERS, TimerKey, *key, was.wake_at, is.wake_at);
         shift!(self.recent, RECENT, RecentKey, *key, old.recent_at, recent_at);
 
-        for (turn, (turn_key, previous)) in settled.iter().zip(turns) {
-            let bytes = codec::seal_turn(&turn_key, turn, previous);
-            open!(self.turns, TURNS).insert(turn_key, bytes.as_slice())?;
-            let id_key = TurnIdKey::new(*key, turn.id);
-            let bytes = codec::seal_turn_id(&id_key, turn.started_seq);
-            open!(self.turn_ids, TURN_IDS).insert(id_key, bytes.as_slice())?;
+        if let (Some(_), Some((owner, at))) = (fork, old.base) {
+            let fork_key = ForkKey::new(ThreadKey { thread: owner, ..*key }, key.thread);
+            open!(self.forks, FORKS).insert(fork_key, codec::seal_fork(&fork_key, at).as_slice())?;
+        }
+        for (seq, record) in turns {
+            let turn_key = TurnKey::new(*key, seq);
+            open!(self.turns, TURNS).insert(turn_key, codec::seal_turn(&turn_key, &record).as_slice())?;
+            // A shared turn is found by its id where it is stored.
+            if seq > old.floor() {
+                let id_key = TurnIdKey::new(*key, record.turn.id);
+                open!(self.turn_ids, TURN_IDS).insert(id_key, codec::seal_turn_id(&id_key, seq).as_slice())?;
+            }
         }
         for receipt in receipts {
             let receipt_key = ReceiptKey::new(key.tenant, &receipt.key);
@@ -190,7 +342,7 @@ impl<'t> Tables<'t> {
             let expiry_key = ExpiryKey::new(receipt.expires_at, &receipt_key);
             expiry.insert(expiry_key, &codec::seal_mark(&expiry_key))?;
         }
-        Ok(Ok(()))
+        Ok(Ok(self.tenant.append(append, planned)?))
     }
 
     fn erase(&mut self, key: ThreadKey, fence: u64, expected: Seq) -> Result<Checked<()>, Fault> {
@@ -199,6 +351,7 @@ impl<'t> Tables<'t> {
             Ok(None) => return Ok(Ok(())),
             Err(refused) => return Ok(Err(refused)),
         };
+        self.bequeath(key, Some(&old))?;
         self.remove_records(key)?;
         shift!(self.owing, OWING, OwingKey, key, old.head.owes_since, None);
         shift!(self.timers, TIMERS, TimerKey, key, old.head.wake_at, None);
@@ -213,10 +366,12 @@ impl<'t> Tables<'t> {
         if let Some(Ok(old)) = row.map(|bytes| codec::read_head(&row_key, bytes.value())) {
             return Ok(Err(WriteRefused::Conflict { expected: 0, found: old.head.last_seq }));
         }
+        self.bequeath(key, None)?;
         self.remove_records(key)?;
         open!(self.owing, OWING).retain(|at, _| !at.names(key))?;
         open!(self.recent, RECENT).retain(|at, _| !at.names(key))?;
         open!(self.timers, TIMERS).retain(|at, _| !at.names(key))?;
+        self.tenant.forget_entries(key)?;
         Ok(Ok(()))
     }
 
@@ -226,6 +381,7 @@ impl<'t> Tables<'t> {
         open!(self.log, LOG).retain_in(LogKey::all(key), |at, _| !at.is_of(key))?;
         open!(self.turns, TURNS).retain_in(TurnKey::all(key), |at, _| !at.is_of(key))?;
         open!(self.turn_ids, TURN_IDS).retain_in(TurnIdKey::all(key), |at, _| !at.is_of(key))?;
+        self.tenant.forget(key)?;
         Ok(())
     }
 }
