@@ -13,6 +13,7 @@ use raddle_domain::{
     time::UnixMs,
 };
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::problem::Problem;
 
@@ -26,6 +27,9 @@ pub enum List {
     Turns(ThreadKey),
     Items(ThreadKey),
     Inbox(ThreadKey),
+    Approvals(TenantId),
+    Questions(TenantId),
+    Effects(TenantId),
 }
 
 /// A place in a list, as fixed-width bytes.
@@ -71,6 +75,15 @@ impl Point for InputId {
     }
     fn read(bytes: &[u8]) -> Option<Self> {
         Some(Self::from_bytes(bytes.try_into().ok()?))
+    }
+}
+
+impl Point for Uuid {
+    fn write(&self, into: &mut Vec<u8>) {
+        into.extend(self.as_bytes());
+    }
+    fn read(bytes: &[u8]) -> Option<Self> {
+        Self::from_slice(bytes).ok()
     }
 }
 
@@ -126,6 +139,10 @@ fn check(list: List, body: &[u8]) -> [u8; CHECK] {
         List::Turns(key) => name(2, key.tenant, Some(key.thread)),
         List::Items(key) => name(3, key.tenant, Some(key.thread)),
         List::Inbox(key) => name(4, key.tenant, Some(key.thread)),
+        // Records are in one order, whether of a thread or of the tenant: a place in the one is a place in the other.
+        List::Approvals(tenant) => name(5, tenant, None),
+        List::Questions(tenant) => name(6, tenant, None),
+        List::Effects(tenant) => name(7, tenant, None),
     }
     digest.update(body);
     let whole: [u8; 32] = digest.finalize().into();
@@ -137,7 +154,6 @@ fn check(list: List, body: &[u8]) -> [u8; CHECK] {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use uuid::Uuid;
 
     use super::*;
 
@@ -155,6 +171,9 @@ mod tests {
             List::Items(key(1)),
             List::Inbox(key(1)),
             List::Threads(TenantId::DEFAULT),
+            List::Approvals(TenantId::DEFAULT),
+            List::Questions(TenantId::DEFAULT),
+            List::Effects(TenantId::DEFAULT),
             List::Turns(ThreadKey { tenant: other, ..key(1) }),
         ] {
             assert!(decode::<Seq>(foreign, &text).is_err(), "{foreign:?}");
@@ -172,6 +191,9 @@ mod tests {
         let input = InputId::new(Uuid::from_u128(11));
         let list = List::Inbox(key(1));
         assert_eq!(decode(list, &encode(list, &input)), Ok(input));
+        let record = Uuid::from_u128(13);
+        let list = List::Effects(TenantId::DEFAULT);
+        assert_eq!(decode(list, &encode(list, &record)), Ok(record));
     }
 
     proptest! {

@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn a_committed_batch_is_framed_once_for_all_watchers() {
         let key = ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::new(Uuid::from_u128(1)) };
-        let batch = Arc::new(Batch::new(key, chunk(4, 2), 0));
+        let batch = Arc::new(Batch::new(key, chunk(4, 2), 1));
         let live = |skip| piece(Next::Live { batch: batch.clone(), skip }).0;
         assert_eq!(live(0).as_ptr(), live(0).as_ptr());
         assert_eq!(live(1), "id: 5\nevent: item.delta\ndata: {}\n\n");

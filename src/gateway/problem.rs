@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use raddle_actors::Error;
-use raddle_domain::{command::Refused, ports::StoreError};
+use raddle_domain::{command::Refused, ports::StoreError, record::ApprovalStatus};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::{
@@ -155,6 +155,11 @@ impl Problem {
     }
 }
 
+/// A record, or a word of one, as the API writes it everywhere else.
+fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}
+
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         let sentence = refused.to_string();
@@ -174,13 +179,17 @@ impl From<Refused> for Problem {
             Refused::TooLarge { field, size, limit } => {
                 Problem::new(Code::TooLarge, sentence).with("field", field).with("size", size).with("limit", limit)
             }
-            Refused::NothingToSteer => Problem::new(Code::TurnNotActive, sentence),
+            Refused::NothingToSteer => Problem::new(Code::TurnNotActive, sentence).with("active_turn", Value::Null),
             Refused::NothingToEdit | Refused::NothingToCompact => Problem::new(Code::Conflict, sentence),
             Refused::NotQueued { .. } | Refused::NoCheckpoint { .. } => Problem::new(Code::NotFound, sentence),
-            Refused::NotPending { .. }
-            | Refused::Expired { .. }
-            | Refused::NotAsked { .. }
-            | Refused::NotUncertain { .. } => Problem::new(Code::AlreadyDecided, sentence),
+            // Nobody's word was the first: there is no decision to name.
+            Refused::Expired { at } => Problem::new(Code::AlreadyDecided, sentence)
+                .with("decision", Value::Null)
+                .with("status", json(&ApprovalStatus::Expired))
+                .with("expires_at", json(&at)),
+            Refused::NotPending { .. } | Refused::NotAsked { .. } | Refused::NotUncertain { .. } => {
+                Problem::new(Code::AlreadyDecided, sentence)
+            }
             Refused::NotImplemented(_) => Problem::new(Code::NotImplemented, sentence),
         }
     }
@@ -196,10 +205,21 @@ impl From<Error> for Problem {
             Error::InFlight => Problem::new(Code::InFlight, sentence),
             Error::IdempotencyMismatch => Problem::new(Code::IdempotencyMismatch, sentence),
             Error::Busy { what: _, retry_after } => Problem::new(Code::Busy, sentence).after(retry_after),
-            Error::AlreadyPromoted(_) => Problem::new(Code::AlreadyPromoted, sentence),
-            Error::AlreadyDecided(_) | Error::AlreadyAnswered(_) | Error::AlreadyResolved(_) => {
-                Problem::new(Code::AlreadyDecided, sentence)
-            }
+            Error::AlreadyPromoted(admission) => Problem::new(Code::AlreadyPromoted, sentence)
+                .with("turn_id", json(&admission.turn_id))
+                .with("admission", json(&admission)),
+            Error::AlreadyDecided(approval) => Problem::new(Code::AlreadyDecided, sentence)
+                .with("decision", json(&approval.decision))
+                .with("status", json(&approval.status))
+                .with("approval", json(&approval)),
+            Error::AlreadyAnswered(question) => Problem::new(Code::AlreadyDecided, sentence)
+                .with("answer", json(&question.answer))
+                .with("status", json(&question.status))
+                .with("question", json(&question)),
+            Error::AlreadyResolved(effect) => Problem::new(Code::AlreadyDecided, sentence)
+                .with("resolution", json(&effect.resolution))
+                .with("status", json(&effect.status))
+                .with("effect", json(&effect)),
             Error::Draining => Problem::new(Code::Draining, sentence).after(Duration::from_secs(5)),
             Error::ThreadUnavailable(_) => {
                 tracing::error!(%sentence, "a thread is unavailable");
@@ -249,13 +269,57 @@ impl IntoResponse for Problem {
 
 #[cfg(test)]
 mod tests {
-    use raddle_domain::{id::TurnId, ports::Corrupt};
+    use raddle_domain::{
+        id::{ApprovalId, InputId, OperationId, QuestionId, TurnId},
+        ports::Corrupt,
+        record::{Admission, Approval, Effect, Question},
+        time::UnixMs,
+    };
+    use serde_json::json;
     use uuid::Uuid;
 
     use super::*;
 
     fn turn() -> TurnId {
         TurnId::new(Uuid::from_u128(7))
+    }
+
+    const AT: &str = "2026-01-02T03:04:05.678Z";
+
+    /// A record with the parts that all of these share.
+    fn record<T: serde::de::DeserializeOwned>(parts: Value) -> Box<T> {
+        let mut all = json!({
+            "thread_id": format!("thr_{}", Uuid::from_u128(1)), "turn_id": turn(), "call_id": "c", "tool": "t",
+            "item_id": format!("item_{}", Uuid::from_u128(2)), "operation_id": format!("op_{}", Uuid::from_u128(3)),
+            "created_at": AT, "asked_at": AT, "requested_at": AT, "expires_at": AT, "intended_at": AT,
+            "started_at": AT, "ended_at": AT, "answered_at": AT, "decided_at": AT,
+        });
+        all.as_object_mut().unwrap().extend(parts.as_object().unwrap().clone());
+        serde_json::from_value(all).unwrap()
+    }
+
+    fn approval(decision: Option<&str>, status: &str) -> Box<Approval> {
+        record(json!({
+            "id": ApprovalId::new(Uuid::from_u128(7)), "effect_class": "once", "arguments": {}, "arguments_sha256": "",
+            "reason": "r", "available_decisions": [], "status": status, "decision": decision,
+        }))
+    }
+
+    fn question() -> Box<Question> {
+        let id = QuestionId::new(Uuid::from_u128(7));
+        record(json!({"id": id, "question": "which?", "options": [], "status": "answered", "answer": "blue"}))
+    }
+
+    fn effect() -> Box<Effect> {
+        let how = json!({"class": "once", "status": "settled", "attempt": 1, "outcome": "succeeded"});
+        let mut effect: Box<Effect> = record(how);
+        effect.resolution = Some(raddle_domain::record::Resolution::Settle);
+        effect
+    }
+
+    fn admission() -> Box<Admission> {
+        let id = InputId::new(Uuid::from_u128(7));
+        record(json!({"id": id, "delivery": "queue", "status": "promoted", "prompt": "x", "overrides": {}}))
     }
 
     #[test]
@@ -267,6 +331,19 @@ mod tests {
             (Refused::TurnNotActive { turn: turn(), active: None }.into(), 409, "turn-not-active"),
             (Refused::Precondition { expected: 3, head: 9 }.into(), 412, "precondition-failed"),
             (Refused::InboxFull { limit: 100 }.into(), 429, "inbox-full"),
+            (Refused::NothingToSteer.into(), 409, "turn-not-active"),
+            (Refused::NothingToEdit.into(), 409, "conflict"),
+            (Refused::NothingToCompact.into(), 409, "conflict"),
+            (Refused::NotQueued { input: InputId::new(Uuid::nil()) }.into(), 404, "not-found"),
+            (Refused::NoCheckpoint { name: "x".into() }.into(), 404, "not-found"),
+            (Refused::Expired { at: UnixMs(7) }.into(), 409, "already-decided"),
+            (Refused::NotPending { approval: ApprovalId::new(Uuid::nil()) }.into(), 409, "already-decided"),
+            (Refused::NotAsked { question: QuestionId::new(Uuid::nil()) }.into(), 409, "already-decided"),
+            (Refused::NotUncertain { operation: OperationId::new(Uuid::nil()) }.into(), 409, "already-decided"),
+            (Error::AlreadyPromoted(admission()), 409, "already-promoted"),
+            (Error::AlreadyDecided(approval(Some("denied"), "denied")), 409, "already-decided"),
+            (Error::AlreadyAnswered(question()), 409, "already-decided"),
+            (Error::AlreadyResolved(effect()), 409, "already-decided"),
             (Refused::Invalid { field: "prompt", why: "is empty".into() }.into(), 422, "invalid"),
             (Refused::TooLarge { field: "prompt", size: 9, limit: 8 }.into(), 413, "too-large"),
             (Refused::NotImplemented("steering").into(), 501, "not-implemented"),
@@ -308,6 +385,26 @@ mod tests {
     fn an_open_turn_is_named_in_a_field_of_its_own() {
         let problem = Problem::from(Refused::TurnOpen { turn: turn() });
         assert_eq!(problem.extra["active_turn"], turn().to_string());
+    }
+
+    #[test]
+    fn who_comes_too_late_is_told_the_first_decision() {
+        let first = Problem::from(Error::AlreadyDecided(approval(Some("approved_always"), "approved")));
+        assert_eq!((&first.extra["decision"], &first.extra["status"]), (&"approved_always".into(), &"approved".into()));
+        assert_eq!(first.extra["approval"]["id"], "apr_00000000-0000-0000-0000-000000000007");
+        // Nobody decided: that is no denial.
+        let expired = Problem::from(Error::AlreadyDecided(approval(None, "expired")));
+        assert_eq!((&expired.extra["decision"], &expired.extra["status"]), (&Value::Null, &"expired".into()));
+        let passed = Problem::from(Refused::Expired { at: UnixMs(7) });
+        assert_eq!((&passed.extra["decision"], &passed.extra["status"]), (&Value::Null, &"expired".into()));
+
+        let answered = Problem::from(Error::AlreadyAnswered(question()));
+        assert_eq!((&answered.extra["answer"], &answered.extra["status"]), (&"blue".into(), &"answered".into()));
+        let resolved = Problem::from(Error::AlreadyResolved(effect()));
+        assert_eq!((&resolved.extra["resolution"], &resolved.extra["status"]), (&"settle".into(), &"settled".into()));
+        let promoted = Problem::from(Error::AlreadyPromoted(admission()));
+        assert_eq!(promoted.extra["turn_id"], turn().to_string());
+        assert_eq!(promoted.extra["admission"]["status"], "promoted");
     }
 
     #[test]

@@ -111,7 +111,7 @@ async fn what_is_not_built_says_so_on_its_own_route() {
             asked += 1;
         }
     }
-    assert!(asked > 60, "{asked}");
+    assert!(asked > 40, "{asked}");
 }
 
 #[tokio::test]
@@ -131,7 +131,7 @@ async fn a_bad_request_is_refused_before_any_thread_is_asked() {
         ("POST", &turns, &[], &long, 413, "too-large"),
         ("POST", &turns, &[("content-length", "9999"), ("expect", "100-continue")], "", 413, "too-large"),
         ("POST", &turns, &[("if-match", "7")], r#"{"prompt":"x"}"#, 400, "bad-request"),
-        ("POST", &interrupt, &[], r#"{"pause_queue":true}"#, 501, "not-implemented"),
+        ("POST", &interrupt, &[], r#"{"pause_queue":1}"#, 422, "invalid"),
         ("PATCH", THREAD, &[("if-match", "W/\"7\"")], "{}", 400, "bad-request"),
         ("GET", "/v1/threads?limit=501", &[], "", 422, "invalid"),
         ("GET", "/v1/threads?cursor=00", &[], "", 422, "invalid"),
