@@ -5,6 +5,7 @@
 //! outcome is found again by its idempotency key.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::Ordering::{Relaxed, SeqCst},
@@ -25,17 +26,24 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bus::{Barrier, Subscribe, Watch},
+    batch::Batch,
+    bus::{Barrier, Committed, Subscribe, SubscribeTenant, Watch},
     config::{Config, Ports, StartError},
     host::{Loaded, Steps},
     receipts::{self, Idempotency, Recalled},
     registry::{Health, Ticket},
     store::AppendError,
-    subscription::{Next, Subscription},
+    subscription::{
+        Follow, Next, OfTenant, OfThread, Subscription, TenantCursor, TenantPage, TenantSubscription, tenant_now,
+        tenant_page,
+    },
     supervisor::{Adopt, Load},
     system::{Shared, Threads},
     thread::{Answer, Envelope, Held, Outcome, Park},
 };
+
+/// Bytes of events in one page of a tenant's.
+const FEED_PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a shutdown waits for what should take no time, once its deadline has passed.
 const PARKING: Duration = Duration::from_secs(10);
@@ -383,13 +391,70 @@ impl Runtime {
         if after > head {
             return Err(beyond(after, head));
         }
-        Ok(Subscription::new(self.clone(), key, after, watch, place))
+        Ok(Subscription(Follow::new(self.clone(), OfThread(key), after, watch, place)))
     }
 
-    pub(crate) async fn watch(&self, key: ThreadKey) -> Result<Watch, Error> {
+    pub(crate) async fn watch(&self, key: ThreadKey) -> Result<Watch<Arc<Batch>>, Error> {
         let (reply, watch) = oneshot::channel();
         self.shared().bus.do_send(Subscribe { key, reply });
         watch.await.map_err(|_| Error::Draining)
+    }
+
+    /// Watches all threads of a tenant, or those among `threads`, from right after `after`; from now on without it.
+    /// A cursor that the tenant's feed has not reached is refused as invalid. Threads that there are not say nothing.
+    pub async fn subscribe_tenant(
+        &self,
+        tenant: TenantId,
+        after: Option<TenantCursor>,
+        threads: Option<HashSet<ThreadId>>,
+    ) -> Result<TenantSubscription, Error> {
+        let place =
+            self.inner.subscribers.clone().try_acquire_owned().map_err(|_| self.busy("the list of watchers"))?;
+        let watch = self.watch_tenant(tenant).await?;
+        let after = self.place_in_feed(tenant, after).await?;
+        let source = OfTenant { tenant, threads: threads.map(Arc::new) };
+        Ok(TenantSubscription(Follow::new(self.clone(), source, after, watch, place)))
+    }
+
+    /// Stored events of a tenant after `after`, at most `limit`, and where to go on. Without a cursor there are none,
+    /// and it goes on from now. A page may be short and have more behind it.
+    pub async fn tenant_events(
+        &self,
+        tenant: TenantId,
+        after: Option<TenantCursor>,
+        threads: Option<HashSet<ThreadId>>,
+        limit: usize,
+    ) -> Result<TenantPage, Error> {
+        let place = self.place_in_feed(tenant, after).await?;
+        let source = OfTenant { tenant, threads: threads.map(Arc::new) };
+        self.feed_page(source, place, limit, FEED_PAGE_BYTES).await
+    }
+
+    /// The place that a caller names, if the feed has reached it; now if they name none.
+    async fn place_in_feed(&self, tenant: TenantId, after: Option<TenantCursor>) -> Result<TenantCursor, Error> {
+        let Some(after) = after else { return self.read(move |view| tenant_now(view, tenant)).await };
+        let head = self.read(move |view| view.feed_head(tenant)).await?;
+        if after.position > head {
+            let why = "names a place that this tenant's events have not reached".to_owned();
+            return Err(Refused::Invalid { field: "after", why }.into());
+        }
+        Ok(after)
+    }
+
+    pub(crate) async fn watch_tenant(&self, tenant: TenantId) -> Result<Watch<Committed>, Error> {
+        let (reply, watch) = oneshot::channel();
+        self.shared().bus.do_send(SubscribeTenant { tenant, reply });
+        watch.await.map_err(|_| Error::Draining)
+    }
+
+    pub(crate) async fn feed_page(
+        &self,
+        OfTenant { tenant, threads }: OfTenant,
+        after: TenantCursor,
+        limit: usize,
+        bytes: usize,
+    ) -> Result<TenantPage, Error> {
+        self.read(move |view| tenant_page(view, tenant, after, threads.as_deref(), limit, bytes)).await
     }
 
     /// The turn, once it is terminal or `timeout` has passed.

@@ -37,5 +37,5 @@ pub use self::{
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,
     registry::Health,
-    subscription::{Next, Subscription},
+    subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
 };

@@ -245,8 +245,8 @@ impl StoreActor {
                     .into_iter()
                     .zip(&results)
                     .filter_map(|(write, result)| match (write, result) {
-                        (Write::Append(append), Ok(_)) if !append.chunk.events.is_empty() => {
-                            Some(Arc::new(Batch::new(append.key, append.chunk)))
+                        (Write::Append(append), Ok(position)) if !append.chunk.events.is_empty() => {
+                            Some(Arc::new(Batch::new(append.key, append.chunk, *position)))
                         }
                         _ => None,
                     })

@@ -392,7 +392,7 @@ impl ThreadActor {
         let now = self.shared.clock.now();
         let (append, _) = steps.append(self.key, self.shared.store.epoch(), &self.state, Some(&self.rest), now);
         let write = Write::Erase { key: self.key, fence: append.row.head.fence, expected: append.expected };
-        let last = Arc::new(Batch::new(self.key, append.chunk));
+        let last = Arc::new(Batch::new(self.key, append.chunk, 0));
         self.save(write, waiting, ctx, |this, ctx| {
             this.shared.inlet.publish(&this.shared.bus, vec![last]);
             // What was sent after the deletion finds no thread.

@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::{Stream, StreamExt, stream};
-use raddle_actors::{Next, Subscription};
+use raddle_actors::{Next, Subscription, batch::Audience};
 use raddle_domain::id::{Seq, ThreadId};
 
 use super::{
@@ -118,7 +118,9 @@ fn body(subscription: Subscription) -> impl Stream<Item = Result<Bytes, Infallib
 fn piece(next: Next) -> (Bytes, bool) {
     match next {
         Next::Stored(chunks) => (frame::replay(&chunks), true),
-        Next::Live { batch, skip: 0 } => (batch.rendered(|chunk| frame::frames(chunk, 0)), true),
+        Next::Live { batch, skip: 0 } => {
+            (batch.rendered(Audience::Thread, |batch| frame::frames(&batch.chunk, 0)), true)
+        }
         // Only the first batch after a replay can overlap it: not worth sharing.
         Next::Live { batch, skip } => (frame::frames(&batch.chunk, skip), true),
         Next::Gap { after } => (frame::gap(after), false),
@@ -173,7 +175,7 @@ mod tests {
     #[test]
     fn a_committed_batch_is_framed_once_for_all_watchers() {
         let key = ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::new(Uuid::from_u128(1)) };
-        let batch = Arc::new(Batch::new(key, chunk(4, 2)));
+        let batch = Arc::new(Batch::new(key, chunk(4, 2), 1));
         let live = |skip| piece(Next::Live { batch: batch.clone(), skip }).0;
         assert_eq!(live(0).as_ptr(), live(0).as_ptr());
         assert_eq!(live(1), "id: 5\nevent: item.delta\ndata: {}\n\n");
