@@ -29,6 +29,7 @@ mod openapi;
 mod problem;
 mod request;
 mod service;
+mod tenant_events;
 mod threads;
 mod turns;
 mod wire;
@@ -97,7 +98,8 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(turns::interrupt_turn))
         .routes(routes!(turns::wait_turn))
         .routes(routes!(turns::list_items))
-        .routes(routes!(events::list_events));
+        .routes(routes!(events::list_events))
+        .routes(routes!(tenant_events::list_tenant_events));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
     table

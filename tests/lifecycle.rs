@@ -461,7 +461,7 @@ async fn what_is_not_built_says_so_and_changes_nothing() {
         let body = json!({"prompt": "x", "delivery": delivery});
         api.post(&format!("{path}/turns"), body).await.problem(501, "not-implemented");
     }
-    for to in ["/v1/approvals", "/v1/jobs", "/v1/usage", "/v1/runs", "/v1/events"] {
+    for to in ["/v1/approvals", "/v1/jobs", "/v1/usage", "/v1/runs"] {
         api.get(to).await.problem(501, "not-implemented");
     }
     assert_eq!(seen(api, &id).await, before);

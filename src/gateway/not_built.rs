@@ -54,7 +54,6 @@ pub const TABLE: &[Part] = &[
         tag: "approvals",
         routes: &[(Get, "/v1/effects"), (Post, "/v1/effects/{operation}")],
     },
-    Part { what: "the event stream of a tenant", tag: "events", routes: &[(Get, "/v1/events")] },
     Part { what: "usage reports", tag: "usage", routes: &[(Get, "/v1/usage")] },
     Part { what: "routing rules", tag: "usage", routes: &[(Get, "/v1/routing-rules"), (Put, "/v1/routing-rules")] },
     Part {

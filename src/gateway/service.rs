@@ -129,6 +129,7 @@ pub async fn info(State(gateway): State<Arc<Gateway>>) -> Json<Info> {
             "interrupt",
             "wait",
             "events",
+            "tenant_events",
             "snapshot",
             "idempotency",
             "if_match",
