@@ -33,6 +33,7 @@ mod problem;
 mod request;
 mod routing;
 mod service;
+mod tenant_events;
 mod threads;
 mod turns;
 mod usage;
@@ -117,6 +118,7 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(decisions::list_effects))
         .routes(routes!(decisions::resolve_effect))
         .routes(routes!(events::list_events))
+        .routes(routes!(tenant_events::list_tenant_events))
         .routes(routes!(usage::get_usage))
         .routes(routes!(routing::get_routing_rules, routing::put_routing_rules));
     let mut table = not_built::mount(built);

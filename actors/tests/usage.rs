@@ -99,7 +99,7 @@ fn ports_of(model: &Arc<TestModel>) -> (Ports, Arc<TestClock>, Arc<Named>) {
 }
 
 async fn world() -> World {
-    world_with(Config::new).await
+    world_with(|dir: &Path| Config::new(dir)).await
 }
 
 async fn world_with(config: impl FnOnce(&Path) -> Config) -> World {

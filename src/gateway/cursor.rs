@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use raddle_actors::ItemPlace;
+use raddle_actors::{ItemPlace, TenantCursor};
 use raddle_domain::{
     id::{InputId, Seq, TenantId, ThreadId, ThreadKey},
     ports::Place,
@@ -30,6 +30,7 @@ pub enum List {
     Approvals(TenantId),
     Questions(TenantId),
     Effects(TenantId),
+    Events(TenantId),
 }
 
 /// A place in a list, as fixed-width bytes.
@@ -69,6 +70,17 @@ impl Point for ItemPlace {
     }
 }
 
+impl Point for TenantCursor {
+    fn write(&self, into: &mut Vec<u8>) {
+        into.extend(self.position.to_be_bytes());
+        into.extend(self.seq.to_be_bytes());
+    }
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (position, seq) = bytes.split_first_chunk()?;
+        Some(Self { position: u64::from_be_bytes(*position), seq: u64::from_be_bytes(seq.try_into().ok()?) })
+    }
+}
+
 impl Point for InputId {
     fn write(&self, into: &mut Vec<u8>) {
         into.extend(self.as_bytes());
@@ -101,7 +113,12 @@ pub fn encode<P: Point>(list: List, place: &P) -> String {
 
 /// The place that `text` stands for in `list`.
 pub fn decode<P: Point>(list: List, text: &str) -> Result<P, Problem> {
-    read(list, text).ok_or_else(|| Problem::invalid("cursor", "is not a cursor of this list"))
+    decode_in("cursor", list, text)
+}
+
+/// The same for a text that came as `field`.
+pub fn decode_in<P: Point>(field: &str, list: List, text: &str) -> Result<P, Problem> {
+    read(list, text).ok_or_else(|| Problem::invalid(field, "is not a cursor of this list"))
 }
 
 fn read<P: Point>(list: List, text: &str) -> Option<P> {
@@ -143,6 +160,7 @@ fn check(list: List, body: &[u8]) -> [u8; CHECK] {
         List::Approvals(tenant) => name(5, tenant, None),
         List::Questions(tenant) => name(6, tenant, None),
         List::Effects(tenant) => name(7, tenant, None),
+        List::Events(tenant) => name(8, tenant, None),
     }
     digest.update(body);
     let whole: [u8; 32] = digest.finalize().into();
@@ -174,6 +192,7 @@ mod tests {
             List::Approvals(TenantId::DEFAULT),
             List::Questions(TenantId::DEFAULT),
             List::Effects(TenantId::DEFAULT),
+            List::Events(TenantId::DEFAULT),
             List::Turns(ThreadKey { tenant: other, ..key(1) }),
         ] {
             assert!(decode::<Seq>(foreign, &text).is_err(), "{foreign:?}");
@@ -188,6 +207,11 @@ mod tests {
         let item = ItemPlace { turn_started: 3, items: 5 };
         let list = List::Items(key(1));
         assert_eq!(decode(list, &encode(list, &item)), Ok(item));
+        let place = TenantCursor { position: 7, seq: 9 };
+        let list = List::Events(TenantId::DEFAULT);
+        assert_eq!(decode(list, &encode(list, &place)), Ok(place));
+        let other = List::Events("other".parse().unwrap());
+        assert!(decode::<TenantCursor>(other, &encode(list, &place)).is_err());
         let input = InputId::new(Uuid::from_u128(11));
         let list = List::Inbox(key(1));
         assert_eq!(decode(list, &encode(list, &input)), Ok(input));

@@ -34,7 +34,6 @@ use Verb::{Delete, Get, Patch, Post, Put};
 /// Everything that is missing.
 pub const TABLE: &[Part] = &[
     Part { what: "the console", tag: "service", routes: &[(Get, "/")] },
-    Part { what: "the event stream of a tenant", tag: "events", routes: &[(Get, "/v1/events")] },
     Part {
         what: "jobs",
         tag: "jobs",

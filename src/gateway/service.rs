@@ -146,6 +146,7 @@ pub async fn info(State(gateway): State<Arc<Gateway>>) -> Json<Info> {
             "effects",
             "wait",
             "events",
+            "tenant_events",
             "snapshot",
             "idempotency",
             "if_match",

@@ -496,6 +496,17 @@ pub struct EventPage {
     pub head: Seq,
 }
 
+/// Events of a tenant's threads, in an order that keeps each thread's own.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TenantEventPage {
+    pub data: Vec<EventRecord>,
+    /// Where to go on. Never `null`: there is no end. A page may be short, or empty, with more behind it; who finds
+    /// this cursor to be the one they asked with has read everything.
+    pub next_cursor: String,
+    /// Threads of this part whose events cannot be read.
+    pub unavailable: Vec<Unavailable>,
+}
+
 /// One event of a thread's log. The shape of `payload` follows from `event`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventRecord {
