@@ -13,6 +13,7 @@
 
 mod inherit;
 mod lineage;
+mod pack;
 mod view;
 mod write;
 
@@ -39,7 +40,10 @@ use raddle_domain::{
 use super::{
     backend::{FileMedium, Medium, MemoryMedium, Watch, Watched},
     codec,
-    keys::{EXPIRY, ExpiryKey, FORKS, LOG, META, MetaKey, OWING, RECEIPTS, RECENT, THREADS, TIMERS, TURN_IDS, TURNS},
+    keys::{
+        EXPIRY, ExpiryKey, FORKS, LOG, META, MetaKey, OWING, RECEIPTS, RECENT, THREADS, TIMERS, TURN_IDS, TURNS,
+        UNPACKED,
+    },
 };
 
 /// A batch from here on is committed so that the next open is quick: it syncs twice anyway in proportion.
@@ -351,7 +355,7 @@ fn begin_epoch(database: &Database) -> Result<u64, Fault> {
             drop(txn.open_table($table)?);
         )*};
     }
-    open_all!(LOG THREADS TURNS TURN_IDS RECEIPTS EXPIRY OWING RECENT TIMERS META FORKS);
+    open_all!(LOG THREADS TURNS TURN_IDS RECEIPTS EXPIRY OWING RECENT TIMERS META FORKS UNPACKED);
     let epoch = {
         let mut meta = txn.open_table(META)?;
         let before = match meta.get(MetaKey::epoch())? {
@@ -441,8 +445,12 @@ impl LogStore for RedbStore {
         })
     }
 
-    fn pack(&self, _before: UnixMs, _limit: usize) -> Result<usize, StoreError> {
-        Ok(0)
+    fn pack(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.write(&mut self.writer(), true, |database, writer| {
+            let packed = pack::pack(database, before, limit)?;
+            writer.restless |= packed > 0;
+            Ok(packed)
+        })
     }
 
     fn rest(&self) -> Result<(), StoreError> {
