@@ -16,6 +16,7 @@ pub mod backend;
 mod codec;
 mod keys;
 pub mod memory;
+mod packing;
 mod page;
 pub mod redb;
 mod rename;

@@ -18,8 +18,8 @@ use support::{
 fn no_flipped_bit_is_read_as_something_else() {
     let medium = MemoryMedium::default();
     let store = redb(&medium);
-    for writes in script() {
-        store.commit(&writes).unwrap();
+    for act in script() {
+        act.on(&store).unwrap();
     }
     store.rest().unwrap();
     drop(store);

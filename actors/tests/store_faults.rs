@@ -12,26 +12,25 @@ use raddle_actors::store::{
 use raddle_domain::ports::{LogStore, StoreError, Write};
 use support::{
     EIO, ENOSPC, append, put, redb,
-    script::{Dice, after, script, shown},
+    script::{Act, Dice, after, script, shown},
     thread,
 };
 
 /// What the store shows after each number of commits.
-fn states(commits: &[Vec<Write>]) -> Vec<String> {
-    (0..=commits.len()).map(|count| shown(&after(&commits[..count]))).collect()
+fn states(acts: &[Act]) -> Vec<String> {
+    (0..=acts.len()).map(|count| shown(&after(&acts[..count]))).collect()
 }
 
 /// Lives the script with one fault, heals, opens again, goes on. Returns whether the fault was met.
-fn live_with(fault: Fault, commits: &[Vec<Write>], states: &[String]) -> bool {
+fn live_with(fault: Fault, acts: &[Act], states: &[String]) -> bool {
     let medium = MemoryMedium::default();
     let store = redb(&medium);
     medium.set_fault(Some(fault));
     let mut met = false;
     let mut done = 0;
-    while done < commits.len() {
-        let failed = match store.commit(&commits[done]) {
-            Ok(results) => {
-                assert!(results.iter().all(Result::is_ok), "{fault:?}");
+    while done < acts.len() {
+        let failed = match acts[done].on(&store) {
+            Ok(()) => {
                 done += 1;
                 if done % 4 == 0 { store.rest().err() } else { None }
             }
@@ -42,7 +41,7 @@ fn live_with(fault: Fault, commits: &[Vec<Write>], states: &[String]) -> bool {
         met = true;
         if fault.lasting {
             assert!(store.reopen().is_err(), "{fault:?}");
-            assert!(store.commit(&commits[done]).is_err(), "{fault:?}");
+            assert!(acts[done].on(&store).is_err(), "{fault:?}");
             medium.set_fault(None);
         }
         store.reopen().unwrap_or_else(|error| panic!("{fault:?}: {error}"));
@@ -53,19 +52,19 @@ fn live_with(fault: Fault, commits: &[Vec<Write>], states: &[String]) -> bool {
             done += 1;
         }
     }
-    assert!(shown(&store) == states[commits.len()], "{fault:?}");
+    assert!(shown(&store) == states[acts.len()], "{fault:?}");
     drop(store);
     medium.set_fault(None);
-    assert!(shown(&redb(&medium)) == states[commits.len()], "{fault:?}: opened anew");
+    assert!(shown(&redb(&medium)) == states[acts.len()], "{fault:?}: opened anew");
     met
 }
 
 #[test]
 fn whichever_storage_operation_fails_nothing_acknowledged_is_lost() {
-    let (commits, states) = (script(), states(&script()));
+    let (acts, states) = (script(), states(&script()));
     for errno in [EIO, ENOSPC] {
         for lasting in [false, true] {
-            let met = (0..).take_while(|at| live_with(Fault { at: *at, errno, lasting }, &commits, &states)).count();
+            let met = (0..).take_while(|at| live_with(Fault { at: *at, errno, lasting }, &acts, &states)).count();
             assert!(met > 100, "only {met} operations were made to fail");
         }
     }
@@ -165,14 +164,14 @@ fn put_op(image: &mut Vec<u8>, op: &Op, mut sectors: impl FnMut() -> bool) {
 
 #[test]
 fn every_crash_image_holds_what_was_acknowledged_and_at_most_one_commit_more() {
-    let (commits, states) = (script(), states(&script()));
+    let (acts, states) = (script(), states(&script()));
     let medium = MemoryMedium::default();
     medium.record();
     let store = redb(&medium);
     // How many operations were done when a commit was acknowledged.
     let mut acked_at = Vec::new();
-    for (at, writes) in commits.iter().enumerate() {
-        store.commit(writes).unwrap();
+    for (at, act) in acts.iter().enumerate() {
+        act.on(&store).unwrap();
         acked_at.push(medium.recorded());
         if at % 4 == 2 {
             store.rest().unwrap();
@@ -243,8 +242,8 @@ fn a_store_that_was_only_opened_or_has_come_to_rest_needs_no_repair_after_a_cras
     let medium = MemoryMedium::default();
     let store = redb(&medium);
     assert!(!needs_repair(&medium), "after the first opening");
-    for commit in &script() {
-        store.commit(commit).unwrap();
+    for act in &script() {
+        act.on(&store).unwrap();
     }
     assert!(needs_repair(&medium), "a crash under load does, or this test says nothing");
     store.rest().unwrap();

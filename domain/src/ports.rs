@@ -605,10 +605,11 @@ pub trait View {
     fn row(&self, key: ThreadKey) -> Result<Option<ThreadRow>, StoreError>;
 
     /// Events after `after`, oldest first, until `limit` events or about `bytes` bytes; at least one if there is one.
-    /// Chunks may be cut at their beginning (to start right after `after`) and at their end.
+    /// Chunks may be cut at their beginning (to start right after `after`) and at their end. Between two of them there
+    /// may be seqs without an event: of deltas that were joined the last one is left, see [`crate::pack`].
     fn events(&self, key: ThreadKey, after: Seq, limit: usize, bytes: usize) -> Result<Vec<Chunk>, StoreError>;
 
-    /// The event at `seq`.
+    /// The event at `seq`; none where deltas were joined that did not end there.
     fn event(&self, key: ThreadKey, seq: Seq) -> Result<Option<StoredEvent>, StoreError>;
 
     /// Turns that ended, in order, with `started_seq > after`.

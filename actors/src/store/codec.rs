@@ -3,23 +3,28 @@
 //! The checksum covers the table's name, the key, the four bytes before it and the body: a flipped bit is noticed,
 //! and so is a record that is read under a key that is not its own. Integers are little-endian. JSON inside a body is
 //! never parsed here. Decoding is bounded by the bytes at hand: garbage costs neither a panic nor an allocation
-//! larger than itself.
-//!
-//! Absent on purpose: compression (`flags` has room for it).
+//! larger than itself, or than a packed chunk can be.
+
+use std::{borrow::Cow, cmp::Ordering};
 
 use bytes::Bytes;
 use raddle_domain::{
     event,
     id::{Seq, ThreadId, TurnId},
+    pack::{Packed, Run},
     ports::{Corrupt, Receipt, RowHead, SettledTurn, StoredEvent, ThreadRow},
     time::UnixMs,
 };
 
-use super::keys::{ForkKey, LogKey, MetaKey, ReceiptKey, RowKey, StoreKey, TurnIdKey, TurnKey};
+use super::keys::{ForkKey, LogKey, MetaKey, ReceiptKey, RowKey, StoreKey, TurnIdKey, TurnKey, UnpackedKey};
 
 /// The layout of the eight bytes before the body.
 pub(crate) const FORMAT: u8 = 1;
 const HEAD: usize = 8;
+/// In `flags`: a chunk of the log is packed.
+const PACKED: u8 = 1;
+/// The most bytes that are packed as one.
+const PACKED_BYTES: usize = 16 << 20;
 
 type Parsed<T> = Result<T, &'static str>;
 
@@ -42,8 +47,12 @@ fn checksum<K: StoreKey>(key: &K, head: &[u8], body: &[u8]) -> u32 {
 }
 
 fn seal<K: StoreKey>(key: &K, size: usize, fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    seal_as(key, 0, size, fill)
+}
+
+fn seal_as<K: StoreKey>(key: &K, flags: u8, size: usize, fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEAD + size);
-    bytes.extend_from_slice(&[FORMAT, schema::<K>(), 0, 0, 0, 0, 0, 0]);
+    bytes.extend_from_slice(&[FORMAT, schema::<K>(), flags, 0, 0, 0, 0, 0]);
     fill(&mut bytes);
     let sum = checksum(key, &bytes[..4], &bytes[HEAD..]);
     bytes[4..HEAD].copy_from_slice(&sum.to_le_bytes());
@@ -65,10 +74,11 @@ fn unseal<'a, K: StoreKey>(key: &K, bytes: &'a [u8]) -> Result<Body<'a>, Corrupt
     if wrote > schema::<K>() {
         return Err(key.corrupt(format!("written by schema {wrote}, this build reads up to {}", schema::<K>())));
     }
-    if format == 0 || wrote == 0 || flags != 0 || reserved != 0 {
+    let known = if K::TABLE == LogKey::TABLE { PACKED } else { 0 };
+    if format == 0 || wrote == 0 || flags & !known != 0 || reserved != 0 {
         return Err(key.corrupt(format!("unknown kind of record ({format}, {wrote}, {flags}, {reserved})")));
     }
-    Ok(Body { rest: body, schema: wrote })
+    Ok(Body { rest: body, schema: wrote, flags })
 }
 
 /// What is left to read.
@@ -77,6 +87,7 @@ struct Body<'a> {
     rest: &'a [u8],
     /// The one it was written under.
     schema: u8,
+    flags: u8,
 }
 
 impl<'a> Body<'a> {
@@ -112,31 +123,118 @@ fn put_blob(to: &mut Vec<u8>, blob: &[u8]) {
     to.extend_from_slice(blob);
 }
 
-// ---- chunks of the log: count, then per event name and JSON -----------------------------------------
+// ---- chunks of the log ------------------------------------------------------------------------------
+//
+// A count of seqs, then per event name and JSON. In a packed chunk what follows the count is compressed, and each
+// event has the lengths of the deltas that were joined in it before it; one that is as it was has none.
 
 /// An event name fits two bytes of length by far; a longer one is cut, because it may not cost the log.
 fn name(event: &StoredEvent) -> &str {
     &event.name[..event.name.floor_char_boundary(usize::from(u16::MAX))]
 }
 
+fn put_event(to: &mut Vec<u8>, event: &StoredEvent) {
+    let name = name(event);
+    to.extend_from_slice(&(name.len() as u16).to_le_bytes());
+    to.extend_from_slice(name.as_bytes());
+    put_blob(to, &event.json);
+}
+
+/// Bytes that an event takes in a chunk.
+fn event_size(event: &StoredEvent) -> usize {
+    6 + event.name.len() + event.json.len()
+}
+
 pub(crate) fn seal_chunk(key: &LogKey, events: &[StoredEvent]) -> Vec<u8> {
-    let size = 4 + events.iter().map(|event| 6 + event.name.len() + event.json.len()).sum::<usize>();
+    let size = 4 + events.iter().map(event_size).sum::<usize>();
     seal(key, size, |to| {
         to.extend_from_slice(&(events.len() as u32).to_le_bytes());
-        for event in events {
-            let name = name(event);
-            to.extend_from_slice(&(name.len() as u16).to_le_bytes());
-            to.extend_from_slice(name.as_bytes());
-            put_blob(to, &event.json);
-        }
+        events.iter().for_each(|event| put_event(to, event));
     })
 }
 
-/// A chunk whose checksum holds, read event by event.
+/// Bytes that a place takes in a packed chunk, before it is compressed.
+pub(crate) fn place_size(place: &Packed) -> usize {
+    match place {
+        Packed::Event(event) => 4 + event_size(event),
+        Packed::Run(run) => 4 + 4 * run.lengths.len() + event_size(&run.event),
+    }
+}
+
+/// Places side by side as one packed chunk.
+pub(crate) fn seal_places(key: &LogKey, places: &[Packed]) -> Vec<u8> {
+    let size = places.iter().map(place_size).sum::<usize>();
+    // One that is larger than a reader would unpack stays as it is.
+    if let [Packed::Event(event)] = places
+        && size > PACKED_BYTES
+    {
+        return seal_chunk(key, std::slice::from_ref(event));
+    }
+    let mut raw = Vec::with_capacity(size);
+    let mut seqs = 0;
+    for place in places {
+        let (lengths, event) = match place {
+            Packed::Event(event) => (&[][..], event),
+            Packed::Run(run) => (&run.lengths[..], &run.event),
+        };
+        seqs += lengths.len().max(1) as u32;
+        raw.extend_from_slice(&(lengths.len() as u32).to_le_bytes());
+        lengths.iter().for_each(|length| raw.extend_from_slice(&length.to_le_bytes()));
+        put_event(&mut raw, event);
+    }
+    let block = lz4_flex::block::compress_prepend_size(&raw);
+    seal_as(key, PACKED, 4 + block.len(), |to| {
+        to.extend_from_slice(&seqs.to_le_bytes());
+        to.extend_from_slice(&block);
+    })
+}
+
+/// A chunk whose checksum holds.
 pub(crate) struct Sealed<'a> {
     key: LogKey,
     body: Body<'a>,
+    /// Seqs that it covers.
     count: u32,
+}
+
+/// A stored event, and the deltas that were joined in it.
+pub(crate) struct Place<'a> {
+    /// The seq of the first delta, or of the event.
+    pub first: Seq,
+    /// Of each delta; empty for an event that is as it was.
+    lengths: &'a [[u8; 4]],
+    pub name: &'a str,
+    pub json: &'a [u8],
+}
+
+impl Place<'_> {
+    /// The seq of the stored event.
+    pub(crate) fn last(&self) -> Seq {
+        self.first + self.lengths.len().max(1) as Seq - 1
+    }
+
+    pub(crate) fn event(&self) -> StoredEvent {
+        StoredEvent { name: event::name(self.name), json: Bytes::copy_from_slice(self.json) }
+    }
+
+    pub(crate) fn packed(&self) -> Packed {
+        if self.lengths.is_empty() {
+            return Packed::Event(self.event());
+        }
+        let lengths = self.lengths.iter().map(|length| u32::from_le_bytes(*length)).collect();
+        Packed::Run(Run { first: self.first, lengths, event: self.event() })
+    }
+
+    /// What is left of joined deltas for a reader that has those up to `after`, if it has any of them.
+    pub(crate) fn rest(&self, chunk: &Sealed<'_>, after: Seq) -> Result<Option<Bytes>, Corrupt> {
+        match self.packed() {
+            Packed::Run(run) if after >= self.first => {
+                let rest = run.rest(chunk.schema(), after);
+                Ok(Some(rest.map_err(|why| chunk.key.corrupt(why.to_string()))?.json))
+            }
+            _ => Ok(None),
+        }
+    }
 }
 
 pub(crate) fn open_chunk<'a>(key: &LogKey, bytes: &'a [u8]) -> Result<Sealed<'a>, Corrupt> {
@@ -150,27 +248,73 @@ pub(crate) fn open_chunk<'a>(key: &LogKey, bytes: &'a [u8]) -> Result<Sealed<'a>
 }
 
 impl<'a> Sealed<'a> {
+    pub(crate) fn key(&self) -> LogKey {
+        self.key
+    }
     pub(crate) fn first(&self) -> Seq {
         self.key.seq()
     }
     pub(crate) fn last(&self) -> Seq {
         self.key.seq() + u64::from(self.count) - 1
     }
+    /// The schema under which its events were written.
+    pub(crate) fn schema(&self) -> u8 {
+        self.body.schema
+    }
+    pub(crate) fn is_packed(&self) -> bool {
+        self.body.flags & PACKED != 0
+    }
 
-    /// Name and JSON of each event, in order.
-    pub(crate) fn events(self) -> impl Iterator<Item = Result<(&'a str, &'a [u8]), Corrupt>> {
-        let Self { key, mut body, count } = self;
-        (0..count).map(move |at| {
+    /// Bytes of its places when they are unpacked, as it says.
+    pub(crate) fn size(&self) -> usize {
+        if !self.is_packed() {
+            return self.body.rest.len();
+        }
+        lz4_flex::block::uncompressed_size(self.body.rest).map_or(usize::MAX, |(size, _)| size)
+    }
+
+    /// What its places are read from.
+    pub(crate) fn raw(&self) -> Result<Cow<'a, [u8]>, Corrupt> {
+        if !self.is_packed() {
+            return Ok(Cow::Borrowed(self.body.rest));
+        }
+        let bad = |why: &str| self.key.corrupt(format!("what is packed cannot be unpacked: {why}"));
+        let (size, block) = lz4_flex::block::uncompressed_size(self.body.rest).map_err(|_| bad("it is cut off"))?;
+        // A byte becomes at most 255.
+        if size > PACKED_BYTES || size / 256 > block.len() {
+            return Err(bad("it is too large"));
+        }
+        let raw = lz4_flex::block::decompress(block, size).map_err(|why| bad(&why.to_string()))?;
+        if raw.len() == size { Ok(Cow::Owned(raw)) } else { Err(bad("it is shorter than it says")) }
+    }
+
+    /// The places, in order, from what [`raw`](Self::raw) gave.
+    pub(crate) fn places<'r>(&self, raw: &'r [u8]) -> impl Iterator<Item = Result<Place<'r>, Corrupt>> + use<'r> {
+        let (key, packed, end) = (self.key, self.is_packed(), self.last() + 1);
+        let mut body = Body { rest: raw, ..self.body };
+        let mut seq = self.first();
+        std::iter::from_fn(move || {
+            let first = seq;
+            if first == end {
+                return None;
+            }
             let mut next = || -> Parsed<_> {
+                let count = if packed { body.u32()? as usize } else { 0 };
+                let (lengths, _) = body.take(count.checked_mul(4).ok_or("the record is cut off")?)?.as_chunks::<4>();
                 let length = body.array().map(u16::from_le_bytes)?;
                 let name = std::str::from_utf8(body.take(usize::from(length))?).map_err(|_| "a name is not UTF-8")?;
-                let json = body.blob()?;
-                if at + 1 == count {
-                    body.end()?;
+                let place = Place { first, lengths, name, json: body.blob()? };
+                match place.last().cmp(&(end - 1)) {
+                    Ordering::Less => {}
+                    Ordering::Equal => body.end()?,
+                    Ordering::Greater => return Err("it holds more than it says"),
                 }
-                Ok((name, json))
+                Ok(place)
             };
-            next().map_err(|why| key.corrupt(why))
+            let place = next().map_err(|why| key.corrupt(why));
+            // Behind an error nothing can be made sense of.
+            seq = place.as_ref().map_or(end, |place| place.last() + 1);
+            Some(place)
         })
     }
 }
@@ -185,14 +329,29 @@ pub(crate) fn move_chunk(from: &LogKey, to: &LogKey, bytes: &[u8], upto: Seq) ->
         moved[4..HEAD].copy_from_slice(&sum.to_le_bytes());
         return moved;
     }
-    let kept = (sealed.first()..=upto).zip(sealed.events()).map(|(_, event)| {
-        let (name, json) = event?;
-        Ok(StoredEvent { name: event::name(name), json: Bytes::copy_from_slice(json) })
-    });
-    match kept.collect::<Result<Vec<_>, Corrupt>>() {
-        Ok(kept) => seal_chunk(to, &kept),
-        Err(_) => bytes.to_vec(),
-    }
+    let cut = || {
+        let raw = sealed.raw()?;
+        let shared = sealed.places(&raw).take_while(|place| place.as_ref().map_or(true, |place| place.first <= upto));
+        let packed = |place: Result<Place<'_>, Corrupt>| match place {
+            Ok(place) if place.last() > upto => {
+                Err(from.corrupt("deltas that were joined reach over the place of a fork"))
+            }
+            place => place.map(|place| place.packed()),
+        };
+        let places = shared.map(packed).collect::<Result<Vec<_>, Corrupt>>()?;
+        let events: Option<Vec<_>> = places
+            .iter()
+            .map(|place| match place {
+                Packed::Event(event) => Some(event.clone()),
+                Packed::Run(_) => None,
+            })
+            .collect();
+        Ok::<_, Corrupt>(match events {
+            Some(events) if !sealed.is_packed() => seal_chunk(to, &events),
+            _ => seal_places(to, &places),
+        })
+    };
+    cut().unwrap_or_else(|_| bytes.to_vec())
 }
 
 // ---- thread rows: a fixed head, then two JSON texts -------------------------------------------------
@@ -304,7 +463,7 @@ pub(crate) struct TurnRecord {
     pub turn: SettledTurn,
     /// The record before it under the same thread, 0 for the first: a hole in the table is noticed.
     pub previous: Seq,
-    /// When it ended: its place among what is to be packed. 0 when it has none.
+    /// When it ended: its place among what is to be packed. 0 when it never had one.
     pub ended: UnixMs,
 }
 
@@ -360,6 +519,15 @@ pub(crate) fn seal_fork(key: &ForkKey, at: Seq) -> Vec<u8> {
 }
 
 pub(crate) fn read_fork(key: &ForkKey, bytes: &[u8]) -> Result<Seq, Corrupt> {
+    number(key, bytes)
+}
+
+/// From where on the turn is still to be packed.
+pub(crate) fn seal_unpacked(key: &UnpackedKey, from: Seq) -> Vec<u8> {
+    seal(key, 8, |to| to.extend_from_slice(&from.to_le_bytes()))
+}
+
+pub(crate) fn read_unpacked(key: &UnpackedKey, bytes: &[u8]) -> Result<Seq, Corrupt> {
     number(key, bytes)
 }
 

@@ -1,7 +1,7 @@
 //! Names of stored records: fixed-width, big-endian, owner first.
 //!
-//! A key can only be made from typed ids, so no record is reached without a [`TenantId`]. The two tables that are
-//! ordered by time (`timers`, `receipt_expiry`) put the time before the tenant, because they are walked for
+//! A key can only be made from typed ids, so no record is reached without a [`TenantId`]. The three tables that are
+//! ordered by time (`timers`, `receipt_expiry`, `unpacked`) put the time before the tenant, because they are walked for
 //! everyone at once; the tenant still stands in the key.
 
 use std::cmp::Ordering;
@@ -125,6 +125,8 @@ keys! {
     MetaKey[8] = "meta";
     /// (tenant, parent, child): whose log continues whose.
     ForkKey[64] = "forks";
+    /// (ended at, tenant, thread, started seq): whose log is to be packed, first to end first.
+    UnpackedKey[64] = "unpacked";
 }
 
 pub(crate) mod tenant;
@@ -137,6 +139,7 @@ pub(crate) const TURN_IDS: TableDefinition<TurnIdKey, &[u8]> = TableDefinition::
 pub(crate) const RECEIPTS: TableDefinition<ReceiptKey, &[u8]> = TableDefinition::new(ReceiptKey::TABLE);
 pub(crate) const META: TableDefinition<MetaKey, &[u8]> = TableDefinition::new(MetaKey::TABLE);
 pub(crate) const FORKS: TableDefinition<ForkKey, &[u8]> = TableDefinition::new(ForkKey::TABLE);
+pub(crate) const UNPACKED: TableDefinition<UnpackedKey, &[u8]> = TableDefinition::new(UnpackedKey::TABLE);
 /// Indexes: the key is all there is, sealed so that a damaged one is noticed.
 pub(crate) const EXPIRY: TableDefinition<ExpiryKey, &[u8; 8]> = TableDefinition::new(ExpiryKey::TABLE);
 pub(crate) const OWING: TableDefinition<OwingKey, &[u8; 8]> = TableDefinition::new(OwingKey::TABLE);
@@ -317,5 +320,24 @@ impl ForkKey {
     }
     fn show(&self) -> String {
         format!("{}/{}/{}", tenant(self.part(0)), self.parent(), self.child())
+    }
+}
+
+impl UnpackedKey {
+    pub(crate) fn new(at: UnixMs, key: ThreadKey, started: Seq) -> Self {
+        Self::join(&[&at.0.to_be_bytes(), key.tenant.as_bytes(), key.thread.as_bytes(), &started.to_be_bytes()])
+    }
+    /// The last key of everything that ended at `before`.
+    pub(crate) fn last(before: UnixMs) -> Self {
+        Self::join(&[&before.0.to_be_bytes(), &[0xff; 56]])
+    }
+    /// Whose turn; `None` when the key is damaged.
+    pub(crate) fn thread(&self) -> Option<ThreadKey> {
+        let tenant = TenantId::from_bytes(self.part(8)).ok()?;
+        Some(ThreadKey { tenant, thread: ThreadId::from_bytes(self.part(40)) })
+    }
+    fn show(&self) -> String {
+        let (at, started) = (u64::from_be_bytes(self.part(0)), u64::from_be_bytes(self.part(56)));
+        format!("{at}/{}/{}/{started}", tenant(self.part(8)), ThreadId::from_bytes(self.part(40)))
     }
 }

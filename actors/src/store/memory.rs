@@ -3,21 +3,29 @@
 //! A view is a shared copy of the whole state, taken when it is asked for; a commit behind it copies what it changes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use raddle_domain::{
+    event::{BadRecord, SCHEMA},
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    pack::{Packed, Run},
     ports::{
-        Append, Chunk, Document, DocumentKind, Fed, Fork, Found, Listed, LogStore, OwingPlace, Place, Receipt,
+        Append, Chunk, Corrupt, Document, DocumentKind, Fed, Fork, Found, Listed, LogStore, OwingPlace, Place, Receipt,
         RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View, Write, WriteRefused,
     },
     time::UnixMs,
 };
 use uuid::Uuid;
 
-use super::{follows, page::Page, rename::rename, unknown_turn, unordered};
+use super::{
+    follows,
+    packing::{self, Means},
+    page::Page,
+    rename::rename,
+    unknown_turn, unordered,
+};
 
 mod tenant;
 
@@ -32,15 +40,92 @@ struct State {
     threads: BTreeMap<ThreadKey, Arc<Stored>>,
     receipts: BTreeMap<(TenantId, [u8; 32]), Receipt>,
     tenants: tenant::Tenants,
+    /// What is to be packed: when the turn ended, and its number.
+    unpacked: BTreeSet<(UnixMs, u64)>,
+    /// Turns that were ever stored.
+    turns: u64,
 }
 
 #[derive(Debug, Clone)]
 struct Stored {
     row: ThreadRow,
-    chunks: Vec<Chunk>,
+    pieces: Vec<Piece>,
     turns: BTreeMap<Seq, SettledTurn>,
+    /// The number of each turn, which is the same in every fork that shares it.
+    numbers: BTreeMap<Seq, u64>,
     /// The last event that was written under another name.
     inherited: Seq,
+}
+
+/// Events that were stored together.
+#[derive(Debug, Clone)]
+struct Piece {
+    first: Seq,
+    places: Arc<[Packed]>,
+}
+
+impl Piece {
+    fn of(chunk: &Chunk) -> Self {
+        Self { first: chunk.first, places: chunk.events.iter().cloned().map(Packed::Event).collect() }
+    }
+
+    /// Each place with its first seq and its last.
+    fn places(&self) -> impl Iterator<Item = (Seq, Seq, &Packed)> {
+        let mut next = self.first;
+        self.places.iter().map(move |place| {
+            let first = next;
+            next += packing::seqs(place);
+            (first, next - 1, place)
+        })
+    }
+
+    /// The events up to `at`, under another name.
+    fn past(&self, at: Seq, name: ThreadId) -> Self {
+        let named = |event: &StoredEvent| StoredEvent { json: named(&event.json, name).into(), ..event.clone() };
+        let past = self.places().take_while(|(_, last, _)| *last <= at).map(|(_, _, place)| match place {
+            Packed::Event(event) => Packed::Event(named(event)),
+            Packed::Run(run) => Packed::Run(Run { event: named(&run.event), ..run.clone() }),
+        });
+        Self { first: self.first, places: past.collect() }
+    }
+}
+
+fn named(json: &[u8], name: ThreadId) -> Vec<u8> {
+    let mut json = json.to_vec();
+    rename(&mut json, name);
+    json
+}
+
+/// The event of a place.
+fn event_of(place: &Packed) -> &StoredEvent {
+    match place {
+        Packed::Event(event) => event,
+        Packed::Run(run) => &run.event,
+    }
+}
+
+impl Stored {
+    /// Joins the deltas of the turn that began at `from`.
+    fn pack(&mut self, from: Seq) -> Result<(), BadRecord> {
+        let places = self.pieces.iter().flat_map(Piece::places).skip_while(|(first, ..)| *first < from);
+        let mut end = None;
+        for (seq, _, place) in places {
+            match packing::means(&event_of(place).name, seq, from) {
+                Means::GoesOn => {}
+                Means::Ends => {
+                    end = Some(seq);
+                    break;
+                }
+                Means::Another => break,
+            }
+        }
+        let Some(end) = end else { return Ok(()) };
+        let first = self.pieces.first().map_or(1, |piece| piece.first);
+        let places = self.pieces.iter().flat_map(|piece| piece.places.iter().cloned()).collect();
+        let places = packing::join(first, places, from, end)?;
+        self.pieces = vec![Piece { first, places: places.into() }];
+        Ok(())
+    }
 }
 
 impl State {
@@ -67,24 +152,25 @@ impl State {
         let Some(parent) = parent.filter(|_| at <= found) else {
             return Err(WriteRefused::Conflict { expected: at, found });
         };
-        let named = |json: &[u8]| {
-            let mut json = json.to_vec();
-            rename(&mut json, key.thread);
-            json
-        };
-        let past = |chunk: &Chunk| {
-            let events = (chunk.first..=at).zip(&chunk.events);
-            let event =
-                |(_, event): (Seq, &StoredEvent)| StoredEvent { json: named(&event.json).into(), ..event.clone() };
-            Chunk { first: chunk.first, events: events.map(event).collect() }
-        };
-        let chunks = parent.chunks.iter().map(past).filter(|chunk| !chunk.events.is_empty()).collect();
+        let pieces = parent.pieces.iter().map(|piece| piece.past(at, key.thread));
         let seen = |turn: &&SettledTurn| turn.items.iter().all(|seq| *seq <= at);
         let turns = parent.turns.range(..=at).map(|(_, turn)| turn).filter(seen).map(|turn| {
             let reverted = turn.reverted.filter(|seq| *seq <= at);
-            (turn.started_seq, SettledTurn { turn: named(&turn.turn), reverted, ..turn.clone() })
+            (turn.started_seq, SettledTurn { turn: named(&turn.turn, key.thread), reverted, ..turn.clone() })
         });
-        Ok(Stored { row: parent.row.clone(), chunks, turns: turns.collect(), inherited: at })
+        let turns: BTreeMap<_, _> = turns.collect();
+        Ok(Stored {
+            row: parent.row.clone(),
+            pieces: pieces.filter(|piece| !piece.places.is_empty()).collect(),
+            numbers: parent
+                .numbers
+                .iter()
+                .map(|(at, number)| (*at, *number))
+                .filter(|(at, _)| turns.contains_key(at))
+                .collect(),
+            turns,
+            inherited: at,
+        })
     }
 
     fn append(&mut self, append: &Append) -> Result<u64, WriteRefused> {
@@ -99,7 +185,13 @@ impl State {
             }
             None => match self.owned(*key, row.head.fence, *expected)? {
                 Some(old) => Stored::clone(old),
-                None => Stored { row: row.clone(), chunks: Vec::new(), turns: BTreeMap::new(), inherited: 0 },
+                None => Stored {
+                    row: row.clone(),
+                    pieces: Vec::new(),
+                    turns: BTreeMap::new(),
+                    numbers: BTreeMap::new(),
+                    inherited: 0,
+                },
             },
         };
         let turns = &mut stored.turns;
@@ -123,7 +215,14 @@ impl State {
         }
         self.tenants.check(append)?;
         if !chunk.events.is_empty() {
-            stored.chunks.push(chunk.clone());
+            stored.pieces.push(Piece::of(chunk));
+        }
+        for started in stored.turns.keys() {
+            stored.numbers.entry(*started).or_insert_with(|| {
+                self.turns += 1;
+                self.unpacked.insert((*at, self.turns));
+                self.turns
+            });
         }
         stored.row = row.clone();
         self.threads.insert(*key, Arc::new(stored));
@@ -155,6 +254,10 @@ impl LogStore for MemoryStore {
                 state.owned(*key, *fence, *expected)?;
                 state.threads.remove(key);
                 state.tenants.forget(*key);
+                let State { threads, unpacked, .. } = state;
+                let known =
+                    |number| threads.values().any(|stored| stored.numbers.values().any(|known| *known == number));
+                unpacked.retain(|(_, number)| known(*number));
                 Ok(0)
             }
             // No row of this store is ever damaged.
@@ -187,8 +290,22 @@ impl LogStore for MemoryStore {
         Ok(expired.len())
     }
 
-    fn pack(&self, _before: UnixMs, _limit: usize) -> Result<usize, StoreError> {
-        Ok(0)
+    fn pack(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        let mut held = self.state();
+        let state = Arc::make_mut(&mut held);
+        let due: Vec<_> = state.unpacked.range(..=(before, u64::MAX)).take(limit).copied().collect();
+        for (at, number) in &due {
+            state.unpacked.remove(&(*at, *number));
+            for stored in state.threads.values_mut() {
+                let started = stored.numbers.iter().find(|(_, known)| *known == number).map(|(started, _)| *started);
+                if let Some(started) = started
+                    && let Err(error) = Arc::make_mut(stored).pack(started)
+                {
+                    tracing::error!(%error, "a turn is not packed");
+                }
+            }
+        }
+        Ok(due.len())
     }
 
     fn rest(&self) -> Result<(), StoreError> {
@@ -203,9 +320,8 @@ impl LogStore for MemoryStore {
 struct MemoryView(Arc<State>);
 
 impl MemoryView {
-    fn events_of(&self, key: ThreadKey) -> impl Iterator<Item = (Seq, &StoredEvent)> {
-        let chunks = self.0.threads.get(&key).map_or(&[][..], |stored| &stored.chunks[..]);
-        chunks.iter().flat_map(|chunk| (chunk.first..).zip(&chunk.events))
+    fn pieces(&self, key: ThreadKey) -> &[Piece] {
+        self.0.threads.get(&key).map_or(&[], |stored| &stored.pieces)
     }
 
     fn timers(&self) -> Vec<(UnixMs, ThreadKey)> {
@@ -222,24 +338,28 @@ impl View for MemoryView {
     }
 
     fn events(&self, key: ThreadKey, after: Seq, limit: usize, bytes: usize) -> Result<Vec<Chunk>, StoreError> {
-        let mut page = Page::new(after, limit, bytes);
-        let chunks = self.0.threads.get(&key).map_or(&[][..], |stored| &stored.chunks[..]);
-        for chunk in chunks.iter().filter(|chunk| chunk.last() > after) {
-            if page.is_full() {
-                break;
-            }
-            page.begin(chunk.first);
-            for (seq, event) in (chunk.first..).zip(&chunk.events) {
-                if !page.skips(seq) && !page.is_full() {
-                    page.push(event.name.clone(), event.json.clone());
+        let mut page = Page::new(limit, bytes);
+        for piece in self.pieces(key) {
+            page.begin();
+            for (_, last, place) in piece.places().filter(|(_, last, _)| *last > after) {
+                if page.is_full() {
+                    return Ok(page.finish());
                 }
+                let event = match place {
+                    Packed::Event(event) => event.clone(),
+                    Packed::Run(run) => run.rest(SCHEMA, after).map_err(|why| {
+                        StoreError::Corrupt(Corrupt { record: format!("log {key}/{last}"), why: why.to_string() })
+                    })?,
+                };
+                page.push(last, event.name, event.json);
             }
         }
         Ok(page.finish())
     }
 
     fn event(&self, key: ThreadKey, seq: Seq) -> Result<Option<StoredEvent>, StoreError> {
-        Ok(self.events_of(key).find(|(at, _)| *at == seq).map(|(_, event)| event.clone()))
+        let mut places = self.pieces(key).iter().flat_map(Piece::places);
+        Ok(places.find(|(_, last, _)| *last == seq).map(|(_, _, place)| event_of(place).clone()))
     }
 
     fn turns(&self, key: ThreadKey, after: Seq, limit: usize) -> Result<Vec<SettledTurn>, StoreError> {

@@ -10,15 +10,16 @@ use raddle_domain::{
 
 /// Gathers events until there are enough.
 pub(crate) struct Page {
-    after: Seq,
     limit: usize,
     bytes: usize,
     chunks: Vec<Chunk>,
+    /// Whether the next event is the first of its chunk.
+    fresh: bool,
 }
 
 impl Page {
-    pub(crate) fn new(after: Seq, limit: usize, bytes: usize) -> Self {
-        Self { after, limit, bytes, chunks: Vec::new() }
+    pub(crate) fn new(limit: usize, bytes: usize) -> Self {
+        Self { limit, bytes, chunks: Vec::new(), fresh: true }
     }
 
     /// Whether nothing more is wanted.
@@ -26,22 +27,22 @@ impl Page {
         self.limit == 0
     }
 
-    /// Begins a chunk whose first wanted event is `first`.
-    pub(crate) fn begin(&mut self, first: Seq) {
-        self.chunks.push(Chunk { first: first.max(self.after + 1), events: Vec::new() });
+    /// Begins a chunk.
+    pub(crate) fn begin(&mut self) {
+        self.fresh = true;
     }
 
-    /// Whether the event at `seq` is behind the cursor.
-    pub(crate) fn skips(&self, seq: Seq) -> bool {
-        seq <= self.after
-    }
-
-    /// Adds an event to the chunk that was begun last. Ends the page when it was the last one wanted.
-    pub(crate) fn push(&mut self, name: Cow<'static, str>, json: Bytes) {
-        let Some(chunk) = self.chunks.last_mut() else { return };
+    /// Adds an event, to the chunk that was begun last if it stands there side by side with the one before it. Ends
+    /// the page when it was the last one wanted.
+    pub(crate) fn push(&mut self, seq: Seq, name: Cow<'static, str>, json: Bytes) {
         self.bytes = self.bytes.saturating_sub(json.len());
-        chunk.events.push(StoredEvent { name, json });
         self.limit = if self.bytes == 0 { 0 } else { self.limit - 1 };
+        let event = StoredEvent { name, json };
+        match self.chunks.last_mut() {
+            Some(chunk) if !self.fresh && chunk.last() + 1 == seq => chunk.events.push(event),
+            _ => self.chunks.push(Chunk { first: seq, events: vec![event] }),
+        }
+        self.fresh = false;
     }
 
     pub(crate) fn finish(self) -> Vec<Chunk> {

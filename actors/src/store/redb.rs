@@ -13,6 +13,7 @@
 
 mod inherit;
 mod lineage;
+mod pack;
 mod view;
 mod write;
 
@@ -41,7 +42,7 @@ use super::{
     codec,
     keys::{
         EXPIRY, ExpiryKey, FORKS, LOG, META, MetaKey, OWING, RECEIPTS, RECENT, StoreKey, THREADS, TIMERS, TURN_IDS,
-        TURNS,
+        TURNS, UNPACKED,
         tenant::{DOCUMENTS, FEED, RECORD_IDS, RECORDS, SPENT},
     },
 };
@@ -364,7 +365,7 @@ fn begin_epoch(database: &Database) -> Result<u64, Fault> {
     }
     open_all! {
         1: LOG THREADS TURNS TURN_IDS RECEIPTS EXPIRY OWING RECENT TIMERS META;
-        2: FEED RECORD_IDS RECORDS SPENT DOCUMENTS FORKS;
+        2: FEED RECORD_IDS RECORDS SPENT DOCUMENTS FORKS UNPACKED;
     }
     let epoch = {
         let mut meta = txn.open_table(META)?;
@@ -474,8 +475,12 @@ impl LogStore for RedbStore {
         })
     }
 
-    fn pack(&self, _before: UnixMs, _limit: usize) -> Result<usize, StoreError> {
-        Ok(0)
+    fn pack(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.write(&mut self.writer(), true, |database, writer| {
+            let packed = pack::pack(database, before, limit)?;
+            writer.restless |= packed > 0;
+            Ok(packed)
+        })
     }
 
     fn rest(&self) -> Result<(), StoreError> {

@@ -5,16 +5,16 @@ use std::fmt::Write as _;
 use raddle_actors::store::memory::MemoryStore;
 use raddle_domain::{
     id::{Seq, ThreadKey},
-    ports::{Append, DocumentKind, LogStore, RecordKind, View, Write},
+    ports::{Append, DocumentKind, Fork, LogStore, RecordKind, Reverted, StoreError, View, Write},
     time::UnixMs,
 };
 use uuid::Uuid;
 
-use super::{append, document, indexed, receipt, settled, spent, tenant, thread, turn_id};
+use super::{append, document, indexed, receipt, settled, spent, talk, tenant, thread, turn_id};
 
-pub const THREADS: [(u8, u8); 5] = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 9)];
+pub const THREADS: [(u8, u8); 8] = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 9), (1, 4), (1, 5), (1, 6)];
 
-pub fn keys() -> [ThreadKey; 5] {
+pub fn keys() -> [ThreadKey; 8] {
     THREADS.map(|(tenant_no, n)| thread(tenant_no, n))
 }
 
@@ -24,8 +24,37 @@ fn step(which: usize, expected: Seq, count: u64, change: impl FnOnce(&mut Append
     Write::Append(step)
 }
 
-/// Commits that touch every table, grow the file, and erase.
-pub fn script() -> Vec<Vec<Write>> {
+/// One thing that is asked of a store.
+pub enum Act {
+    Commit(Vec<Write>),
+    /// Packs all there is.
+    Pack,
+}
+
+impl Act {
+    /// Every write is one that is taken.
+    pub fn on(&self, store: &dyn LogStore) -> Result<(), StoreError> {
+        match self {
+            Self::Commit(writes) => {
+                let results = store.commit(writes)?;
+                assert!(results.iter().all(Result::is_ok), "{results:?}");
+            }
+            Self::Pack => drop(store.pack(UnixMs(u64::MAX), usize::MAX)?),
+        }
+        Ok(())
+    }
+}
+
+/// A turn of six deltas, saved in three pieces, as one commit. It may be the first of a fork.
+fn talks(which: usize, expected: Seq, number: u128, fork: Option<usize>) -> Vec<Write> {
+    let deltas = ["some ", "of ", "it ", "☃", "", " and the rest"];
+    let mut turn = talk::turn(keys()[which], expected, number, &deltas, 4, UnixMs(7));
+    turn[0].fork = fork.map(|parent| Fork { parent: keys()[parent].thread, at: expected });
+    turn.into_iter().map(Write::Append).collect()
+}
+
+/// Commits that touch every table, grow the file, fork, pack and erase.
+pub fn script() -> Vec<Act> {
     use RecordKind::{Approval, Effect, Question};
     let owes = |at| move |step: &mut Append| step.row.head.owes_since = Some(UnixMs(at));
     let settles = |started, n| {
@@ -52,7 +81,12 @@ pub fn script() -> Vec<Vec<Write>> {
         kind: DocumentKind::RoutingRule,
         documents: numbers.iter().map(|n| document(DocumentKind::RoutingRule, *n, "routes")).collect(),
     };
-    vec![
+    let reverts = |started_seq, seq| {
+        move |step: &mut Append| {
+            step.reverted = vec![Reverted { started_seq, seq }];
+        }
+    };
+    let commits = vec![
         vec![step(0, 0, 1, |_| {})],
         vec![step(0, 1, 3, owes(7)), step(1, 0, 1, |_| {}), step(3, 0, 2, owes(9))],
         vec![step(0, 4, 2, |step| step.row.head.wake_at = Some(UnixMs(77)))],
@@ -71,14 +105,24 @@ pub fn script() -> Vec<Vec<Write>> {
         vec![Write::Erase { key: keys()[1], fence: 1, expected: 12 }, step(4, 71, 1, brings(&[(Effect, 5, false)], 8))],
         vec![rules(&[])],
         vec![step(0, 20, 2, brings(&[(Approval, 9, false), (Question, 2, false)], 9)), rules(&[7])],
-    ]
+        talks(5, 0, 1, None).into_iter().chain(talks(5, 10, 2, None)).collect(),
+        talks(6, 20, 3, Some(5)),
+        talks(7, 10, 4, Some(6)).into_iter().chain([step(6, 30, 1, reverts(11, 31))]).collect(),
+        // Packs.
+        Vec::new(),
+        talks(6, 31, 5, None).into_iter().chain([step(5, 20, 1, |_| {})]).collect(),
+        vec![Write::Erase { key: keys()[5], fence: 1, expected: 21 }],
+        Vec::new(),
+        vec![step(6, 41, 1, reverts(1, 42)), Write::Erase { key: keys()[7], fence: 1, expected: 20 }],
+    ];
+    commits.into_iter().map(|writes| if writes.is_empty() { Act::Pack } else { Act::Commit(writes) }).collect()
 }
 
-/// A store in memory that lived through `commits`.
-pub fn after(commits: &[Vec<Write>]) -> MemoryStore {
+/// A store in memory that lived through `acts`.
+pub fn after(acts: &[Act]) -> MemoryStore {
     let store = MemoryStore::default();
-    for writes in commits {
-        assert!(store.commit(writes).unwrap().iter().all(Result::is_ok));
+    for act in acts {
+        act.on(&store).unwrap();
     }
     store
 }
@@ -114,10 +158,16 @@ pub fn exact_reads() -> Vec<Read> {
         reads.push(Box::new(move |view| text(view.row(key))));
         reads.push(Box::new(move |view| text(view.turns(key, 0, 99))));
         for after in [0, 1, 5] {
-            reads.push(Box::new(move |view| text(view.events(key, after, 999, usize::MAX))));
+            // Which of them stand in one chunk is the store's own affair.
+            reads.push(Box::new(move |view| {
+                let chunks = view.events(key, after, 999, usize::MAX).map_err(|error| error.to_string())?;
+                let events = chunks.iter().flat_map(|chunk| (chunk.first..).zip(&chunk.events));
+                Ok(format!("{:?}", events.collect::<Vec<_>>()))
+            }));
         }
-        for seq in [1, 2, 9] {
+        for seq in [1, 2, 9, 15] {
             reads.push(Box::new(move |view| text(view.event(key, seq))));
+            reads.push(Box::new(move |view| text(view.turn_before(key, seq))));
         }
     }
     reads
@@ -129,6 +179,9 @@ pub fn lookups() -> Vec<Read> {
     for key in keys() {
         for started in [1, 2, 3, 4, 12] {
             reads.push(Box::new(move |view| text(view.turn(key, turn_id(started)))));
+        }
+        for number in 1..=5 {
+            reads.push(Box::new(move |view| text(view.turn(key, talk::id(number)))));
         }
     }
     for n in 0..5 {

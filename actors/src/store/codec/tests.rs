@@ -50,11 +50,24 @@ fn receipt() -> Receipt {
     Receipt { key: [1; 32], request: [2; 32], reply: b"{\"ok\":true}".into(), expires_at: UnixMs(99) }
 }
 
+fn chunk_places(key: &LogKey, bytes: &[u8]) -> Result<Vec<Packed>, Corrupt> {
+    let sealed = open_chunk(key, bytes)?;
+    let raw = sealed.raw()?;
+    sealed.places(&raw).map(|place| place.map(|place| place.packed())).collect()
+}
+
 fn chunk_events(key: &LogKey, bytes: &[u8]) -> Result<Vec<StoredEvent>, Corrupt> {
-    let event = |event: Result<(&str, &[u8]), _>| {
-        event.map(|(name, json)| StoredEvent { name: name.to_owned().into(), json: json.to_vec().into() })
+    let event = |place| match place {
+        Packed::Event(event) => event,
+        Packed::Run(run) => run.event,
     };
-    open_chunk(key, bytes)?.events().map(event).collect()
+    Ok(chunk_places(key, bytes)?.into_iter().map(event).collect())
+}
+
+fn places() -> Vec<Packed> {
+    let [event, joined] = <[StoredEvent; 2]>::try_from(events()).unwrap();
+    let run = Run { first: 42, lengths: vec![3, 0, 7], event: joined };
+    vec![Packed::Event(event.clone()), Packed::Run(run), Packed::Event(event)]
 }
 
 fn golden(name: &str) -> PathBuf {
@@ -110,6 +123,15 @@ fn records_are_written_and_read_as_committed() {
     let bytes = same_as_golden("meta-epoch-f1-s1.bin", &seal_epoch(12));
     assert_eq!(read_epoch(&bytes).unwrap(), 12);
 
+    // Packed records are read for ever; how well they are packed is not promised.
+    let key = LogKey::new(thread(), 41);
+    let bytes = committed("log-f1-s1-packed.bin", &seal_places(&key, &places()));
+    assert_eq!(chunk_places(&key, &bytes).unwrap(), places());
+
+    let key = UnpackedKey::new(UnixMs(5), thread(), 41);
+    let bytes = same_as_golden("unpacked-f1-s1.bin", &seal_unpacked(&key, 43));
+    assert_eq!(read_unpacked(&key, &bytes).unwrap(), 43);
+
     let key = ForkKey::new(thread(), ThreadId::from_bytes([8; 16]));
     let bytes = same_as_golden("forks-f1-s1.bin", &seal_fork(&key, 12));
     assert_eq!(read_fork(&key, &bytes).unwrap(), 12);
@@ -125,6 +147,60 @@ fn records_of_older_schemas_are_read_as_what_they_meant() {
     let old = SettledTurn { context_seq: 0, reverted: None, ..turn().turn };
     let expected = TurnRecord { turn: old, ended: UnixMs(0), ..turn() };
     assert_eq!(read_turn(&key, &committed("turns-f1-s1.bin", b"")).unwrap(), expected);
+}
+
+#[test]
+fn a_packed_chunk_covers_the_seqs_of_what_was_joined() {
+    let key = LogKey::new(thread(), 41);
+    let bytes = seal_places(&key, &places());
+    let sealed = open_chunk(&key, &bytes).unwrap();
+    assert!(sealed.is_packed());
+    assert_eq!((sealed.first(), sealed.last()), (41, 45));
+    assert_eq!(sealed.size(), places().iter().map(place_size).sum::<usize>());
+    let raw = sealed.raw().unwrap();
+    let shown: Vec<_> =
+        sealed.places(&raw).map(|place| place.map(|place| (place.first, place.last())).unwrap()).collect();
+    assert_eq!(shown, [(41, 41), (42, 44), (45, 45)]);
+}
+
+#[test]
+fn a_chunk_that_is_moved_is_cut_where_it_has_to_be() {
+    let (from, to) = (LogKey::new(thread(), 41), LogKey::new(ThreadKey { tenant: TenantId::DEFAULT, ..thread() }, 41));
+    let plain = seal_chunk(&from, &events());
+    assert_eq!(chunk_events(&to, &move_chunk(&from, &to, &plain, 42)).unwrap(), events());
+    assert_eq!(chunk_events(&to, &move_chunk(&from, &to, &plain, 41)).unwrap(), events()[..1]);
+    let packed = seal_places(&from, &places());
+    assert_eq!(chunk_places(&to, &move_chunk(&from, &to, &packed, 45)).unwrap(), places());
+    assert_eq!(chunk_places(&to, &move_chunk(&from, &to, &packed, 44)).unwrap(), places()[..2]);
+    // Nobody forks within a turn; were it so, nothing wrong would be read.
+    assert!(chunk_places(&to, &move_chunk(&from, &to, &packed, 43)).is_err());
+    for mut damaged in [plain, packed] {
+        damaged[20] ^= 1;
+        assert!(chunk_events(&to, &move_chunk(&from, &to, &damaged, 41)).is_err());
+    }
+}
+
+#[test]
+fn what_says_that_it_unpacks_to_more_than_it_can_is_not_unpacked() {
+    let key = LogKey::new(thread(), 41);
+    for size in [PACKED_BYTES + 1, 100_000, u32::MAX as usize] {
+        let bytes = seal_as(&key, PACKED, 0, |to| {
+            to.extend_from_slice(&1u32.to_le_bytes());
+            to.extend_from_slice(&(size as u32).to_le_bytes());
+            to.extend_from_slice(&[0; 64]);
+        });
+        let sealed = open_chunk(&key, &bytes).unwrap();
+        assert!(sealed.raw().unwrap_err().why.contains("too large"));
+    }
+}
+
+#[test]
+fn an_event_larger_than_a_reader_would_unpack_stays_as_it_is() {
+    let key = LogKey::new(thread(), 41);
+    let large = StoredEvent { name: "item.completed".into(), json: vec![b'x'; PACKED_BYTES].into() };
+    let bytes = seal_places(&key, &[Packed::Event(large.clone())]);
+    assert!(!open_chunk(&key, &bytes).unwrap().is_packed());
+    assert_eq!(chunk_events(&key, &bytes).unwrap(), [large]);
 }
 
 #[test]
@@ -158,9 +234,9 @@ fn read_all(mut bytes: Vec<u8>, resealed: bool) {
     macro_rules! with {
         ($key:expr, $read:expr) => {{
             let key = $key;
-            for schema in [1, 2] {
+            for (schema, flags) in [(1, 0), (2, 0), (1, PACKED)] {
                 if resealed && bytes.len() >= HEAD {
-                    bytes[..4].copy_from_slice(&[1, schema, 0, 0]);
+                    bytes[..4].copy_from_slice(&[1, schema, flags, 0]);
                     let sum = checksum(&key, &bytes[..4], &bytes[HEAD..]);
                     bytes[4..HEAD].copy_from_slice(&sum.to_le_bytes());
                 }
@@ -179,6 +255,7 @@ fn read_all(mut bytes: Vec<u8>, resealed: bool) {
         key, &[1; 32], bytes
     ));
     with!(ForkKey::new(thread(), ThreadId::from_bytes([8; 16])), read_fork);
+    with!(UnpackedKey::new(UnixMs(5), thread(), 41), read_unpacked);
     with!(MetaKey::epoch(), |_: &MetaKey, bytes: &[u8]| read_epoch(bytes));
 }
 
@@ -203,6 +280,7 @@ proptest! {
     ) {
         for mut bytes in [
             seal_chunk(&LogKey::new(thread(), 41), &events()),
+            seal_places(&LogKey::new(thread(), 41), &places()),
             seal_row(&RowKey::new(thread()), &forked_head(), b"{}", b"{}"),
             seal_turn(&TurnKey::new(thread(), 41), &turn()),
             seal_receipt(&ReceiptKey::new(thread().tenant, &[1; 32]), &receipt()),
@@ -212,6 +290,26 @@ proptest! {
             bytes.truncate(length - cut % length);
             read_all(bytes, true);
         }
+    }
+
+    #[test]
+    fn packed_chunks_read_back(
+        texts in prop::collection::vec(
+            ("[a-z.]{0,20}", prop::collection::vec(any::<u8>(), 0..50), prop::collection::vec(any::<u32>(), 0..4)),
+            1..9,
+        ),
+    ) {
+        let mut first = 5;
+        let places: Vec<_> = texts.into_iter().map(|(name, json, lengths)| {
+            let event = StoredEvent { name: name.into(), json: json.into() };
+            let place = if lengths.is_empty() { Packed::Event(event) } else { Packed::Run(Run { first, lengths, event }) };
+            first += super::super::packing::seqs(&place);
+            place
+        }).collect();
+        let key = LogKey::new(thread(), 5);
+        let bytes = seal_places(&key, &places);
+        prop_assert_eq!(open_chunk(&key, &bytes).unwrap().last(), first - 1);
+        prop_assert_eq!(chunk_places(&key, &bytes).unwrap(), places);
     }
 
     #[test]

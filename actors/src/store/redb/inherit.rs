@@ -11,12 +11,16 @@ use ::redb::ReadableTable;
 use raddle_domain::{
     id::{Seq, ThreadId, ThreadKey},
     ports::ThreadRow,
+    time::UnixMs,
 };
 
 use super::{
     super::{
         codec::{self, Head, TurnRecord},
-        keys::{FORKS, ForkKey, LOG, LogKey, RowKey, StoreKey, THREADS, TURN_IDS, TURNS, TurnIdKey, TurnKey},
+        keys::{
+            FORKS, ForkKey, LOG, LogKey, RowKey, StoreKey, THREADS, TURN_IDS, TURNS, TurnIdKey, TurnKey, UNPACKED,
+            UnpackedKey,
+        },
     },
     Fault,
     lineage::Part,
@@ -159,7 +163,9 @@ impl Tables<'_> {
 
         let heirs = chain(turns, heir, part.upto)?;
         let mut all = heirs.records;
+        let unpacked = open!(self.unpacked, UNPACKED);
         for (seq, Moved { record, gap }) in records {
+            let ended = record.as_ref().map_or(UnixMs(0), |record| record.ended);
             match (all.get_mut(&seq), record) {
                 // What the heir says of the turn is the newer word, and from now on the only one.
                 (Some(Moved { record: Ok(said), .. }), Ok(record)) => said.ended = record.ended,
@@ -175,6 +181,12 @@ impl Tables<'_> {
                     }
                     all.insert(seq, Moved { record: Ok(TurnRecord { turn, ..record }), gap });
                 }
+            }
+            let at = UnpackedKey::new(ended, part.owner, seq);
+            let from = unpacked.remove(at)?.and_then(|from| codec::read_unpacked(&at, from.value()).ok());
+            if let Some(from) = from {
+                let at = UnpackedKey::new(ended, heir, seq);
+                unpacked.insert(at, codec::seal_unpacked(&at, from).as_slice())?;
             }
         }
         let mut names = Vec::new();

@@ -1,6 +1,8 @@
 //! Reading from one commit. Every record is checked when it is read, and so is what connects records: a log without
 //! a gap up to where its row says it ends, turns that name the one before them, a row beside every log.
 
+use std::{borrow::Cow, cell::RefCell};
+
 use ::redb::{ReadOnlyTable, ReadTransaction};
 use bytes::Bytes;
 use raddle_domain::{
@@ -17,7 +19,7 @@ use uuid::Uuid;
 use super::{
     super::{
         backend::Medium,
-        codec::{self, Head},
+        codec::{self, Head, Sealed},
         keys::{
             self, LOG, LogKey, OWING, OwingKey, RECEIPTS, RECENT, ReceiptKey, RecentKey, RowKey, StoreKey, THREADS,
             TIMERS, TURN_IDS, TURNS, TimerKey, TurnKey,
@@ -37,11 +39,12 @@ type Turns = ReadOnlyTable<TurnKey, &'static [u8]>;
 pub(super) struct RedbView<'s> {
     txn: Quiet<ReadTransaction>,
     medium: &'s dyn Medium,
+    unpacked: RefCell<Option<(LogKey, Bytes)>>,
 }
 
 impl<'s> RedbView<'s> {
     pub(super) fn new(txn: ReadTransaction, medium: &'s dyn Medium) -> Self {
-        Self { txn: Quiet::new(txn), medium }
+        Self { txn: Quiet::new(txn), medium, unpacked: RefCell::default() }
     }
 
     fn read<T>(&self, read: impl FnOnce() -> Result<T, Fault>) -> Result<T, StoreError> {
@@ -74,7 +77,7 @@ impl<'s> RedbView<'s> {
         &self,
         part: &Part,
         from: Seq,
-        mut each: impl FnMut(codec::Sealed<'_>, &[u8]) -> Result<bool, Corrupt>,
+        mut each: impl FnMut(&Sealed<'_>) -> Result<bool, Corrupt>,
     ) -> Result<(), Fault> {
         let (key, last) = (part.owner, part.head.head.last_seq);
         let log = self.txn.open_table(LOG)?;
@@ -105,12 +108,29 @@ impl<'s> RedbView<'s> {
                 let why = format!("it ends at {end}, the log at {last}");
                 return Err(Fault::Corrupt(at.corrupt(why)));
             }
-            if !each(sealed, bytes.value()).map_err(Fault::Corrupt)? || end >= last.min(part.upto) {
+            if !each(&sealed).map_err(Fault::Corrupt)? || end >= last.min(part.upto) {
                 return Ok(());
             }
             wanted = Some(end + 1);
         }
         Err(missing(wanted.unwrap_or(from)))
+    }
+
+    /// What the places of a chunk are read from. Items of one turn are read one by one, and mostly stand in the same
+    /// chunk: the one that was unpacked last is kept.
+    fn raw(&self, sealed: &Sealed<'_>) -> Result<Bytes, Corrupt> {
+        if !sealed.is_packed() {
+            return Ok(Bytes::from(sealed.raw()?.into_owned()));
+        }
+        let mut unpacked = self.unpacked.borrow_mut();
+        match &*unpacked {
+            Some((key, raw)) if *key == sealed.key() => Ok(raw.clone()),
+            _ => {
+                let raw = Bytes::from(sealed.raw()?.into_owned());
+                *unpacked = Some((sealed.key(), raw.clone()));
+                Ok(raw)
+            }
+        }
     }
 
     /// Reads of the turns of a thread's whole history, if there is a thread.
@@ -224,7 +244,7 @@ impl View for RedbView<'_> {
 
     fn events(&self, key: ThreadKey, after: Seq, limit: usize, bytes: usize) -> Result<Vec<Chunk>, StoreError> {
         self.read(|| {
-            let mut page = Page::new(after, limit, bytes);
+            let mut page = Page::new(limit, bytes);
             let head = self.head(key)?.filter(|head| after < head.head.last_seq && limit > 0);
             let Some(head) = head else { return Ok(page.finish()) };
             let rows = self.txn.open_table(THREADS)?;
@@ -236,22 +256,25 @@ impl View for RedbView<'_> {
                 if from > part.head.head.last_seq || page.is_full() {
                     continue;
                 }
-                self.chunks(&part, from, |sealed, value| {
-                    let first = sealed.first();
-                    page.begin(first);
+                self.chunks(&part, from, |sealed| {
+                    page.begin();
                     // One copy for all events of the chunk, which then share it.
-                    let shared = Bytes::copy_from_slice(value);
-                    for (seq, event) in (first..=part.upto).zip(sealed.events()) {
-                        let (name, json) = event?;
-                        if page.skips(seq) {
+                    let raw = self.raw(sealed)?;
+                    for place in sealed.places(&raw) {
+                        let place = place?;
+                        if place.last() <= after {
                             continue;
                         }
-                        let at = json.as_ptr() as usize - value.as_ptr() as usize;
-                        let json = shared.slice(at..at + json.len());
-                        page.push(event::name(name), named(&head, key, seq, json));
-                        if page.is_full() {
+                        if page.is_full() || place.first > part.upto {
                             break;
                         }
+                        if place.last() > part.upto {
+                            let why = format!("deltas that were joined reach over the place of a fork, {}", part.upto);
+                            return Err(sealed.key().corrupt(why));
+                        }
+                        let rest = place.rest(sealed, after)?;
+                        let json = rest.unwrap_or_else(|| raw.slice_ref(place.json));
+                        page.push(place.last(), event::name(place.name), named(&head, key, place.last(), json));
                     }
                     Ok(!page.is_full())
                 })?;
@@ -269,16 +292,23 @@ impl View for RedbView<'_> {
             let back = lineage.holding(seq - 1)?;
             let Some(part) = lineage.part(back)? else { return Ok(None) };
             let mut found = None;
-            self.chunks(&part, seq, |sealed, _| {
-                let at = usize::try_from(seq - sealed.first()).unwrap_or(usize::MAX);
-                if let Some(event) = sealed.events().nth(at) {
-                    let (name, json) = event?;
-                    let json = named(&head, key, seq, Bytes::copy_from_slice(json));
-                    found = Some(StoredEvent { name: event::name(name), json });
+            self.chunks(&part, seq, |sealed| {
+                let raw = if sealed.is_packed() { Some(self.raw(sealed)?) } else { None };
+                let raw = match &raw {
+                    Some(raw) => Cow::Borrowed(&raw[..]),
+                    None => sealed.raw()?,
+                };
+                for place in sealed.places(&raw) {
+                    let place = place?;
+                    if place.last() >= seq {
+                        // Of deltas that were joined the last one is left.
+                        found = Some(place).filter(|place| place.last() == seq).map(|place| place.event());
+                        break;
+                    }
                 }
                 Ok(false)
             })?;
-            Ok(found)
+            Ok(found.map(|event| StoredEvent { json: named(&head, key, seq, event.json), ..event }))
         })
     }
 

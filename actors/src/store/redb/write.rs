@@ -15,7 +15,7 @@ use super::{
         codec::{self, Head, TurnRecord},
         keys::{
             EXPIRY, ExpiryKey, FORKS, ForkKey, LOG, LogKey, OWING, OwingKey, RECEIPTS, RECENT, ReceiptKey, RecentKey,
-            RowKey, StoreKey, THREADS, TIMERS, TURN_IDS, TURNS, TimerKey, TurnIdKey, TurnKey,
+            RowKey, StoreKey, THREADS, TIMERS, TURN_IDS, TURNS, TimerKey, TurnIdKey, TurnKey, UNPACKED, UnpackedKey,
         },
     },
     Fault,
@@ -34,6 +34,7 @@ pub(super) struct Tables<'t> {
     pub(super) turns: Records<'t, TurnKey>,
     pub(super) turn_ids: Records<'t, TurnIdKey>,
     pub(super) forks: Records<'t, ForkKey>,
+    pub(super) unpacked: Records<'t, UnpackedKey>,
     receipts: Records<'t, ReceiptKey>,
     expiry: Marks<'t, ExpiryKey>,
     owing: Marks<'t, OwingKey>,
@@ -70,6 +71,15 @@ macro_rules! shift {
     };
 }
 
+/// The records of turns that an append writes.
+struct TurnRecords {
+    records: BTreeMap<Seq, TurnRecord>,
+    /// The newest of all, then.
+    last_turn: Seq,
+    /// The turns that end with it.
+    ends: Vec<Seq>,
+}
+
 /// What a write may do, or why not.
 type Checked<T> = Result<T, WriteRefused>;
 
@@ -84,6 +94,7 @@ impl<'t> Tables<'t> {
             turns: None,
             turn_ids: None,
             forks: None,
+            unpacked: None,
             receipts: None,
             expiry: None,
             owing: None,
@@ -178,21 +189,18 @@ impl<'t> Tables<'t> {
         Ok(Ok(Head { base: Some((owner.thread, at)), inherited: at, ..Head::default() }))
     }
 
-    /// The records of turns that an append leads to, and the newest record of all.
-    fn turn_records(
-        &mut self,
-        append: &Append,
-        old: &Head,
-    ) -> Result<Checked<(BTreeMap<Seq, TurnRecord>, Seq)>, Fault> {
+    /// The records of turns that an append leads to.
+    fn turn_records(&mut self, append: &Append, old: &Head) -> Result<Checked<TurnRecords>, Fault> {
         let Append { key, at, settled, reverted, .. } = append;
         let mut records: BTreeMap<Seq, TurnRecord> = BTreeMap::new();
-        let mut last_turn = old.last_turn;
+        let (mut last_turn, mut ends) = (old.last_turn, Vec::new());
         for turn in settled {
             let seq = turn.started_seq;
             let mut ended = *at;
             let previous = if seq <= old.inherited {
                 return Ok(Err(super::super::unordered(*key, seq, old.inherited)));
             } else if seq > last_turn {
+                ends.push(seq);
                 std::mem::replace(&mut last_turn, seq)
             } else if let Some(planned) = records.get(&seq) {
                 planned.previous
@@ -219,7 +227,7 @@ impl<'t> Tables<'t> {
                 Err(other) => return Err(other),
             }
         }
-        Ok(Ok((records, last_turn)))
+        Ok(Ok(TurnRecords { records, last_turn, ends }))
     }
 
     /// Plans the record that says that the turn was taken out. Returns whether there is such a turn.
@@ -282,7 +290,7 @@ impl<'t> Tables<'t> {
             Ok(begun) => begun,
             Err(refused) => return Ok(Err(refused)),
         };
-        let (turns, last_turn) = match self.turn_records(append, &old)? {
+        let TurnRecords { records, last_turn, ends } = match self.turn_records(append, &old)? {
             Ok(planned) => planned,
             Err(refused) => return Ok(Err(refused)),
         };
@@ -320,7 +328,11 @@ impl<'t> Tables<'t> {
             let fork_key = ForkKey::new(ThreadKey { thread: owner, ..*key }, key.thread);
             open!(self.forks, FORKS).insert(fork_key, codec::seal_fork(&fork_key, at).as_slice())?;
         }
-        for (seq, record) in turns {
+        for seq in ends {
+            let key = UnpackedKey::new(*at, *key, seq);
+            open!(self.unpacked, UNPACKED).insert(key, codec::seal_unpacked(&key, seq).as_slice())?;
+        }
+        for (seq, record) in records {
             let turn_key = TurnKey::new(*key, seq);
             open!(self.turns, TURNS).insert(turn_key, codec::seal_turn(&turn_key, &record).as_slice())?;
             // A shared turn is found by its id where it is stored.
@@ -352,6 +364,13 @@ impl<'t> Tables<'t> {
             Err(refused) => return Ok(Err(refused)),
         };
         self.bequeath(key, Some(&old))?;
+        for entry in open!(self.turns, TURNS).range(TurnKey::all(key))? {
+            let (at, bytes) = entry?;
+            // That of a record which cannot be read is dropped when its turn comes, and there is none.
+            if let Ok(record) = codec::read_turn(&at.value(), bytes.value()) {
+                open!(self.unpacked, UNPACKED).remove(UnpackedKey::new(record.ended, key, at.value().seq()))?;
+            }
+        }
         self.remove_records(key)?;
         shift!(self.owing, OWING, OwingKey, key, old.head.owes_since, None);
         shift!(self.timers, TIMERS, TimerKey, key, old.head.wake_at, None);
@@ -372,6 +391,7 @@ impl<'t> Tables<'t> {
         open!(self.recent, RECENT).retain(|at, _| !at.names(key))?;
         open!(self.timers, TIMERS).retain(|at, _| !at.names(key))?;
         self.tenant.forget_entries(key)?;
+        open!(self.unpacked, UNPACKED).retain(|at, _| at.thread() != Some(key))?;
         Ok(Ok(()))
     }
 
