@@ -11,3 +11,4 @@ pub mod config;
 pub mod gateway;
 pub mod models;
 pub mod sse;
+pub mod tools;
