@@ -25,8 +25,6 @@ pub struct Config {
     pub limits: ServerLimits,
     pub model: ModelConfig,
     pub store: StoreConfig,
-    /// How long an approval may be waited for. Read, and without effect until approvals are built.
-    pub approvals_expiry: Duration,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
     pub log: LogConfig,
@@ -176,7 +174,6 @@ impl Config {
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
                 min_free_bytes: keys.number("store.min_free_bytes", 16 * MIB, 0, u64::MAX)?,
             },
-            approvals_expiry: keys.millis("approvals.expiry_ms", 24 * 60 * 60 * 1000, 1)?,
             shutdown_deadline: keys.millis("shutdown.deadline_ms", 10_000, 0)?,
             log: LogConfig {
                 level: match keys.text("log.level")? {
@@ -530,7 +527,6 @@ mod tests {
 
     #[test]
     fn keys_of_features_that_are_not_built_are_told_apart() {
-        assert_eq!(read("approvals.expiry_ms = 5", &[], &[]).unwrap().approvals_expiry, Duration::from_millis(5));
         let err = read("[auth]\nadmin_key = \"k\"", &[], &[]).unwrap_err().to_string();
         assert!(err.contains("auth.admin_key") && err.contains("not built"), "{err}");
         assert!(read("", &[("RADDLE_AUTH_ADMIN_KEY_FILE", "/k")], &[]).is_err());
