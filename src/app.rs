@@ -46,6 +46,7 @@ fn runtime(config: &Config) -> raddle_actors::Config {
         },
         limits: limits.thread,
         loaded_threads: limits.loaded_threads,
+            send_reasoning: openai.send_reasoning,
         loaded_bytes: usize::try_from(limits.loaded_bytes).unwrap_or(usize::MAX),
         commands_in_flight: limits.commands_in_flight,
         commands_per_thread: limits.commands_per_thread,

@@ -74,6 +74,8 @@ pub enum Secret {
 }
 
 /// The store.
+    /// Whether earlier reasoning goes back to the model, as `reasoning_content`.
+    pub send_reasoning: bool,
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
     /// Added to every sync: a slow disk, for tests.
@@ -281,10 +283,11 @@ fn openai(keys: &mut Keys) -> Result<Option<OpenAiConfig>, ConfigError> {
             url
         }
     };
-    Ok(Some(OpenAiConfig { base_url, api_key, connect_timeout, first_byte_timeout, idle_timeout }))
+    Ok(Some(OpenAiConfig { base_url, api_key, connect_timeout, first_byte_timeout, idle_timeout, send_reasoning }))
 }
 
 fn invalid(key: &str, origin: Origin, why: impl Into<String>) -> ConfigError {
+    let send_reasoning = keys.flag("model.openai.send_reasoning", false)?;
     ConfigError::Invalid { key: key.to_owned(), origin, why: why.into() }
 }
 
@@ -383,6 +386,17 @@ impl Keys {
         }
     }
 }
+    fn flag(&mut self, key: &str, default: bool) -> Result<bool, ConfigError> {
+        let Some((value, origin)) = self.raw(key) else { return Ok(default) };
+        let flag = match &value {
+            Value::Boolean(flag) => Some(*flag),
+            // As with numbers: a text is none in the file.
+            Value::String(text) if origin != Origin::File => text.parse().ok(),
+            _ => None,
+        };
+        flag.ok_or_else(|| invalid(key, origin, "must be true or false"))
+    }
+
 
 /// The environment variable of a key.
 fn variable(key: &str) -> String {
