@@ -24,6 +24,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub limits: ServerLimits,
     pub model: ModelConfig,
+    pub tools: ToolsConfig,
     pub store: StoreConfig,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
@@ -56,6 +57,15 @@ pub struct ModelConfig {
     pub openai: Option<OpenAiConfig>,
 }
 
+/// What models may do.
+#[derive(Debug, Clone)]
+pub struct ToolsConfig {
+    /// Offers the demo tools, which act on the files of this directory. It is made if it is not there.
+    pub demo_dir: Option<PathBuf>,
+    /// Offers `ask_user` also where no other tool is offered.
+    pub ask_user: bool,
+}
+
 /// A provider that speaks the OpenAI chat protocol.
 #[derive(Debug, Clone)]
 pub struct OpenAiConfig {
@@ -64,6 +74,8 @@ pub struct OpenAiConfig {
     pub connect_timeout: Duration,
     pub first_byte_timeout: Duration,
     pub idle_timeout: Duration,
+    /// Whether earlier reasoning goes back to the model, as `reasoning_content`.
+    pub send_reasoning: bool,
 }
 
 /// A secret, or where it is.
@@ -74,8 +86,6 @@ pub enum Secret {
 }
 
 /// The store.
-    /// Whether earlier reasoning goes back to the model, as `reasoning_content`.
-    pub send_reasoning: bool,
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
     /// Added to every sync: a slow disk, for tests.
@@ -171,6 +181,10 @@ impl Config {
             data_dir: keys.text("data_dir")?.map_or_else(|| PathBuf::from("./raddle-data"), |text| text.0.into()),
             limits: limits(keys)?,
             model: ModelConfig { default: keys.text("model.default")?.map(|text| text.0), openai: openai(keys)? },
+            tools: ToolsConfig {
+                demo_dir: keys.text("tools.demo_dir")?.map(|text| text.0.into()),
+                ask_user: keys.flag("tools.ask_user", false)?,
+            },
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
@@ -273,6 +287,7 @@ fn openai(keys: &mut Keys) -> Result<Option<OpenAiConfig>, ConfigError> {
     let connect_timeout = keys.millis("model.openai.connect_timeout_ms", 10_000, 1)?;
     let first_byte_timeout = keys.millis("model.openai.first_byte_timeout_ms", 120_000, 1)?;
     let idle_timeout = keys.millis("model.openai.idle_timeout_ms", 60_000, 1)?;
+    let send_reasoning = keys.flag("model.openai.send_reasoning", false)?;
     let base_url = match (base_url, &api_key) {
         (None, None) => return Ok(None),
         (None, Some(_)) => "https://api.openai.com/v1".to_owned(),
@@ -287,7 +302,6 @@ fn openai(keys: &mut Keys) -> Result<Option<OpenAiConfig>, ConfigError> {
 }
 
 fn invalid(key: &str, origin: Origin, why: impl Into<String>) -> ConfigError {
-    let send_reasoning = keys.flag("model.openai.send_reasoning", false)?;
     ConfigError::Invalid { key: key.to_owned(), origin, why: why.into() }
 }
 
@@ -372,6 +386,17 @@ impl Keys {
         Ok(u32::try_from(number).unwrap_or(u32::MAX))
     }
 
+    fn flag(&mut self, key: &str, default: bool) -> Result<bool, ConfigError> {
+        let Some((value, origin)) = self.raw(key) else { return Ok(default) };
+        let flag = match &value {
+            Value::Boolean(flag) => Some(*flag),
+            // As with numbers: a text is none in the file.
+            Value::String(text) if origin != Origin::File => text.parse().ok(),
+            _ => None,
+        };
+        flag.ok_or_else(|| invalid(key, origin, "must be true or false"))
+    }
+
     fn millis(&mut self, key: &str, default: u64, least: u64) -> Result<Duration, ConfigError> {
         self.number(key, default, least, u64::MAX).map(Duration::from_millis)
     }
@@ -386,17 +411,6 @@ impl Keys {
         }
     }
 }
-    fn flag(&mut self, key: &str, default: bool) -> Result<bool, ConfigError> {
-        let Some((value, origin)) = self.raw(key) else { return Ok(default) };
-        let flag = match &value {
-            Value::Boolean(flag) => Some(*flag),
-            // As with numbers: a text is none in the file.
-            Value::String(text) if origin != Origin::File => text.parse().ok(),
-            _ => None,
-        };
-        flag.ok_or_else(|| invalid(key, origin, "must be true or false"))
-    }
-
 
 /// The environment variable of a key.
 fn variable(key: &str) -> String {
@@ -472,6 +486,9 @@ mod tests {
             "model.openai.base_url",
             "model.openai.api_key",
             "model.openai.api_key_file",
+            "model.openai.send_reasoning",
+            "tools.demo_dir",
+            "tools.ask_user",
             "store.sync_delay_ms",
             "approvals.expiry_ms",
             "shutdown.deadline_ms",
@@ -520,6 +537,24 @@ mod tests {
             assert!(matches!(read(file, &[], &[]), Err(ConfigError::Invalid { .. })), "{file}");
         }
         assert!(read("", &[("RADDLE_LIMITS_LOADED_THREADS", "many")], &[]).is_err());
+    }
+
+    #[test]
+    fn a_flag_is_true_or_false_and_false_where_nothing_is_said() {
+        let asks = |file: &str, env: &[(&str, &str)]| read(file, env, &[]).map(|config| config.tools.ask_user);
+        assert_eq!(asks("", &[]), Ok(false));
+        assert_eq!(asks("tools.ask_user = true", &[]), Ok(true));
+        assert_eq!(asks("tools.ask_user = true", &[("RADDLE_TOOLS_ASK_USER", "false")]), Ok(false));
+        for env in ["", "yes", "1", "True"] {
+            assert!(asks("", &[("RADDLE_TOOLS_ASK_USER", env)]).is_err(), "{env}");
+        }
+        assert!(asks("tools.ask_user = \"true\"", &[]).is_err());
+    }
+
+    #[test]
+    fn an_approval_waits_for_a_day_unless_it_is_said_how_long() {
+        assert_eq!(read("", &[], &[]).unwrap().limits.thread.approval_ms, 24 * 60 * 60 * 1000);
+        assert_eq!(read("approvals.expiry_ms = 5", &[], &[]).unwrap().limits.thread.approval_ms, 5);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 pub mod arguments;
 pub mod ask;
+pub mod demo;
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
