@@ -13,3 +13,4 @@ mod instant;
 pub mod models;
 pub mod prices;
 pub mod sse;
+pub mod tools;
