@@ -19,6 +19,28 @@ async fn server() -> (Server, tempfile::TempDir) {
     (Server::start(dir.path()).await, dir)
 }
 
+/// A server whose models may ask, and have tools to play with.
+async fn equipped() -> (Server, [tempfile::TempDir; 2]) {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let demo = dirs[1].path().to_str().unwrap();
+    (Server::with(dirs[0].path(), &[("RADDLE_TOOLS_DEMO_DIR", demo)]).await, dirs)
+}
+
+/// Follows a thread until `event`, which must come before its turn ends.
+async fn until(api: &Api, thread: &str, event: &str) {
+    let mut stream = api.stream(thread, 0).await;
+    loop {
+        let frame = stream.next().await.unwrap();
+        assert_ne!(frame.event, "turn.completed", "without `{event}`: {}", frame.data);
+        if frame.event == event {
+            return;
+        }
+    }
+}
+
+/// Something that has to be asked for.
+const GATED: &str = "@tool demo_append {\"name\": \"file\", \"line\": \"done\"}";
+
 #[tokio::test]
 async fn mistakes_are_told_before_a_server_is_asked() {
     for mistake in [
@@ -138,11 +160,11 @@ async fn an_open_turn_is_steered_and_interrupted_and_its_queue_paused() {
 
 #[tokio::test]
 async fn a_question_is_listed_shown_and_answered() {
-    let (server, _dir) = server().await;
+    let (server, _dirs) = equipped().await;
     let api = &server.api;
     let thread = api.create(json!({})).await;
     let turn = api.start(&thread, "@ask which colour?").await;
-    api.stream(&thread, 0).await.until("question.asked").await;
+    until(api, &thread, "question.asked").await;
     let listed = json_of(&ask(&server, &["questions", "ls", "--thread", &thread, "--json"]));
     let question = text(&listed[0]["id"]);
     assert!(ask(&server, &["questions", "ls"]).out.contains("which colour?"));
@@ -157,14 +179,14 @@ async fn a_question_is_listed_shown_and_answered() {
 
 #[tokio::test]
 async fn an_approval_is_listed_shown_and_decided() {
-    let (server, dir) = server().await;
+    let (server, _dirs) = equipped().await;
     let api = &server.api;
-    let thread = api.create(json!({"allow_shell": true, "workspace": dir.path()})).await;
-    let turn = api.start(&thread, "@tool exec_shell {\"command\": \"true\"}\n@say went on").await;
-    api.stream(&thread, 0).await.until("approval.required").await;
+    let thread = api.create(json!({})).await;
+    let turn = api.start(&thread, &format!("{GATED}\n@say went on")).await;
+    until(api, &thread, "approval.required").await;
     let listed = json_of(&ask(&server, &["approvals", "ls", "--json"]));
     let approval = text(&listed[0]["id"]);
-    assert!(ask(&server, &["approvals", "ls"]).out.contains("exec_shell"));
+    assert!(ask(&server, &["approvals", "ls"]).out.contains("demo_append"));
     assert!(ask(&server, &["approvals", "show", &approval]).out.contains("sha256"));
     let denied = json_of(&ask(&server, &["approvals", "deny", &approval, "--reason", "no", "--json"]));
     assert_eq!((&denied["status"], &denied["decision_reason"]), (&json!("denied"), &json!("no")));
@@ -174,7 +196,7 @@ async fn an_approval_is_listed_shown_and_decided() {
 
 #[tokio::test]
 async fn a_piped_chat_gives_the_next_line_to_whoever_asks() {
-    let (server, dir) = server().await;
+    let (server, _dirs) = equipped().await;
     let chat =
         |args: &[&str], stdin: &str| run(raddle().arg("chat").args(args).env("RADDLE_SERVER", &server.url), stdin);
     let done = chat(&[], "@ask which colour?\nblue\nnext\n");
@@ -190,11 +212,10 @@ async fn a_piped_chat_gives_the_next_line_to_whoever_asks() {
     let done = chat(&["--thread", &thread], "red\n");
     assert_eq!((done.code, done.out.as_str()), (Some(0), "answer: red\n"), "{}", done.said);
 
-    let thread = server.api.create(json!({"allow_shell": true, "workspace": dir.path()})).await;
-    let gated = "@tool exec_shell {\"command\": \"true\"}\nperhaps\nn not today\nafter\n";
-    let done = chat(&["--thread", &thread], gated);
+    let thread = server.api.create(json!({})).await;
+    let done = chat(&["--thread", &thread], &format!("{GATED}\nperhaps\nn not today\nafter\n"));
     assert_eq!(done.code, Some(0), "{}", done.said);
-    assert!(done.out.ends_with("echo: after\n") && done.said.contains("exec_shell"), "{done:?}");
+    assert!(done.out.ends_with("echo: after\n") && done.said.contains("demo_append"), "{done:?}");
     let decided = server.api.list(&format!("/v1/approvals?thread={thread}"), 50).await;
     assert_eq!(decided[0]["decision_reason"], "not today");
 }

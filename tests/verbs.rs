@@ -15,6 +15,31 @@ async fn server() -> (Server, tempfile::TempDir) {
     (Server::start(dir.path()).await, dir)
 }
 
+/// A server whose models may ask, and have tools to play with.
+struct Equipped {
+    server: Server,
+    data: tempfile::TempDir,
+    demo: tempfile::TempDir,
+}
+
+impl Equipped {
+    async fn start() -> Self {
+        let (data, demo) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        Self { server: Self::on(&data, &demo).await, data, demo }
+    }
+
+    async fn on(data: &tempfile::TempDir, demo: &tempfile::TempDir) -> Server {
+        Server::with(data.path(), &[("RADDLE_TOOLS_DEMO_DIR", demo.path().to_str().unwrap())]).await
+    }
+
+    /// The same after the process was killed.
+    async fn crash(mut self) -> Self {
+        self.server.kill();
+        let server = Self::on(&self.data, &self.demo).await;
+        Self { server, ..self }
+    }
+}
+
 /// A new thread's path.
 async fn thread(api: &Api, body: Value) -> String {
     format!("/v1/threads/{}", api.create(body).await)
@@ -34,10 +59,21 @@ fn pair(prompt: &str, status: &str) -> (String, String) {
     (prompt.to_owned(), status.to_owned())
 }
 
-/// The first thing of a list, once there is one: what a thread's stream announces is listed at once.
-async fn announced(api: &Api, path: &str, event: &str, list: &str) -> Value {
+/// Follows a thread until `event`, which must come before its turn ends.
+async fn until(api: &Api, path: &str, event: &str) {
     let mut stream = api.stream(id_of(path), 0).await;
-    stream.until(event).await;
+    loop {
+        let frame = stream.next().await.unwrap();
+        assert_ne!(frame.event, "turn.completed", "without `{event}`: {}", frame.data);
+        if frame.event == event {
+            return;
+        }
+    }
+}
+
+/// What waits, once it does: what a thread's stream announces is listed at once.
+async fn announced(api: &Api, path: &str, event: &str, list: &str) -> Value {
+    until(api, path, event).await;
     let all = api.list(&format!("{list}?status=pending&thread={}", id_of(path)), 50).await;
     assert_eq!(all.len(), 1, "{all:?}");
     all[0].clone()
@@ -457,8 +493,8 @@ async fn an_edit_takes_the_last_turn_out_of_the_conversation() {
 
 #[tokio::test]
 async fn a_question_is_answered_once() {
-    let (server, _dir) = server().await;
-    let api = &server.api;
+    let equipped = Equipped::start().await;
+    let api = &equipped.server.api;
     let path = thread(api, json!({})).await;
     let turn = api.start(id_of(&path), "@ask which colour?").await;
     let question = announced(api, &path, "question.asked", "/v1/questions").await;
@@ -481,16 +517,16 @@ async fn a_question_is_answered_once() {
 }
 
 /// Something that has to be asked for.
-const GATED: &str = "@tool exec_shell {\"command\": \"true\"}\n@say went on";
+const GATED: &str = "@tool demo_append {\"name\": \"file\", \"line\": \"done\"}\n@say went on";
 
 #[tokio::test]
 async fn the_first_decision_on_an_approval_wins() {
-    let (server, dir) = server().await;
-    let api = &server.api;
-    let path = thread(api, json!({"allow_shell": true, "workspace": dir.path()})).await;
+    let equipped = Equipped::start().await;
+    let api = &equipped.server.api;
+    let path = thread(api, json!({})).await;
     let turn = api.start(id_of(&path), GATED).await;
     let approval = announced(api, &path, "approval.required", "/v1/approvals").await;
-    assert_eq!((&approval["tool"], &approval["turn_id"]), (&json!("exec_shell"), &json!(turn)));
+    assert_eq!((&approval["tool"], &approval["turn_id"]), (&json!("demo_append"), &json!(turn)));
     let waits = api.get(&path).await.expect(200);
     assert_eq!((&waits["status"], &waits["pending_approvals"]), (&json!("awaiting_approval"), &json!(1)));
     assert_eq!(api.snapshot(id_of(&path)).await["approvals"], json!([approval]));
@@ -514,9 +550,9 @@ async fn the_first_decision_on_an_approval_wins() {
 
 #[tokio::test]
 async fn an_approval_whose_turn_ends_first_was_decided_by_nobody() {
-    let (server, dir) = server().await;
-    let api = &server.api;
-    let path = thread(api, json!({"allow_shell": true, "workspace": dir.path()})).await;
+    let equipped = Equipped::start().await;
+    let api = &equipped.server.api;
+    let path = thread(api, json!({})).await;
     let turn = api.start(id_of(&path), GATED).await;
     let approval = announced(api, &path, "approval.required", "/v1/approvals").await;
     api.post(&format!("{path}/turns/{turn}/interrupt"), json!({})).await.expect(200);
@@ -527,9 +563,9 @@ async fn an_approval_whose_turn_ends_first_was_decided_by_nobody() {
 
 #[tokio::test]
 async fn an_aborted_approval_ends_its_turn() {
-    let (server, dir) = server().await;
-    let api = &server.api;
-    let path = thread(api, json!({"allow_shell": true, "workspace": dir.path()})).await;
+    let equipped = Equipped::start().await;
+    let api = &equipped.server.api;
+    let path = thread(api, json!({})).await;
     let turn = api.start(id_of(&path), GATED).await;
     let approval = announced(api, &path, "approval.required", "/v1/approvals").await;
     let at = format!("/v1/approvals/{}", text(&approval["id"]));
@@ -542,23 +578,17 @@ async fn an_aborted_approval_ends_its_turn() {
 
 #[tokio::test]
 async fn an_effect_that_a_crash_made_uncertain_waits_for_a_word() {
-    let (mut server, dir) = server().await;
-    let workspace = tempfile::tempdir().unwrap();
-    // The command reads what nobody has written yet: it is under way for as long as the test wants.
-    let pipe = workspace.path().join("pipe");
-    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let settings =
-        json!({"allow_shell": true, "auto_approve": true, "trust_mode": true, "workspace": workspace.path()});
-    let path = thread(&server.api, settings).await;
-    let turn = server.api.start(id_of(&path), "@tool exec_shell {\"command\": \"cat pipe\"}\n@say went on").await;
-    server.api.stream(id_of(&path), 0).await.until("effect.started").await;
-    server.kill();
-    let server = Server::start(dir.path()).await;
-    let api = &server.api;
-    api.stream(id_of(&path), 0).await.until("effect.uncertain").await;
+    let equipped = Equipped::start().await;
+    let path = thread(&equipped.server.api, json!({"auto_approve": true})).await;
+    let script = "@tool demo_append {\"name\": \"file\", \"line\": \"x\", \"then_wait_ms\": 600000}\n@say went on";
+    let turn = equipped.server.api.start(id_of(&path), script).await;
+    until(&equipped.server.api, &path, "effect.started").await;
+    let equipped = equipped.crash().await;
+    let api = &equipped.server.api;
+    until(api, &path, "effect.uncertain").await;
     let uncertain = api.list(&format!("/v1/effects?status=uncertain&thread={}", id_of(&path)), 50).await;
     let [effect] = &uncertain[..] else { panic!("{uncertain:?}") };
-    assert_eq!((&effect["tool"], &effect["turn_id"]), (&json!("exec_shell"), &json!(turn)));
+    assert_eq!((&effect["tool"], &effect["turn_id"]), (&json!("demo_append"), &json!(turn)));
     let at = format!("/v1/effects/{}", text(&effect["operation_id"]));
     let settle = json!({"resolution": "settle", "output": "as it should be"});
     let first = api.send(api.keyed(&at, "k", &settle)).await;
@@ -569,6 +599,4 @@ async fn an_effect_that_a_crash_made_uncertain_waits_for_a_word() {
     assert_eq!(api.wait(id_of(&path), &turn).await["status"], "completed");
     let items = api.list(&format!("{path}/items?turn={turn}"), 50).await;
     assert!(items.iter().any(|item| item["detail"] == "as it should be"), "{items:?}");
-    // Whoever still reads from the pipe reads its end.
-    drop(std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap());
 }
