@@ -14,6 +14,8 @@
 //! After a loss of the process, `read` and `idempotent` are started again under the same operation id, `reconcilable`
 //! is asked first, and `once` becomes uncertain.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::{OpenCall, settings::fits, step::Stepper};
@@ -74,7 +76,7 @@ impl Stepper<'_> {
             status: QuestionStatus::Pending,
             answer: None,
             asked_at: self.cx.now,
-            expires_at: crate::time::UnixMs(self.cx.now.0.saturating_add(self.cx.limits.question_ms)),
+            expires_at: self.cx.now.after(Duration::from_millis(self.cx.limits.question_ms)),
             answered_at: None,
         };
         self.emit(Event::QuestionAsked(Box::new(question)));
@@ -141,7 +143,7 @@ impl Stepper<'_> {
             by: None,
             decision_reason: None,
             requested_at: self.cx.now,
-            expires_at: crate::time::UnixMs(self.cx.now.0.saturating_add(self.cx.limits.approval_ms)),
+            expires_at: self.cx.now.after(Duration::from_millis(self.cx.limits.approval_ms)),
             decided_at: None,
         }
     }
