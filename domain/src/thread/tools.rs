@@ -315,7 +315,8 @@ impl Stepper<'_> {
         match end {
             ToolEnd::Done(output) => self.succeed(effect, output),
             ToolEnd::Failed(why) => self.settle(effect, EffectOutcome::Failed, TurnStatus::Failed, why),
-            ToolEnd::NotDone if more => {
+            // Only a tool that can say later what happened is believed that nothing did.
+            ToolEnd::NotDone if more && effect.class != EffectClass::Once => {
                 let effect = self.reconciled(effect, Resolution::Retry, ResolvedBy::Tool, false);
                 self.start_again(effect);
             }
