@@ -129,7 +129,7 @@ pub struct OpenTurn {
     resumes: u32,
     /// Tool calls of the last answer that are not done, in the model's order.
     calls: Vec<OpenCall>,
-    /// Effects that were started and are over.
+    /// Effects that were started, of calls that are done.
     effects: Vec<Effect>,
     /// What the model is to see at the next step.
     steers: VecDeque<Queued>,

@@ -320,8 +320,17 @@ impl OpenTurn {
                 let open = open.find(|open| open.item.id == done.id).ok_or("the item is not open")?;
                 open.item = Item::clone(done);
                 open.settled = Some(seq);
-                // Whatever it waited for, the call is done.
-                self.calls.retain(|call| call.item() != done.id);
+                if done.kind.is_tool() {
+                    self.resumes = 0;
+                }
+                // Whatever it waited for, the call is done. What it started without an outcome is not forgotten.
+                for call in self.calls.extract_if(.., |call| call.item() == done.id) {
+                    if let OpenCall::Effect { effect, .. } = call
+                        && effect.attempt > 0
+                    {
+                        self.effects.push(effect);
+                    }
+                }
             }
             Event::ApprovalRequired(approval) => self.calls.push(OpenCall::Approval((**approval).clone())),
             Event::ApprovalDecided(next) | Event::ApprovalExpired(next) | Event::ApprovalCancelled(next) => {
