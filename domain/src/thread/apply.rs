@@ -353,6 +353,9 @@ impl OpenTurn {
                 }
                 *effect = Effect::clone(next);
                 *reconcile = false;
+                if next.closed {
+                    self.effects.push(Effect::clone(next));
+                }
             }
             Event::EffectSettled(next) => {
                 let (effect, reconcile) = self.effect_mut(next).ok_or("the effect is not open")?;
