@@ -7,8 +7,8 @@ use std::{collections::BTreeSet, sync::atomic::Ordering::SeqCst, time::Duration}
 use raddle_actors::{Call, Config, Error, Idempotency, Next, Runtime, Started, ThreadQuery};
 use raddle_domain::{
     command::{Interrupt, Refused, ThreadPatch},
-    event::{self, Event, Record},
-    id::{Seq, TenantId, ThreadKey},
+    event::Event,
+    id::{Seq, TenantId},
     record::{Delivery, OnRestart, ThreadStatus, TurnStatus},
 };
 use testbed::*;
