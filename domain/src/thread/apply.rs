@@ -323,7 +323,7 @@ impl OpenTurn {
                 if done.kind.is_tool() {
                     self.resumes = 0;
                 }
-                // Whatever it waited for, the call is done. What it started without an outcome is not forgotten.
+                // Whatever it waited for, the call is done. What it started is not forgotten.
                 for call in self.calls.extract_if(.., |call| call.item() == done.id) {
                     if let OpenCall::Effect { effect, .. } = call
                         && effect.attempt > 0
@@ -352,7 +352,10 @@ impl OpenTurn {
                     None => self.calls.push(intended),
                 }
             }
-            Event::EffectStarted(next) | Event::EffectUncertain(next) | Event::EffectReconciled(next) => {
+            Event::EffectStarted(next)
+            | Event::EffectSettled(next)
+            | Event::EffectUncertain(next)
+            | Event::EffectReconciled(next) => {
                 let (effect, reconcile) = self.effect_mut(next).ok_or("the effect is not open")?;
                 if effect.class == EffectClass::Once
                     && next.attempt > effect.attempt.max(1)
@@ -362,19 +365,6 @@ impl OpenTurn {
                 }
                 *effect = Effect::clone(next);
                 *reconcile = false;
-            }
-            Event::EffectSettled(next) => {
-                let (effect, reconcile) = self.effect_mut(next).ok_or("the effect is not open")?;
-                *effect = Effect::clone(next);
-                *reconcile = false;
-                if next.attempt > 0 {
-                    self.effects.push(Effect::clone(next));
-                    let operation = next.operation_id;
-                    self.calls.retain(|call| match call {
-                        OpenCall::Effect { effect, .. } => effect.operation_id != operation,
-                        _ => true,
-                    });
-                }
             }
             _ => return Err("not an event of an open turn"),
         }

@@ -408,7 +408,7 @@ impl Stepper<'_> {
                 });
             }
         }
-        self.state.open.as_ref().map(|open| open.started_effects()).unwrap_or_default()
+        self.state.open.as_ref().map(|open| open.effects.clone()).unwrap_or_default()
     }
 
     // ---- the ledger ---------------------------------------------------------------------------------
