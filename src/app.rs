@@ -82,6 +82,7 @@ fn runtime(config: &Config) -> raddle_actors::Config {
         reads_in_flight: limits.reads_in_flight,
         subscribers: limits.subscribers,
         subscriber_bytes: limits.subscriber_bytes,
+        pack_after: config.store.pack_after,
         ..raddle_actors::Config::new(&config.data_dir)
     }
 }

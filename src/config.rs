@@ -96,6 +96,8 @@ pub struct StoreConfig {
     pub cache_bytes: usize,
     /// Space that must stay free on the disk.
     pub min_free_bytes: u64,
+    /// How long after its end a turn's log is packed.
+    pub pack_after: Duration,
 }
 
 /// What a level may be.
@@ -192,6 +194,7 @@ impl Config {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
                 min_free_bytes: keys.number("store.min_free_bytes", 16 * MIB, 0, u64::MAX)?,
+                pack_after: keys.millis("store.pack_after_ms", 60 * 60 * 1000, 0)?,
             },
             shutdown_deadline: keys.millis("shutdown.deadline_ms", 10_000, 0)?,
             log: LogConfig {
@@ -494,6 +497,7 @@ mod tests {
             "tools.demo_dir",
             "tools.ask_user",
             "store.sync_delay_ms",
+            "store.pack_after_ms",
             "approvals.expiry_ms",
             "shutdown.deadline_ms",
         ];

@@ -1,6 +1,6 @@
 //! The bounds of a runtime and what it is made of. Every queue has its bound here.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use raddle_domain::{
     command::Limits,
@@ -36,6 +36,8 @@ pub struct Config {
     pub subscriber_bytes: usize,
     /// Arbiters that thread actors are spread over.
     pub arbiters: usize,
+    /// How long after its end a turn's log is packed: its deltas are joined, and what is stored is compressed.
+    pub pack_after: Duration,
 }
 
 impl Config {
@@ -51,6 +53,7 @@ impl Config {
             reads_in_flight: 1_024,
             subscribers: 4_096,
             subscriber_bytes: 256 * 1024,
+            pack_after: Duration::from_secs(60 * 60),
             arbiters: std::thread::available_parallelism().map_or(2, usize::from),
         }
     }

@@ -1,6 +1,9 @@
 //! Durable timers: wakes threads that only wait and are not loaded. One sleeping timer for all of them.
 //!
 //! The times are in the store, kept by the appends that set them. A loaded thread looks after its own.
+//!
+//! What the store has to be told to do now and then is told from here too: to drop receipts that expired, and to pack
+//! the logs of turns that ended a while ago. Packing goes on in portions with pauses, so that commits go first.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -18,6 +21,10 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 /// Expired receipts removed at a time.
 const RECEIPTS: usize = 512;
+/// Turns packed at a time: about what a commit may have to wait for.
+const PORTION: usize = 64;
+/// Between two portions.
+const PAUSE: Duration = Duration::from_millis(25);
 
 #[derive(Default)]
 pub(crate) struct Timers {
@@ -25,6 +32,8 @@ pub(crate) struct Timers {
     sleep: Option<(UnixMs, SpawnHandle)>,
     /// Times that have come and are still in the store: their threads were sent for, and nobody sends again.
     rung: HashSet<(UnixMs, ThreadKey)>,
+    /// Whether the store was left with something packed and has not rested since.
+    packed: bool,
 }
 
 /// What all actors share; the first message.
@@ -93,6 +102,36 @@ impl Timers {
             this.arm(next.unwrap_or(now.after(LONGEST)), SHORTEST, ctx);
         }));
     }
+
+    /// Packs a portion of what ended long enough ago, and comes back.
+    fn pack(&mut self, ctx: &mut Context<Self>) {
+        let Some(shared) = self.shared.clone().filter(|shared| !shared.draining()) else { return };
+        let age = shared.config.pack_after;
+        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let before = UnixMs(shared.clock.now().0.saturating_sub(age_ms));
+        let (store, restless) = (shared.store.clone(), self.packed);
+        let packed = shared.engines.spawn_blocking(move || {
+            let packed = store.pack(before, PORTION)?;
+            if packed == 0 && restless {
+                // Nobody else may write for a long time, and the next start is to be quick.
+                store.rest()?;
+            }
+            Ok::<_, StoreError>(packed)
+        });
+        ctx.spawn(packed.into_actor(self).map(move |packed, this, ctx| {
+            let wait = match packed {
+                Ok(Ok(packed)) => {
+                    this.packed = packed > 0;
+                    if this.packed { PAUSE } else { age.clamp(SHORTEST, LONGEST) }
+                }
+                failed => {
+                    tracing::debug!(?failed, "logs stay as they are for now");
+                    LONGEST
+                }
+            };
+            ctx.run_later(wait, Self::pack);
+        }));
+    }
 }
 
 impl Actor for Timers {
@@ -105,6 +144,7 @@ impl Handler<Begin> for Timers {
     fn handle(&mut self, Begin(shared): Begin, ctx: &mut Self::Context) {
         self.shared = Some(shared);
         self.ring(ctx);
+        self.pack(ctx);
     }
 }
 

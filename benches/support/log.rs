@@ -28,6 +28,7 @@ pub struct Author {
     key: ThreadKey,
     state: ThreadState,
     snapshot: Arc<[u8]>,
+    snapshot_seq: Seq,
     fence: u64,
     limits: Limits,
     writes: Vec<Write>,
@@ -39,7 +40,8 @@ impl Author {
         let key = ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::new(UuidIds.mint()) };
         let cx = Cx { now: SystemClock.now(), ids: &UuidIds, limits: &limits, prices: &Prices::default() };
         let (state, step) = ThreadState::create(key.thread, NewThread::with(choice()), cx).expect("it is allowed");
-        let mut author = Self { key, state, snapshot: Arc::default(), fence, limits, writes: Vec::new() };
+        let mut author =
+            Self { key, state, snapshot: Arc::default(), snapshot_seq: 0, fence, limits, writes: Vec::new() };
         author.keep(step);
         author
     }
@@ -47,16 +49,26 @@ impl Author {
     /// Whole turns, until the log has `events` or a few more.
     pub fn turns(mut self, events: Seq) -> (ThreadKey, Vec<Write>) {
         while self.state.seq() < events {
-            let start = StartTurn { prompt: "tell me everything".into(), ..StartTurn::default() };
-            let Reply::Started(turn) = self.step(Command::Start(start)) else { unreachable!("the thread is idle") };
-            let report = |text, end| Command::Report(Report { turn: turn.id, call: 1, text, end });
-            for _ in 0..DELTAS {
-                self.step(report(vec![(TextKind::Answer, DELTA.into())], None));
-            }
-            let answered = Answered { reason: FinishReason::Stop, usage: None, tool_calls: Vec::new() };
-            self.step(report(Vec::new(), Some(Ok(answered))));
+            self.talk("tell me everything", &[DELTA; DELTAS]);
         }
         (self.key, self.writes)
+    }
+
+    /// One turn: its prompt, and its answer in the pieces that are saved one by one.
+    pub fn talk(&mut self, prompt: &str, pieces: &[&str]) {
+        let start = StartTurn { prompt: prompt.to_owned(), ..StartTurn::default() };
+        let Reply::Started(turn) = self.step(Command::Start(start)) else { unreachable!("the thread is idle") };
+        let report = |text, end| Command::Report(Report { turn: turn.id, call: 1, text, end });
+        for piece in pieces {
+            self.step(report(vec![(TextKind::Answer, (*piece).to_owned())], None));
+        }
+        let answered = Answered { reason: FinishReason::Stop, usage: None, tool_calls: Vec::new() };
+        self.step(report(Vec::new(), Some(Ok(answered))));
+    }
+
+    /// What was written since this was last asked.
+    pub fn written(&mut self) -> Vec<Write> {
+        std::mem::take(&mut self.writes)
     }
 
     fn step(&mut self, command: Command) -> Reply {
@@ -79,17 +91,13 @@ impl Author {
             context_seq: 0,
             reverted: None,
         });
-        let before = match self.writes.last() {
-            Some(Write::Append(append)) => append.row.head.snapshot_seq,
-            _ => 0,
-        };
-        let snapshot_seq = rest.as_ref().map_or(before, |rest| rest.seq);
         if let Some(rest) = rest {
             self.snapshot = json(&rest.snapshot).into();
+            self.snapshot_seq = rest.seq;
         }
         let head = RowHead {
             last_seq: self.state.seq(),
-            snapshot_seq,
+            snapshot_seq: self.snapshot_seq,
             fence: self.fence,
             listed_at: self.state.view().updated_at,
             owes_since: self.state.owes_since(),

@@ -251,6 +251,17 @@ impl RedbStore {
         })
     }
 
+    /// Bytes of what is stored, and of the pages that it stands on: for benches. Reads everything.
+    #[doc(hidden)]
+    pub fn occupied(&self) -> Result<(u64, u64), StoreError> {
+        self.write(&mut self.writer(), false, |database, _| {
+            let txn = begin(database)?;
+            let stats = txn.stats()?;
+            txn.abort()?;
+            Ok((stats.stored_bytes(), stats.allocated_pages() * stats.page_size() as u64))
+        })
+    }
+
     /// Nothing is left half changed under this lock: its holder replaces whole values.
     fn writer(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
