@@ -10,7 +10,7 @@ use raddle_domain::{
     event::{Event, Record},
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{Receipt, StoreError, View},
-    record::{Effect, InterruptReceipt},
+    record::{Effect, EffectStatus, InterruptReceipt},
     thread::Step,
     time::UnixMs,
 };
@@ -114,7 +114,7 @@ pub(crate) fn read(view: &dyn View, tenant: TenantId, receipt: &Receipt) -> Resu
     Ok(Some(Recalled { reply, seq: stub.seq }))
 }
 
-/// Every effect that a turn had started when it ended at `ended`.
+/// Every effect that a turn had started, as it was when the turn ended at `ended`, in the order in which they ended.
 fn effects(view: &dyn View, key: ThreadKey, turn: TurnId, ended: Seq) -> Result<Vec<Effect>, StoreError> {
     let Some(settled) = view.turn(key, turn)? else { return Ok(Vec::new()) };
     let mut effects: Vec<Effect> = Vec::new();
@@ -126,12 +126,11 @@ fn effects(view: &dyn View, key: ThreadKey, turn: TurnId, ended: Seq) -> Result<
         for record in host::records(key, &chunks) {
             let record = record?;
             match record.event {
-                Event::EffectStarted(effect) | Event::EffectSettled(effect) | Event::EffectUncertain(effect)
+                Event::EffectSettled(effect) | Event::EffectUncertain(effect) | Event::EffectReconciled(effect)
                     if record.seq < ended && effect.attempt > 0 =>
                 {
-                    match effects.iter_mut().find(|known| known.operation_id == effect.operation_id) {
-                        Some(known) => *known = *effect,
-                        None => effects.push(*effect),
+                    if effect.closed || effect.status == EffectStatus::Settled {
+                        effects.push(*effect);
                     }
                 }
                 _ => {}

@@ -333,7 +333,8 @@ impl ThreadActor {
                 self.pending.push_back(Envelope::internal(Command::Begin));
             }
         }
-        let running = self.engine.is_some() || !self.tools.is_empty();
+        // A turn whose tools are about to be started runs too.
+        let running = self.engine.is_some() || !self.tools.is_empty() || (owed.begin && self.park.is_none());
         if self.shared.registry.set_running(&self.gauge, running) && !running {
             self.shared.supervisor.do_send(Rested(self.key));
         }

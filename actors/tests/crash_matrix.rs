@@ -5,19 +5,24 @@ mod testbed;
 
 use std::{path::Path, process::Command, sync::Arc};
 
-use raddle_actors::{Call, Config, Error, Ports, RecordQuery, Runtime, ThreadQuery, store::redb::RedbStore};
+use raddle_actors::{Call, Config, Error, Ports, RecordQuery, Runtime, ThreadQuery};
 use raddle_domain::{
     event::Event,
     id::{TenantId, ThreadKey},
-    ports::{LogStore, StoreError, View, Write, WriteRefused},
-    record::{Effect, EffectOutcome, EffectStatus, ItemKind, Resolution, ResolvedBy, ThreadStatus, TurnStatus},
-    time::UnixMs,
+    ports::Write,
+    record::{
+        ApprovalStatus, Decision, Effect, EffectOutcome, EffectStatus, ItemKind, Resolution, ResolvedBy, ThreadStatus,
+        TurnStatus,
+    },
 };
 use testbed::*;
 
 /// Where the process dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
+    /// Right before the commit of the decision that lets the call pass, and right after it.
+    Deciding,
+    Decided,
     /// Right after the commit that holds it.
     Intended,
     Started,
@@ -30,64 +35,35 @@ enum At {
     Calling,
 }
 
-const ALL: [At; 6] = [At::Intended, At::Started, At::Acted, At::Settling, At::Settled, At::Calling];
+const ALL: [At; 8] =
+    [At::Deciding, At::Decided, At::Intended, At::Started, At::Acted, At::Settling, At::Settled, At::Calling];
 const CLASSES: [&str; 4] = ["read", "idempotent", "reconcilable", "once"];
 const DIR: &str = "RADDLE_TEST_DIES_IN";
 const AT: &str = "RADDLE_TEST_DIES_AT";
 const TOOL: &str = "RADDLE_TEST_DIES_WITH";
 
 /// A store whose process dies at a commit.
-struct Deadly {
-    inner: RedbStore,
-    at: At,
-}
-
-fn holds(writes: &[Write], name: &str) -> bool {
-    let events = writes.iter().filter_map(|write| match write {
-        Write::Append(append) => Some(&append.chunk.events),
-        _ => None,
-    });
-    events.flatten().any(|event| event.name == name)
-}
-
-impl LogStore for Deadly {
-    fn commit(&self, writes: &[Write]) -> Result<Vec<Result<u64, WriteRefused>>, StoreError> {
-        if self.at == At::Settling && holds(writes, "effect.settled") {
+fn deadly(at: At) -> OnCommit {
+    let (before, after) = match at {
+        At::Deciding => (Some("approval.decided"), None),
+        At::Decided => (None, Some("approval.decided")),
+        At::Intended => (None, Some("effect.intended")),
+        At::Started => (None, Some("effect.started")),
+        At::Settling => (Some("effect.settled"), None),
+        At::Settled => (None, Some("effect.settled")),
+        At::Acted | At::Calling => (None, None),
+    };
+    let dies = |name: Option<&str>, writes: &[Write]| {
+        if name.is_some_and(|name| holds(writes, name)) {
             std::process::abort();
         }
-        let done = self.inner.commit(writes);
-        let after = match self.at {
-            At::Intended => "effect.intended",
-            At::Started => "effect.started",
-            At::Settled => "effect.settled",
-            At::Acted | At::Settling | At::Calling => return done,
-        };
-        if holds(writes, after) {
-            std::process::abort();
-        }
+    };
+    Box::new(move |writes, commit| {
+        dies(before, writes);
+        let done = commit();
+        dies(after, writes);
         done
-    }
-    fn batch_writes(&self) -> usize {
-        self.inner.batch_writes()
-    }
-    fn view(&self) -> Result<Box<dyn View + '_>, StoreError> {
-        self.inner.view()
-    }
-    fn epoch(&self) -> u64 {
-        self.inner.epoch()
-    }
-    fn sweep_receipts(&self, now: UnixMs, limit: usize) -> Result<usize, StoreError> {
-        self.inner.sweep_receipts(now, limit)
-    }
-    fn pack(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
-        self.inner.pack(before, limit)
-    }
-    fn rest(&self) -> Result<(), StoreError> {
-        self.inner.rest()
-    }
-    fn reopen(&self) -> Result<(), StoreError> {
-        self.inner.reopen()
-    }
+    })
 }
 
 /// A model whose calls are counted in a file of `dir`, whichever process makes them.
@@ -121,7 +97,7 @@ async fn dies() {
         }
     });
     let config = Config::new(dir);
-    let store = Deadly { inner: RedbStore::open(&config.store).unwrap(), at };
+    let store = Hooked::open(&config.store, deadly(at));
     let ports =
         Ports { store: Some(Arc::new(store)), ..tool_ports(&counted(dir, at == At::Calling), &Arc::new(tools)) };
     let runtime = Runtime::start(config, ports).await.unwrap();
@@ -129,6 +105,11 @@ async fn dies() {
     // Its reply may come too late to be heard.
     let start = prompt(&format!("call {tool} a"), raddle_domain::record::Delivery::Reject);
     drop(runtime.start_turn(key, start, Call::default()).await);
+    if matches!(at, At::Deciding | At::Decided) {
+        waits(&runtime, key).await;
+        let approval = pending(&runtime, key).await.remove(0);
+        drop(runtime.decide(TenantId::DEFAULT, approval.id, Decision::Approved, None, keyed(7, 7)).await);
+    }
     rests(&runtime, key).await;
 }
 
@@ -240,6 +221,35 @@ async fn a_saved_outcome_is_not_asked_for_again() {
 #[tokio::test]
 async fn only_the_model_call_that_was_cut_off_is_repeated() {
     matrix(At::Calling).await;
+}
+
+#[tokio::test]
+async fn a_decision_that_was_not_saved_is_made_anew_and_a_saved_one_is_acted_on_once() {
+    for at in [At::Deciding, At::Decided] {
+        for class in CLASSES {
+            let tool = format!("gated_{class}");
+            let dir = dead(at, &tool).await;
+            let (model, tools) = (counted(dir.path(), false), TestTools::new(dir.path()));
+            let runtime = tool_runtime(dir.path(), &model, &tools).await;
+            let all = RecordQuery { limit: 9, ..RecordQuery::default() };
+            let asked = runtime.approvals(TenantId::DEFAULT, all).await.unwrap().data.remove(0);
+            let key = ThreadKey { tenant: TenantId::DEFAULT, thread: asked.thread_id };
+            if at == At::Deciding {
+                waits(&runtime, key).await;
+                assert_eq!((asked.status, acts(dir.path()).len()), (ApprovalStatus::Pending, 0), "{tool}");
+            }
+            // Whoever did not hear of it says it again, under the same key.
+            let again =
+                runtime.decide(TenantId::DEFAULT, asked.id, Decision::Approved, None, keyed(7, 7)).await.unwrap();
+            assert_eq!(again.replayed, at == At::Decided, "{tool}");
+            rests(&runtime, key).await;
+            let log = log(&runtime, key).await;
+            assert_sound(&log, true);
+            let (effect, acts) = (ledger(&log).remove(0), acts(dir.path()));
+            assert_eq!(acts.len(), 1, "{at:?} {tool}");
+            assert_done(&Found { dir, runtime, key, effect, acts }, at, &tool, "did a").await;
+        }
+    }
 }
 
 #[tokio::test]

@@ -129,7 +129,7 @@ pub struct OpenTurn {
     resumes: u32,
     /// Tool calls of the last answer that are not done, in the model's order.
     calls: Vec<OpenCall>,
-    /// Effects that were started and are over.
+    /// Effects that were started, of calls that are done, in the order in which these came to their end.
     effects: Vec<Effect>,
     /// What the model is to see at the next step.
     steers: VecDeque<Queued>,
@@ -415,12 +415,6 @@ impl OpenTurn {
 
     fn open_effect(&self, operation: OperationId) -> Option<&Effect> {
         self.open_effects().find(|effect| effect.operation_id == operation)
-    }
-
-    /// Every effect that was started, with what is known of it.
-    fn started_effects(&self) -> Vec<Effect> {
-        let open = self.open_effects().filter(|effect| effect.attempt > 0);
-        self.effects.iter().chain(open).cloned().collect()
     }
 
     /// The effects that may run now, and whether the tool is to be asked first: calls run one after the other, but

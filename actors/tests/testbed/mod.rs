@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 mod model;
+mod store;
 mod tools;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
 
 use raddle_actors::{Call, Config, Idempotency, Ports, Runtime, Started};
 use raddle_domain::{
-    command::{NewThread, StartTurn},
+    command::{Limits, NewThread, StartTurn},
     event::{self, Event, Record},
     id::{TenantId, ThreadKey, TurnId},
     ports::Clock,
@@ -25,8 +26,12 @@ use raddle_domain::{
 
 pub use self::{
     model::{OnCall, Registry, TestModel, choice},
+    store::{Hooked, OnCommit, holds},
     tools::{Act, Shared, TestTools, acts},
 };
+
+/// Whose threads these are.
+pub const OWNER: TenantId = TenantId::DEFAULT;
 
 /// Longer than anything here takes: what is still not there by then never comes.
 pub const LONG: Duration = Duration::from_secs(30);
@@ -47,6 +52,52 @@ impl TestClock {
 impl Clock for TestClock {
     fn now(&self) -> UnixMs {
         UnixMs(self.0.load(SeqCst))
+    }
+}
+
+/// Numbers that look random and are the same every time.
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// A data directory with everything that is needed to run a runtime on it again and again.
+pub struct Bed {
+    pub dir: tempfile::TempDir,
+    pub model: Arc<TestModel>,
+    pub tools: Arc<TestTools>,
+    pub clock: Arc<TestClock>,
+    pub limits: Limits,
+    pub loaded_threads: usize,
+}
+
+impl Bed {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let tools = TestTools::new(dir.path());
+        let (model, clock) = (TestModel::new(), TestClock::new());
+        Self { dir, model, tools, clock, limits: Limits::default(), loaded_threads: 1_000 }
+    }
+
+    pub fn config(&self) -> Config {
+        let (limits, loaded_threads) = (self.limits, self.loaded_threads);
+        Config { limits, loaded_threads, ..Config::new(self.dir.path()) }
+    }
+
+    pub fn ports(&self) -> Ports {
+        Ports { clock: self.clock.clone(), ..tool_ports(&self.model, &self.tools) }
+    }
+
+    pub async fn start(&self) -> Runtime {
+        Runtime::start(self.config(), self.ports()).await.unwrap()
+    }
+
+    pub fn acts(&self) -> usize {
+        acts(self.dir.path()).len()
     }
 }
 
@@ -124,6 +175,18 @@ pub async fn stands(runtime: &Runtime, key: ThreadKey, is: impl Fn(&Thread) -> b
     if tokio::time::timeout(LONG, stands).await.is_err() {
         panic!("the thread stands otherwise: {:#?}", runtime.thread(key).await);
     }
+}
+
+/// Makes the thread leave memory. The cap must be one.
+pub async fn unload(runtime: &Runtime) {
+    let before = runtime.health().evictions;
+    create(runtime).await;
+    let falls = async {
+        while runtime.health().evictions == before || runtime.health().loaded_threads > 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, falls).await.expect("the cap holds once all rest");
 }
 
 /// Waits until the model has begun to answer.

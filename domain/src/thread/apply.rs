@@ -320,8 +320,17 @@ impl OpenTurn {
                 let open = open.find(|open| open.item.id == done.id).ok_or("the item is not open")?;
                 open.item = Item::clone(done);
                 open.settled = Some(seq);
-                // Whatever it waited for, the call is done.
-                self.calls.retain(|call| call.item() != done.id);
+                if done.kind.is_tool() {
+                    self.resumes = 0;
+                }
+                // Whatever it waited for, the call is done. What it started is not forgotten.
+                for call in self.calls.extract_if(.., |call| call.item() == done.id) {
+                    if let OpenCall::Effect { effect, .. } = call
+                        && effect.attempt > 0
+                    {
+                        self.effects.push(effect);
+                    }
+                }
             }
             Event::ApprovalRequired(approval) => self.calls.push(OpenCall::Approval((**approval).clone())),
             Event::ApprovalDecided(next) | Event::ApprovalExpired(next) | Event::ApprovalCancelled(next) => {
@@ -343,7 +352,10 @@ impl OpenTurn {
                     None => self.calls.push(intended),
                 }
             }
-            Event::EffectStarted(next) | Event::EffectUncertain(next) | Event::EffectReconciled(next) => {
+            Event::EffectStarted(next)
+            | Event::EffectSettled(next)
+            | Event::EffectUncertain(next)
+            | Event::EffectReconciled(next) => {
                 let (effect, reconcile) = self.effect_mut(next).ok_or("the effect is not open")?;
                 if effect.class == EffectClass::Once
                     && next.attempt > effect.attempt.max(1)
@@ -353,19 +365,6 @@ impl OpenTurn {
                 }
                 *effect = Effect::clone(next);
                 *reconcile = false;
-            }
-            Event::EffectSettled(next) => {
-                let (effect, reconcile) = self.effect_mut(next).ok_or("the effect is not open")?;
-                *effect = Effect::clone(next);
-                *reconcile = false;
-                if next.attempt > 0 {
-                    self.effects.push(Effect::clone(next));
-                    let operation = next.operation_id;
-                    self.calls.retain(|call| match call {
-                        OpenCall::Effect { effect, .. } => effect.operation_id != operation,
-                        _ => true,
-                    });
-                }
             }
             _ => return Err("not an event of an open turn"),
         }

@@ -7,7 +7,7 @@ use super::{settings::fits, step::Stepper};
 use crate::{
     command::{Compact, Refused, Reply},
     event::Event,
-    id::TurnId,
+    id::{ItemId, TurnId},
     ports::{ModelError, ModelErrorKind},
     record::{Compaction, Delivery, Purpose, TurnError, TurnKind, TurnOverrides, TurnStatus, Usage},
 };
@@ -31,7 +31,7 @@ impl Stepper<'_> {
                 self.queue(TurnKind::Compaction, reason, TurnOverrides::default(), active)
             }
             (Delivery::Reject | Delivery::Queue, None) => {
-                if self.state.last.as_ref().is_none_or(|last| last.compaction.is_some()) {
+                if self.nothing_to_compact() {
                     return Err(Refused::NothingToCompact);
                 }
                 let id = TurnId::new(self.cx.ids.mint());
@@ -42,6 +42,11 @@ impl Stepper<'_> {
                 Err(Refused::Invalid { field: "delivery", why: "is neither `reject` nor `queue`".to_owned() })
             }
         }
+    }
+
+    /// Whether there is nothing, or nothing but a summary.
+    pub(super) fn nothing_to_compact(&self) -> bool {
+        self.state.last.as_ref().is_none_or(|last| last.compaction.is_some())
     }
 
     /// Makes the due model call one that compacts, if the conversation has grown to where it is worth it.
@@ -70,19 +75,27 @@ impl Stepper<'_> {
     pub(super) fn compacted(&mut self, turn: TurnId, usage: Option<Usage>) {
         let Some(open) = &self.state.open else { return };
         let summary = open.open_text().filter(|item| !item.detail.trim().is_empty()).map(|item| item.id);
-        let (kind, compaction) = (open.turn.kind, open.compacting.clone());
-        let (Some(item_id), Some(compaction)) = (summary, compaction) else {
+        let kind = open.turn.kind;
+        let Some(item) = summary else {
             self.record_usage(turn, usage, Purpose::Compaction);
             let message = "the model gave no summary".to_owned();
             return self.compaction_failed(&ModelError { kind: ModelErrorKind::Malformed, message, retry_after: None });
         };
         self.close_text(TurnStatus::Completed, |_| {});
-        self.emit(Event::CompactionCompleted(Box::new(Compaction { item_id: Some(item_id), ..compaction })));
+        self.complete_compaction(item);
         self.record_usage(turn, usage, Purpose::Compaction);
         if kind == TurnKind::Compaction {
             self.end(TurnStatus::Completed, None);
         } else {
-            self.within_model_calls();
+            self.proceed();
+        }
+    }
+
+    /// Says that `item` now stands for the conversation before it.
+    pub(super) fn complete_compaction(&mut self, item: ItemId) {
+        let compaction = self.state.open.as_ref().and_then(|open| open.compacting.clone());
+        if let Some(compaction) = compaction {
+            self.emit(Event::CompactionCompleted(Box::new(Compaction { item_id: Some(item), ..compaction })));
         }
     }
 
@@ -93,9 +106,7 @@ impl Stepper<'_> {
         self.give_up_compaction(told.clone());
         match self.state.open.as_ref().map(|open| open.turn.kind) {
             Some(TurnKind::Compaction) => self.end(TurnStatus::Failed, Some(told)),
-            Some(TurnKind::Prompt) => {
-                self.within_model_calls();
-            }
+            Some(TurnKind::Prompt) => self.proceed(),
             None => {}
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     command::{Refused, Reply},
     event::Event,
     id::{Seq, ThreadId},
-    record::{ForkedFrom, Item, Thread, ThreadStatus, Turn, TurnError, TurnStatus, Usage},
+    record::{ForkedFrom, Item, ItemKind, Thread, ThreadStatus, Turn, TurnError, TurnKind, TurnStatus, Usage},
 };
 
 /// A settled place in a thread's log, and what held there.
@@ -92,18 +92,27 @@ impl Stepper<'_> {
             ..turn
         };
         self.emit(Event::TurnStarted(Box::new(begun.clone())));
+        let ended_at = items.iter().filter_map(|item| item.ended_at).max().unwrap_or(self.cx.now);
         for item in items {
             let started =
                 Item { status: TurnStatus::InProgress, detail: String::new(), ended_at: None, ..item.clone() };
+            let (id, summary) = (item.id, item.kind == ItemKind::ContextCompaction);
+            let compacts = summary && item.status == TurnStatus::Completed;
+            if compacts {
+                self.begin_compaction(begun.kind == TurnKind::Prompt, None);
+            }
             self.emit(Event::ItemStarted(Box::new(started)));
             self.emit(Event::ItemCompleted(Box::new(item)));
+            if compacts {
+                self.complete_compaction(id);
+            }
         }
         let message = "the fork was made at an item of this turn; what it did later is not part of it".to_owned();
         let ended = Turn {
             status: TurnStatus::Interrupted,
             error: Some(TurnError { code: "forked".to_owned(), message }),
-            ended_at: Some(self.cx.now),
-            duration_ms: Some(self.cx.now.since(begun.created_at)),
+            ended_at: Some(ended_at),
+            duration_ms: Some(ended_at.since(begun.created_at)),
             ..begun
         };
         self.emit(Event::TurnCompleted(Box::new(ended)));

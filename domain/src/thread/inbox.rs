@@ -5,7 +5,7 @@ use crate::{
     command::{EditPrompt, Refused, Reply, Steer},
     event::Event,
     id::{InputId, ItemId, TurnId},
-    record::{Admission, AdmissionStatus, Delivery, TurnKind, TurnOverrides, Undelivered},
+    record::{Admission, AdmissionStatus, Delivery, TurnError, TurnKind, TurnOverrides, TurnStatus, Undelivered},
 };
 
 impl Stepper<'_> {
@@ -26,20 +26,24 @@ impl Stepper<'_> {
     pub(super) fn steer(&mut self, steer: Steer) -> Result<Reply, Refused> {
         self.readable(&steer.prompt)?;
         match self.state.open.as_ref().map(|open| open.turn.id) {
-            Some(active) if active == steer.turn => self.steer_open(active, steer.prompt, steer.undelivered),
+            Some(active) if active == steer.turn => {
+                self.steer_open(active, steer.prompt, TurnOverrides::default(), steer.undelivered)
+            }
             active => Err(Refused::TurnNotActive { turn: steer.turn, active }),
         }
     }
 
-    /// Admits something that the open turn's model is to see at the next step.
+    /// Admits something that the open turn's model is to see at the next step. `overrides` are for the turn of its
+    /// own that it becomes if it comes too late and is to be queued then.
     pub(super) fn steer_open(
         &mut self,
         active_turn: TurnId,
         prompt: String,
+        overrides: TurnOverrides,
         undelivered: Undelivered,
     ) -> Result<Reply, Refused> {
         let admission = self.admission(Delivery::Steer, prompt)?;
-        let admission = Box::new(Admission { undelivered, turn_id: Some(active_turn), ..admission });
+        let admission = Box::new(Admission { overrides, undelivered, turn_id: Some(active_turn), ..admission });
         self.emit(Event::PromptAdmitted(admission.clone()));
         Ok(Reply::Queued { admission, active_turn })
     }
@@ -104,17 +108,26 @@ impl Stepper<'_> {
 
     /// Starts the turn of the prompt that is next, if one waits and nothing holds it back.
     pub(super) fn promote(&mut self) {
-        if self.state.open.is_some() || self.state.view.queue_paused || self.state.view.archived {
-            return;
+        while self.state.open.is_none()
+            && !self.state.view.queue_paused
+            && !self.state.view.archived
+            && let Some(queued) = self.state.inbox.front()
+        {
+            let mut admission = Box::new(queued.admission.clone());
+            let turn = TurnId::new(self.cx.ids.mint());
+            admission.status = AdmissionStatus::Promoted;
+            admission.turn_id = Some(turn);
+            let (kind, prompt, overrides) = (admission.kind, admission.prompt.clone(), admission.overrides.clone());
+            self.emit(Event::PromptPromoted(admission));
+            let idle = kind == TurnKind::Compaction && self.nothing_to_compact();
+            self.open_turn(turn, kind, prompt, overrides);
+            if idle {
+                // What came before it left nothing to do. A summary of a summary would also outlive an edit.
+                let message = Refused::NothingToCompact.to_string();
+                let error = TurnError { code: "nothing-to-compact".to_owned(), message };
+                self.close_turn(TurnStatus::Failed, Some(error));
+            }
         }
-        let Some(queued) = self.state.inbox.front() else { return };
-        let mut admission = Box::new(queued.admission.clone());
-        let turn = TurnId::new(self.cx.ids.mint());
-        admission.status = AdmissionStatus::Promoted;
-        admission.turn_id = Some(turn);
-        let (kind, prompt, overrides) = (admission.kind, admission.prompt.clone(), admission.overrides.clone());
-        self.emit(Event::PromptPromoted(admission));
-        self.open_turn(turn, kind, prompt, overrides);
     }
 
     /// Shows the model what was said since its last step.

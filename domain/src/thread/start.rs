@@ -22,7 +22,9 @@ impl Stepper<'_> {
             (_, None) => Ok(self.open_prompt(start.prompt, start.overrides)),
             (Delivery::Reject, Some(turn)) => Err(Refused::TurnOpen { turn }),
             (Delivery::Queue, Some(active)) => self.queue(TurnKind::Prompt, start.prompt, start.overrides, active),
-            (Delivery::Steer, Some(active)) => self.steer_open(active, start.prompt, start.undelivered),
+            (Delivery::Steer, Some(active)) => {
+                self.steer_open(active, start.prompt, start.overrides, start.undelivered)
+            }
             (Delivery::Interrupt, Some(_)) => {
                 self.cut_off(false);
                 Ok(self.open_prompt(start.prompt, start.overrides))

@@ -14,6 +14,8 @@
 //! After a loss of the process, `read` and `idempotent` are started again under the same operation id, `reconcilable`
 //! is asked first, and `once` becomes uncertain.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::{OpenCall, settings::fits, step::Stepper};
@@ -74,7 +76,7 @@ impl Stepper<'_> {
             status: QuestionStatus::Pending,
             answer: None,
             asked_at: self.cx.now,
-            expires_at: crate::time::UnixMs(self.cx.now.0.saturating_add(self.cx.limits.question_ms)),
+            expires_at: self.cx.now.after(Duration::from_millis(self.cx.limits.question_ms)),
             answered_at: None,
         };
         self.emit(Event::QuestionAsked(Box::new(question)));
@@ -141,7 +143,7 @@ impl Stepper<'_> {
             by: None,
             decision_reason: None,
             requested_at: self.cx.now,
-            expires_at: crate::time::UnixMs(self.cx.now.0.saturating_add(self.cx.limits.approval_ms)),
+            expires_at: self.cx.now.after(Duration::from_millis(self.cx.limits.approval_ms)),
             decided_at: None,
         }
     }
@@ -313,7 +315,8 @@ impl Stepper<'_> {
         match end {
             ToolEnd::Done(output) => self.succeed(effect, output),
             ToolEnd::Failed(why) => self.settle(effect, EffectOutcome::Failed, TurnStatus::Failed, why),
-            ToolEnd::NotDone if more => {
+            // Only a tool that can say later what happened is believed that nothing did.
+            ToolEnd::NotDone if more && effect.class != EffectClass::Once => {
                 let effect = self.reconciled(effect, Resolution::Retry, ResolvedBy::Tool, false);
                 self.start_again(effect);
             }
@@ -405,7 +408,7 @@ impl Stepper<'_> {
                 });
             }
         }
-        self.state.open.as_ref().map(|open| open.started_effects()).unwrap_or_default()
+        self.state.open.as_ref().map(|open| open.effects.clone()).unwrap_or_default()
     }
 
     // ---- the ledger ---------------------------------------------------------------------------------

@@ -82,30 +82,30 @@ impl Stepper<'_> {
             self.request(turn, call, requested);
         }
         self.record_usage(turn, usage, Purpose::Answer);
-        if last && self.state.open.as_ref().is_some_and(|open| open.steers.is_empty()) {
+        let steered = self.state.open.as_ref().is_some_and(|open| !open.steers.is_empty());
+        if last && !(steered && self.may_call_again()) {
             self.end(TurnStatus::Completed, None);
         } else {
             self.proceed();
         }
     }
 
-    /// Goes on to the next model call, once every tool call of the last answer is done.
+    /// Goes on to the next model call, once every tool call of the last answer is done. Ends a turn that has made all
+    /// the model calls it may.
     pub(super) fn proceed(&mut self) {
-        if self.state.open.as_ref().is_some_and(|open| open.calls.is_empty()) && self.within_model_calls() {
-            self.deliver_steers();
-            self.compact_if_due();
+        let Some(open) = self.state.open.as_ref().filter(|open| open.calls.is_empty()) else { return };
+        if !self.may_call_again() {
+            let calls = open.turn.usage.model_calls;
+            let message = format!("the turn made {calls} model calls, its limit, without coming to an end");
+            return self.end(TurnStatus::Failed, Some(TurnError { code: "step-limit".to_owned(), message }));
         }
+        self.deliver_steers();
+        self.compact_if_due();
     }
 
-    /// Ends a turn that has made all the model calls it may; whether it may make another.
-    pub(super) fn within_model_calls(&mut self) -> bool {
+    fn may_call_again(&self) -> bool {
         let calls = self.state.open.as_ref().map_or(0, |open| open.turn.usage.model_calls);
-        let within = calls < self.cx.limits.model_calls_per_turn;
-        if !within {
-            let message = format!("the turn made {calls} model calls, its limit, without coming to an end");
-            self.end(TurnStatus::Failed, Some(TurnError { code: "step-limit".to_owned(), message }));
-        }
-        within
+        calls < self.cx.limits.model_calls_per_turn
     }
 
     pub(super) fn record_usage(&mut self, turn: TurnId, reported: Option<Usage>, purpose: Purpose) {
@@ -226,7 +226,7 @@ impl Stepper<'_> {
     }
 
     /// Ends the open turn, and everything that is open in it before.
-    fn close_turn(&mut self, status: TurnStatus, error: Option<TurnError>) -> InterruptReceipt {
+    pub(super) fn close_turn(&mut self, status: TurnStatus, error: Option<TurnError>) -> InterruptReceipt {
         self.close_text(TurnStatus::Interrupted, |_| {});
         let why = error
             .clone()
