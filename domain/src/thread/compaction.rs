@@ -31,7 +31,7 @@ impl Stepper<'_> {
                 self.queue(TurnKind::Compaction, reason, TurnOverrides::default(), active)
             }
             (Delivery::Reject | Delivery::Queue, None) => {
-                if self.state.last.as_ref().is_none_or(|last| last.compaction.is_some()) {
+                if !self.can_compact() {
                     return Err(Refused::NothingToCompact);
                 }
                 let id = TurnId::new(self.cx.ids.mint());
@@ -42,6 +42,11 @@ impl Stepper<'_> {
                 Err(Refused::Invalid { field: "delivery", why: "is neither `reject` nor `queue`".to_owned() })
             }
         }
+    }
+
+    /// Whether something was said since the conversation was last compacted.
+    pub(super) fn can_compact(&self) -> bool {
+        self.state.last.as_ref().is_some_and(|last| last.compaction.is_none())
     }
 
     /// Makes the due model call one that compacts, if the conversation has grown to where it is worth it.

@@ -104,17 +104,22 @@ impl Stepper<'_> {
 
     /// Starts the turn of the prompt that is next, if one waits and nothing holds it back.
     pub(super) fn promote(&mut self) {
-        if self.state.open.is_some() || self.state.view.queue_paused || self.state.view.archived {
-            return;
+        while self.state.open.is_none() && !self.state.view.queue_paused && !self.state.view.archived {
+            let Some(queued) = self.state.inbox.front() else { return };
+            let mut admission = Box::new(queued.admission.clone());
+            if admission.kind == TurnKind::Compaction && !self.can_compact() {
+                // There was something to compact when it was asked for; what came before it in the queue did it.
+                admission.status = AdmissionStatus::Withdrawn;
+                self.emit(Event::PromptWithdrawn(admission));
+                continue;
+            }
+            let turn = TurnId::new(self.cx.ids.mint());
+            admission.status = AdmissionStatus::Promoted;
+            admission.turn_id = Some(turn);
+            let (kind, prompt, overrides) = (admission.kind, admission.prompt.clone(), admission.overrides.clone());
+            self.emit(Event::PromptPromoted(admission));
+            self.open_turn(turn, kind, prompt, overrides);
         }
-        let Some(queued) = self.state.inbox.front() else { return };
-        let mut admission = Box::new(queued.admission.clone());
-        let turn = TurnId::new(self.cx.ids.mint());
-        admission.status = AdmissionStatus::Promoted;
-        admission.turn_id = Some(turn);
-        let (kind, prompt, overrides) = (admission.kind, admission.prompt.clone(), admission.overrides.clone());
-        self.emit(Event::PromptPromoted(admission));
-        self.open_turn(turn, kind, prompt, overrides);
     }
 
     /// Shows the model what was said since its last step.
