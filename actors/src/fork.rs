@@ -6,7 +6,7 @@
 use raddle_domain::{
     id::{ItemId, Seq, ThreadId, ThreadKey, TurnId},
     ports::{Corrupt, SettledTurn, StoreError, View},
-    record::{Item, Thread, Turn, TurnKind},
+    record::{Item, ItemKind, Thread, Turn, TurnKind, TurnStatus},
     thread::{Cx, ForkPoint, LATEST, Last, ThreadState},
 };
 
@@ -111,24 +111,28 @@ fn before(view: &dyn View, key: ThreadKey, loaded: &Loaded, started: Seq) -> Res
     after(view, key, loaded, started - 1 - Seq::from(promoted))
 }
 
-/// The place right after `at`, where no turn was open.
+/// The place right after `at`, where no turn was open: as the log said then, not as it says now.
 fn after(view: &dyn View, key: ThreadKey, loaded: &Loaded, at: Seq) -> Result<ForkPoint, StoreError> {
-    let context_seq = match view.turns(key, at, 1)?.into_iter().next() {
-        Some(next) => next.context_seq,
-        None => loaded.state.context_seq(),
-    };
-    // As the log said then, not as it says now.
     let reverted = |turn: &SettledTurn| turn.reverted.is_some_and(|seq| seq <= at);
     let (mut last, mut compaction, mut place) = (None, None, at + 1);
+    let (mut context_seq, mut gone) = (None, false);
     while let Some(settled) = view.turn_before(key, place)? {
         place = settled.started_seq;
-        if reverted(&settled) {
-            // The newest one is gone: so whatever came before it cannot be taken back any more.
+        if reverted(&settled) && (gone || context_seq.is_none()) {
+            // The newest one is gone, with what it compacted.
+            (context_seq, gone) = (Some(settled.context_seq), true);
+            continue;
+        }
+        if gone || reverted(&settled) {
+            // So whatever came before it cannot be taken back any more.
             break;
         }
         let turn: Turn = host::turn(key, &SettledTurn { reverted: None, ..settled.clone() })?;
+        if context_seq.is_none() {
+            context_seq = Some(if compacts(view, key, &settled)? { place } else { settled.context_seq });
+        }
         match turn.kind {
-            TurnKind::Compaction if context_seq == settled.started_seq => compaction = Some((turn, place)),
+            TurnKind::Compaction if context_seq == Some(place) => compaction = Some((turn, place)),
             TurnKind::Compaction => {}
             TurnKind::Prompt => {
                 last = Some(Last::new(turn, place, settled.context_seq));
@@ -140,7 +144,14 @@ fn after(view: &dyn View, key: ThreadKey, loaded: &Loaded, at: Seq) -> Result<Fo
         (Some(last), Some((turn, started))) => Some(last.compacted_by(turn, started)),
         (last, _) => last,
     };
+    let context_seq = context_seq.unwrap_or_default();
     Ok(ForkPoint { parent: loaded.state.view().clone(), at, last, context_seq, title: None, part: None })
+}
+
+/// Whether a summary took the place of the conversation during a turn.
+fn compacts(view: &dyn View, key: ThreadKey, turn: &SettledTurn) -> Result<bool, StoreError> {
+    let summary = |item: &Item| item.kind == ItemKind::ContextCompaction && item.status == TurnStatus::Completed;
+    Ok(host::items(view, key, turn)?.iter().any(summary))
 }
 
 fn started(view: &dyn View, key: ThreadKey, loaded: &Loaded, turn: TurnId) -> Result<Option<Seq>, StoreError> {

@@ -212,6 +212,10 @@ impl Runtime {
         let now = shared.clock.now();
         let mut steps = Steps::default();
         steps.add(&step);
+        if fork.is_some() {
+            // A turn that is written again was its parent's.
+            steps.spent.clear();
+        }
         let seq = state.seq();
         steps.receipts.extend(call.idempotency.map(|known| receipts::write(known, key.thread, &step, now)));
         let (append, rest) = steps.append(key, shared.store.epoch(), &state, None, now);

@@ -92,7 +92,7 @@ pub(crate) struct Steps {
     rest: Option<Rest>,
     pub receipts: Vec<Receipt>,
     indexed: Vec<Indexed>,
-    spent: Vec<Spent>,
+    pub spent: Vec<Spent>,
     documents: Vec<Document>,
 }
 

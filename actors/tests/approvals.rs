@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use raddle_actors::{Call, Error, Ports, RecordQuery, Runtime};
+use raddle_actors::{Call, Error, Ports, RecordQuery, Runtime, store::backend::MemoryMedium};
 use raddle_domain::{
     command::{Interrupt, Limits, NewThread, Refused},
     event::{Event, Record},
@@ -416,7 +416,8 @@ async fn comes_to_rest(runtime: &Runtime, key: ThreadKey) {
 async fn of_a_thousand_races_for_an_approval_each_has_one_outcome_on_which_all_agree() {
     const ROUNDS: usize = 1_000;
     const BATCH: usize = 50;
-    let bed = Bed { limits: Limits { approval_ms: 2, ..Limits::default() }, ..Bed::new() };
+    let (limits, medium) = (Limits { approval_ms: 20, ..Limits::default() }, Some(MemoryMedium::default()));
+    let bed = Bed { limits, medium, ..Bed::new() };
     let mut numbers = Numbers(7);
     let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
     let mut runtime = bed.start().await;
@@ -455,7 +456,7 @@ async fn of_a_thousand_races_for_an_approval_each_has_one_outcome_on_which_all_a
         }
         // In some batches time passes meanwhile, in some the process goes.
         if batch % 3 == 1 {
-            bed.clock.advance(5);
+            bed.clock.advance(30);
         }
         let goes = batch % 4 == 2;
         if goes {
@@ -473,7 +474,7 @@ async fn of_a_thousand_races_for_an_approval_each_has_one_outcome_on_which_all_a
             let told = told.remove(&approval.id).unwrap_or_default();
             // Where nobody got through, somebody says the last word.
             drop(decide(&runtime, approval.id, Decision::Denied).await);
-            bed.clock.advance(5);
+            bed.clock.advance(30);
             comes_to_rest(&runtime, *key).await;
             let log = log(&runtime, *key).await;
             assert_sound(&log, true);

@@ -4,7 +4,7 @@ mod testbed;
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use raddle_actors::{Call, Error, Runtime, Started};
+use raddle_actors::{Call, Error, Runtime, Started, store::backend::MemoryMedium};
 use raddle_domain::{
     command::{IfIdle, Interrupt, Refused, StartTurn, Steer},
     event::{Event, Record},
@@ -192,7 +192,7 @@ async fn race(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_hundred_and_fifty_races_no_accepted_steer_is_lost() {
     const ROUNDS: usize = 150;
-    let bed = Bed::new();
+    let bed = Bed { medium: Some(MemoryMedium::default()), ..Bed::new() };
     let runtime = bed.start().await;
     let mut numbers = Numbers(3);
     let mut rounds = Vec::new();
