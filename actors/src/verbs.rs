@@ -8,7 +8,10 @@ use raddle_domain::{
     event::Event,
     id::{ApprovalId, InputId, OperationId, QuestionId, TenantId, ThreadKey},
     ports::{RecordKind, StoreError, View},
-    record::{Admission, AdmissionStatus, Approval, Checkpoint, Decision, Effect, Question, Resolution, Turn},
+    record::{
+        Admission, AdmissionStatus, Approval, ApprovalStatus, Checkpoint, Decision, Effect, Question, QuestionStatus,
+        Resolution, Turn,
+    },
 };
 use uuid::Uuid;
 
@@ -212,6 +215,11 @@ impl Runtime {
             Err(Error::Refused(Refused::NotPending { .. })) => {
                 Err(Error::AlreadyDecided(self.known_record(tenant, id).await?))
             }
+            Err(Error::Refused(Refused::Expired { .. })) => {
+                // The log will say so with the thread's next tick.
+                let pending: Box<Approval> = self.known_record(tenant, id).await?;
+                Err(Error::AlreadyDecided(Box::new(Approval { status: ApprovalStatus::Expired, ..*pending })))
+            }
             done => done,
         }
     }
@@ -234,6 +242,10 @@ impl Runtime {
         match answered.await {
             Err(Error::Refused(Refused::NotAsked { .. })) => {
                 Err(Error::AlreadyAnswered(self.known_record(tenant, id).await?))
+            }
+            Err(Error::Refused(Refused::Expired { .. })) => {
+                let pending: Box<Question> = self.known_record(tenant, id).await?;
+                Err(Error::AlreadyAnswered(Box::new(Question { status: QuestionStatus::Expired, ..*pending })))
             }
             done => done,
         }
@@ -272,6 +284,10 @@ impl Runtime {
 
     pub async fn approval(&self, tenant: TenantId, approval: ApprovalId) -> Result<Approval, Error> {
         self.known_record(tenant, Uuid::from_bytes(*approval.as_bytes())).await.map(|found| *found)
+    }
+
+    pub async fn question(&self, tenant: TenantId, question: QuestionId) -> Result<Question, Error> {
+        self.known_record(tenant, Uuid::from_bytes(*question.as_bytes())).await.map(|found| *found)
     }
 
     pub async fn questions(&self, tenant: TenantId, query: RecordQuery) -> Result<Page<Question, Uuid>, Error> {
