@@ -451,7 +451,8 @@ fn answer(waiting: Vec<Waiting>) {
 }
 
 impl Envelope {
-    fn internal(command: Command) -> Self {
+    /// One that nobody waits for.
+    pub fn internal(command: Command) -> Self {
         Self { request: command.into(), idempotency: None, answer: Answer::nobody() }
     }
 

@@ -187,6 +187,28 @@ async fn a_decision_that_comes_too_late_loads_the_thread_and_finds_it_expired() 
 }
 
 #[tokio::test]
+async fn time_that_passes_unnoticed_is_told_to_threads_that_are_loaded_too() {
+    let limits = Limits { approval_ms: 50_000, ..Limits::default() };
+    let bed = Bed { loaded_threads: 3, limits, ..Bed::new() };
+    let runtime = bed.start().await;
+    let goes = create(&runtime).await;
+    asks(&runtime, goes, "call gated_once a").await;
+    create(&runtime).await;
+    let stays = create(&runtime).await;
+    asks(&runtime, stays, "call gated_once a").await;
+    // The clock is set forward: the alarm of a loaded thread does not know.
+    bed.clock.advance(50_000);
+    // One is too many: the first is unloaded, and is due at once.
+    create(&runtime).await;
+    rests(&runtime, goes).await;
+    rests(&runtime, stays).await;
+    for key in [goes, stays] {
+        assert_eq!(approvals(&log(&runtime, key).await)[0].status, ApprovalStatus::Expired);
+    }
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
 async fn equal_calls_of_two_threads_are_two_approvals_and_another_tenant_sees_neither() {
     let bed = Bed::new();
     let runtime = bed.start().await;
