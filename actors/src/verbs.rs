@@ -16,7 +16,7 @@ use raddle_domain::{
 use uuid::Uuid;
 
 use crate::{
-    handle::{Call, Done, Error, Runtime, Started, started, unexpected},
+    handle::{Call, Done, Error, Runtime, Started, replay, started, unexpected},
     host,
     reads::Page,
 };
@@ -158,12 +158,18 @@ impl Runtime {
 
     /// Takes the last prompt's turn out of the conversation and starts another in its place.
     pub async fn edit_last(&self, key: ThreadKey, start: StartTurn, call: Call) -> Result<Done<Turn>, Error> {
-        let start = self.routed(key.tenant, start).await?;
-        self.command(key, Command::Edit(start), call, |reply| match reply {
+        let turn_of = |reply| match reply {
             Reply::Started(turn) => Ok(*turn),
             other => Err(unexpected(&other)),
-        })
-        .await
+        };
+        let start = match self.routed(key.tenant, start).await {
+            Ok(start) => start,
+            Err(error) => match self.recall(key.tenant, call.idempotency).await? {
+                Some(recalled) => return replay(recalled, turn_of),
+                None => return Err(error),
+            },
+        };
+        self.command(key, Command::Edit(start), call, turn_of).await
     }
 
     /// Replaces the conversation so far by a summary, in a turn of its own.

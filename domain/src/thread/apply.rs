@@ -14,6 +14,9 @@ use crate::{
     time::UnixMs,
 };
 
+/// Calls that a thread remembers as approved for its session; the oldest is forgotten first, and asked about again.
+const GRANTS: usize = 64;
+
 /// A log that no thread can have written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("event {seq}: {why}")]
@@ -177,6 +180,9 @@ impl ThreadState {
                     && let Some(permit) = &approval.amendment
                     && !self.grants.contains(permit)
                 {
+                    if self.grants.len() >= GRANTS {
+                        self.grants.remove(0);
+                    }
                     self.grants.push(permit.clone());
                 }
                 match event {
