@@ -508,7 +508,7 @@ async fn a_question_is_answered_once() {
     let again = api.send(api.keyed(&at, "k", &json!({"answer": "blue"}))).await;
     assert_eq!((again.replayed(), &again.body), (true, &first.body));
     let late = api.post(&at, json!({"answer": "red"})).await.problem(409, "already-decided");
-    assert_eq!((&late["answer"], &late["status"]), (&json!("blue"), &json!("answered")));
+    assert_eq!((&late["answer"], &late["question"]), (&json!("blue"), &answered));
     assert_eq!(api.wait(id_of(&path), &turn).await["status"], "completed");
     let said = api.list(&format!("{path}/items?kind=agent_message"), 50).await;
     assert!(said.iter().any(|item| text(&item["detail"]).contains("answer: blue")), "{said:?}");
@@ -540,12 +540,35 @@ async fn the_first_decision_on_an_approval_wins() {
     let again = api.send(api.keyed(&at, "k", &denial)).await;
     assert_eq!((again.replayed(), &again.body), (true, &first.body));
     let late = api.post(&at, json!({"decision": "approved"})).await.problem(409, "already-decided");
-    assert_eq!((&late["decision"], &late["status"]), (&json!("denied"), &json!("denied")));
-    assert_eq!(late["approval"], denied);
+    assert_eq!((&late["decision"], &late["approval"]), (&json!("denied"), &denied));
     assert_eq!(api.wait(id_of(&path), &turn).await["status"], "completed");
     assert_eq!(api.list("/v1/approvals?status=pending", 50).await, [] as [Value; 0]);
     assert_eq!(api.list("/v1/approvals?status=denied", 1).await, [denied]);
     assert_eq!(api.snapshot(id_of(&path)).await["approvals"], json!([]));
+}
+
+#[tokio::test]
+async fn what_waits_is_listed_in_pages_across_threads() {
+    let equipped = Equipped::start().await;
+    let api = &equipped.server.api;
+    let mut asked = Vec::new();
+    for _ in 0..3 {
+        let path = thread(api, json!({})).await;
+        api.start(id_of(&path), GATED).await;
+        asked.push(announced(api, &path, "approval.required", "/v1/approvals").await);
+    }
+    for limit in [1, 2, 3, 50] {
+        assert_eq!(api.list("/v1/approvals?status=pending", limit).await, asked);
+        assert_eq!(api.list("/v1/approvals", limit).await, asked);
+    }
+    let at = format!("/v1/approvals/{}", text(&asked[1]["id"]));
+    let denied = api.post(&at, json!({"decision": "denied"})).await.expect(200);
+    // Pages in which nothing is denied are empty, and lead on.
+    assert_eq!(api.list("/v1/approvals?status=denied", 1).await, [denied]);
+    asked.remove(1);
+    assert_eq!(api.list("/v1/approvals?status=pending", 1).await, asked);
+    let cursor = text(&api.get("/v1/approvals?limit=1").await.expect(200)["next_cursor"]);
+    api.get(&format!("/v1/questions?cursor={cursor}")).await.problem(422, "invalid");
 }
 
 #[tokio::test]
@@ -558,7 +581,7 @@ async fn an_approval_whose_turn_ends_first_was_decided_by_nobody() {
     api.post(&format!("{path}/turns/{turn}/interrupt"), json!({})).await.expect(200);
     let at = format!("/v1/approvals/{}", text(&approval["id"]));
     let late = api.post(&at, json!({"decision": "approved"})).await.problem(409, "already-decided");
-    assert_eq!((&late["decision"], &late["status"]), (&Value::Null, &json!("cancelled")));
+    assert_eq!((&late["decision"], &late["approval"]["status"]), (&Value::Null, &json!("cancelled")));
 }
 
 #[tokio::test]

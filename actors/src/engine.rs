@@ -180,13 +180,7 @@ async fn drive(
         let store = store.clone();
         let read = move || messages(&*store, key, context_seq, system_prompt.as_deref(), &items);
         let messages = tokio::task::spawn_blocking(read).await.map_err(|why| broken(why.to_string()))?;
-        messages.map_err(|why| {
-            let kind = match why {
-                StoreError::Unavailable(_) | StoreError::Full => ModelErrorKind::Unavailable,
-                StoreError::Corrupt(_) => ModelErrorKind::Engine,
-            };
-            ModelError { kind, message: format!("the conversation cannot be read: {why}"), retry_after: None }
-        })?
+        messages.map_err(|why| unreadable("the conversation", &why))?
     };
     let (purpose, offered) = match compaction {
         None => (Purpose::Answer, tools.specs(key, &settings)),
@@ -233,10 +227,19 @@ async fn drive(
     } else {
         let read = tokio::task::spawn_blocking(move || host::permits(&*store.view()?, key.tenant));
         let read = read.await.map_err(|why| broken(why.to_string()))?;
-        read.map_err(|why| broken(format!("the tenant's policy cannot be read: {why}")))?
+        read.map_err(|why| unreadable("the tenant's policy", &why))?
     };
     let requested = |call: ToolCall| Requested { judgement: tools.judge(&call, &settings, &permits), call };
     Ok(Answered { reason, usage, tool_calls: tool_calls.into_values().map(requested).collect() })
+}
+
+/// A store that is being opened again is worth another try.
+fn unreadable(what: &str, why: &StoreError) -> ModelError {
+    let kind = match why {
+        StoreError::Unavailable(_) | StoreError::Full => ModelErrorKind::Unavailable,
+        StoreError::Corrupt(_) => ModelErrorKind::Engine,
+    };
+    ModelError { kind, message: format!("{what} cannot be read: {why}"), retry_after: None }
 }
 
 fn broken(message: String) -> ModelError {

@@ -6,7 +6,7 @@
 use raddle_domain::{
     id::{ItemId, Seq, ThreadId, ThreadKey, TurnId},
     ports::{Corrupt, SettledTurn, StoreError, View},
-    record::{Item, Thread, Turn, TurnKind},
+    record::{Item, ItemKind, Thread, Turn, TurnKind, TurnStatus},
     thread::{Cx, ForkPoint, LATEST, Last, ThreadState},
 };
 
@@ -82,6 +82,14 @@ fn point(view: &dyn View, key: ThreadKey, at: &ForkAt) -> Result<Result<ForkPoin
             before(view, key, &loaded, known.seq + 1)?
         }
         ForkAt::Item(item) => match holder(view, key, *item)? {
+            Some((turn, items)) if turn.reverted.is_none() && items.len() == turn.items.len() => {
+                // Nothing of the turn is left out: so it is shared, not written again.
+                let next = view.turns(key, turn.started_seq, 1)?.first().map(|next| next.started_seq);
+                match next.or(loaded.state.open().map(|open| open.started_seq())) {
+                    Some(next) => before(view, key, &loaded, next)?,
+                    None => whole(&loaded, head),
+                }
+            }
             Some((turn, items)) => {
                 let part = Some((host::turn(key, &turn)?, items));
                 ForkPoint { part, ..before(view, key, &loaded, turn.started_seq)? }
@@ -111,36 +119,42 @@ fn before(view: &dyn View, key: ThreadKey, loaded: &Loaded, started: Seq) -> Res
     after(view, key, loaded, started - 1 - Seq::from(promoted))
 }
 
-/// The place right after `at`, where no turn was open.
+/// The place right after `at`, where no turn was open: as the log said then, not as it says now.
 fn after(view: &dyn View, key: ThreadKey, loaded: &Loaded, at: Seq) -> Result<ForkPoint, StoreError> {
-    let context_seq = match view.turns(key, at, 1)?.into_iter().next() {
-        Some(next) => next.context_seq,
-        None => loaded.state.context_seq(),
-    };
-    // As the log said then, not as it says now.
     let reverted = |turn: &SettledTurn| turn.reverted.is_some_and(|seq| seq <= at);
-    let (mut last, mut compaction, mut place) = (None, None, at + 1);
-    while let Some(settled) = view.turn_before(key, place)? {
+    let (mut last, mut compaction, mut context_seq) = (None, None, None);
+    let mut place = at + 1;
+    while last.is_none()
+        && let Some(settled) = view.turn_before(key, place)?
+    {
         place = settled.started_seq;
         if reverted(&settled) {
-            // The newest one is gone: so whatever came before it cannot be taken back any more.
-            break;
+            // With it goes what it compacted: what held is what held when it began.
+            context_seq = Some(settled.context_seq);
+            continue;
         }
         let turn: Turn = host::turn(key, &SettledTurn { reverted: None, ..settled.clone() })?;
+        let compacts = compacts(view, key, &settled)?;
         match turn.kind {
-            TurnKind::Compaction if context_seq == settled.started_seq => compaction = Some((turn, place)),
-            TurnKind::Compaction => {}
-            TurnKind::Prompt => {
-                last = Some(Last::new(turn, place, settled.context_seq));
-                break;
-            }
+            // It came to nothing, and knows nothing of what was taken out after it began.
+            TurnKind::Compaction if !compacts => continue,
+            TurnKind::Compaction => compaction = Some((turn, place)),
+            TurnKind::Prompt => last = Some(Last::new(turn, place, settled.context_seq)),
         }
+        context_seq.get_or_insert(if compacts { place } else { settled.context_seq });
     }
     let last = match (last, compaction) {
         (Some(last), Some((turn, started))) => Some(last.compacted_by(turn, started)),
         (last, _) => last,
     };
+    let context_seq = context_seq.unwrap_or_default();
     Ok(ForkPoint { parent: loaded.state.view().clone(), at, last, context_seq, title: None, part: None })
+}
+
+/// Whether a summary took the place of the conversation during a turn.
+fn compacts(view: &dyn View, key: ThreadKey, turn: &SettledTurn) -> Result<bool, StoreError> {
+    let summary = |item: &Item| item.kind == ItemKind::ContextCompaction && item.status == TurnStatus::Completed;
+    Ok(host::items(view, key, turn)?.iter().any(summary))
 }
 
 fn started(view: &dyn View, key: ThreadKey, loaded: &Loaded, turn: TurnId) -> Result<Option<Seq>, StoreError> {

@@ -212,6 +212,10 @@ impl Runtime {
         let now = shared.clock.now();
         let mut steps = Steps::default();
         steps.add(&step);
+        if fork.is_some() {
+            // A turn that is written again was its parent's.
+            steps.spent.clear();
+        }
         let seq = state.seq();
         steps.receipts.extend(call.idempotency.map(|known| receipts::write(known, key.thread, &step, now)));
         let (append, rest) = steps.append(key, shared.store.epoch(), &state, None, now);
@@ -283,7 +287,14 @@ impl Runtime {
 
     /// Starts a turn, or queues its prompt behind the open one.
     pub async fn start_turn(&self, key: ThreadKey, start: StartTurn, call: Call) -> Result<Done<Started>, Error> {
-        let start = self.routed(key.tenant, start).await?;
+        let start = match self.routed(key.tenant, start).await {
+            Ok(start) => start,
+            // What was accepted before stays so, whatever became of the rule.
+            Err(error) => match self.recall(key.tenant, call.idempotency).await? {
+                Some(recalled) => return replay(recalled, started),
+                None => return Err(error),
+            },
+        };
         self.command(key, Command::Start(start), call, started).await
     }
 
@@ -381,7 +392,7 @@ impl Runtime {
     }
 
     /// The stored reply of an equal request, if there is one.
-    async fn recall(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Option<Recalled>, Error> {
+    pub(crate) async fn recall(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Option<Recalled>, Error> {
         let Some(Idempotency { key, request }) = call else { return Ok(None) };
         let now = self.shared().clock.now();
         let read = move |view: &dyn View| {
@@ -616,7 +627,7 @@ impl Runtime {
     }
 }
 
-fn replay<T>(recalled: Recalled, expect: impl Fn(Reply) -> Result<T, Error>) -> Result<Done<T>, Error> {
+pub(crate) fn replay<T>(recalled: Recalled, expect: impl Fn(Reply) -> Result<T, Error>) -> Result<Done<T>, Error> {
     Ok(Done { value: expect(recalled.reply)?, seq: recalled.seq, replayed: true })
 }
 

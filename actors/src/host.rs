@@ -92,7 +92,7 @@ pub(crate) struct Steps {
     rest: Option<Rest>,
     pub receipts: Vec<Receipt>,
     indexed: Vec<Indexed>,
-    spent: Vec<Spent>,
+    pub spent: Vec<Spent>,
     documents: Vec<Document>,
 }
 
@@ -257,14 +257,24 @@ fn document(record: &Record) -> Option<Document> {
 /// The calls that the tenant approved for ever, by the names of their rules.
 pub(crate) fn permits(view: &dyn View, tenant: TenantId) -> Result<Vec<(String, Permit)>, StoreError> {
     let name = |id: &[u8; 32]| id[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let permit = |document: &Document| {
-        let corrupt = |why: serde_json::Error| Corrupt {
-            record: format!("documents {tenant}/policy/{}", name(&document.id)),
-            why: why.to_string(),
-        };
-        Ok((name(&document.id), serde_json::from_slice(&document.json).map_err(corrupt)?))
+    // What cannot be read permits nothing: then somebody is asked, and the tenant's turns go on.
+    let unreadable =
+        |why: &dyn std::fmt::Display| tracing::error!(%tenant, %why, "a rule of the policy is passed over");
+    let documents = match view.documents(tenant, DocumentKind::PolicyRule) {
+        Err(StoreError::Corrupt(corrupt)) => {
+            unreadable(&corrupt);
+            Vec::new()
+        }
+        documents => documents?,
     };
-    view.documents(tenant, DocumentKind::PolicyRule)?.iter().map(permit).collect()
+    let permit = |document: &Document| match serde_json::from_slice(&document.json) {
+        Ok(permit) => Some((name(&document.id), permit)),
+        Err(why) => {
+            unreadable(&why);
+            None
+        }
+    };
+    Ok(documents.iter().filter_map(permit).collect())
 }
 
 /// The record of a thread, as its row holds it.

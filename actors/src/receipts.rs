@@ -127,11 +127,11 @@ fn effects(view: &dyn View, key: ThreadKey, turn: TurnId, ended: Seq) -> Result<
             let record = record?;
             match record.event {
                 Event::EffectSettled(effect) | Event::EffectUncertain(effect) | Event::EffectReconciled(effect)
-                    if record.seq < ended && effect.attempt > 0 =>
+                    if record.seq < ended
+                        && effect.attempt > 0
+                        && (effect.closed || effect.status == EffectStatus::Settled) =>
                 {
-                    if effect.closed || effect.status == EffectStatus::Settled {
-                        effects.push(*effect);
-                    }
+                    effects.push(*effect);
                 }
                 _ => {}
             }

@@ -16,7 +16,7 @@ use actix::prelude::*;
 use raddle_domain::{
     command::{Command, Refused, Reply, Request, ToolReport},
     id::{Seq, ThreadKey},
-    ports::{ToolEnd, Write, WriteRefused},
+    ports::{StoreError, ToolEnd, Write, WriteRefused},
     thread::{Cx, Due, ThreadState},
     time::UnixMs,
 };
@@ -29,7 +29,7 @@ use crate::{
     batch::Batch,
     engine::{DELTA_BYTES, Engine, EngineCall},
     handle::{Error, InFlight, append_error},
-    host::{Loaded, SavedRest, Steps},
+    host::{self, Loaded, SavedRest, Steps},
     receipts::{self, Idempotency},
     registry::{Gauge, Ticket},
     store::AppendError,
@@ -41,6 +41,8 @@ use crate::{
 /// How long streamed text may wait to be joined by more, unless there is enough of it. It only matters while no
 /// append is under way.
 const DELTA_LINGER: Duration = Duration::from_millis(30);
+/// How long a full disk is left alone before what tools said is offered to it again.
+const FULL_PAUSE: Duration = Duration::from_millis(500);
 /// Commands that an actor at rest keeps room for.
 const PENDING: usize = 4;
 /// Commands' text that one append takes; the rest goes with the next.
@@ -56,6 +58,8 @@ pub(crate) struct ThreadActor {
     saving: bool,
     engine: Option<Engine>,
     tools: Vec<ToolTask>,
+    /// What tools said in the step that is being saved.
+    told: Vec<ToolReport>,
     /// When streamed text was last saved.
     spoke: Option<Instant>,
     linger: Option<SpawnHandle>,
@@ -172,6 +176,7 @@ impl ThreadActor {
             saving: false,
             engine: None,
             tools: Vec::new(),
+            told: Vec::new(),
             spoke: None,
             linger: None,
             alarm: None,
@@ -189,6 +194,8 @@ impl ThreadActor {
         let mut steps = Steps::default();
         let mut waiting = Vec::new();
         let mut taken = 0;
+        // What was intended is saved by now. It is started behind what has come meanwhile, which may end its turn.
+        let begins = self.begins();
         if let Some(report) = self.engine_says(ctx) {
             taken += report.text.iter().map(|(_, text)| text.len()).sum::<usize>();
             self.step(Envelope::internal(Command::Report(report)), &mut steps, &mut waiting);
@@ -201,11 +208,15 @@ impl ThreadActor {
                 return self.erase(steps, waiting, ctx);
             }
         }
+        if begins && self.begins() {
+            self.step(Envelope::internal(Command::Begin), &mut steps, &mut waiting);
+        }
         if waiting.is_empty() {
             return self.idle(ctx);
         }
         self.shared.registry.counters.steps.fetch_add(1, Relaxed);
         if steps.is_empty() {
+            self.told.clear();
             answer(waiting);
             self.settle(ctx);
             return;
@@ -219,6 +230,9 @@ impl ThreadActor {
 
     fn step(&mut self, envelope: Envelope, steps: &mut Steps, waiting: &mut Vec<Waiting>) {
         let Envelope { request, idempotency, answer } = envelope;
+        if let Command::ToolReport(report) = &request.command {
+            self.told.push(report.clone());
+        }
         let now = self.shared.clock.now();
         let cx = Cx { now, ids: &*self.shared.ids, limits: &self.shared.config.limits, prices: &self.shared.prices };
         let outcome = self.state.step(request, cx).map(|step| {
@@ -247,6 +261,7 @@ impl ThreadActor {
             this.saving = false;
             match saved {
                 Ok(()) => {
+                    this.told.clear();
                     answer(waiting);
                     then(this, ctx);
                 }
@@ -271,10 +286,43 @@ impl ThreadActor {
         }
         if let AppendError::Store(error) = error {
             // What has come meanwhile would meet the same; it did not run, and its caller may hear why.
-            let pending = self.pending.drain(..);
-            pending.for_each(|envelope| envelope.answer.send(Outcome::Failed(error.clone().into())));
+            for Envelope { request, answer, .. } in self.pending.drain(..) {
+                match request.command {
+                    Command::ToolReport(report) => self.told.push(report),
+                    _ => answer.send(Outcome::Failed(error.clone().into())),
+                }
+            }
         }
-        ctx.stop();
+        if *error == AppendError::Store(StoreError::Full) && self.keeps_tools() {
+            self.tell_again(ctx);
+        } else {
+            ctx.stop();
+        }
+    }
+
+    /// Goes back to what is stored without giving up tools that run, or what they said: a full disk stores nothing,
+    /// and an outcome that is known must not become one that nobody knows. Whether that was possible.
+    fn keeps_tools(&mut self) -> bool {
+        if self.engine.is_some() || (self.tools.is_empty() && self.told.is_empty()) {
+            return false;
+        }
+        match self.shared.store.view().and_then(|view| host::load(&*view, self.key)) {
+            Ok(Some(Loaded { state, rest, .. })) => {
+                (self.state, self.rest) = (state, rest);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Tries again to save what tools said, until there is room.
+    fn tell_again(&mut self, ctx: &mut Context<Self>) {
+        self.pay(ctx);
+        ctx.run_later(FULL_PAUSE, |this, ctx| {
+            let told = std::mem::take(&mut this.told);
+            this.pending.extend(told.into_iter().map(|report| Envelope::internal(Command::ToolReport(report))));
+            this.advance(ctx);
+        });
     }
 
     /// After a step: pays what the state owes, and takes what has come meanwhile.
@@ -284,12 +332,17 @@ impl ThreadActor {
         self.shared.registry.set_bytes(&self.gauge, self.state.held_bytes() + self.rest.json.len());
         self.gauge.set_wake_at(self.state.owed().wake_at);
         let (bytes, ended) = self.engine.as_ref().map_or((0, false), |engine| engine.outbox.waiting());
-        if !self.pending.is_empty() || (self.park.is_none() && (bytes > 0 || ended)) {
+        if !self.pending.is_empty() || self.begins() || (self.park.is_none() && (bytes > 0 || ended)) {
             self.advance_later(ctx);
         } else {
             // A parked engine's last words were saved with this step; it may not go on for ever.
             self.idle(ctx);
         }
+    }
+
+    /// Whether tools are ready to be started, and may be.
+    fn begins(&self) -> bool {
+        self.park.is_none() && self.state.owed().begin
     }
 
     /// Nothing is to be saved now.
@@ -328,9 +381,6 @@ impl ThreadActor {
                 if !self.tools.iter().any(|tool| tool.due == *due) {
                     self.tools.extend(self.start_tool(*due, ctx));
                 }
-            }
-            if owed.begin {
-                self.pending.push_back(Envelope::internal(Command::Begin));
             }
         }
         // A turn whose tools are about to be started runs too.
@@ -451,7 +501,8 @@ fn answer(waiting: Vec<Waiting>) {
 }
 
 impl Envelope {
-    fn internal(command: Command) -> Self {
+    /// One that nobody waits for.
+    pub fn internal(command: Command) -> Self {
         Self { request: command.into(), idempotency: None, answer: Answer::nobody() }
     }
 

@@ -8,12 +8,15 @@ use raddle_domain::{
     event::Event,
     id::{ApprovalId, InputId, OperationId, QuestionId, TenantId, ThreadKey},
     ports::{RecordKind, StoreError, View},
-    record::{Admission, AdmissionStatus, Approval, Checkpoint, Decision, Effect, Question, Resolution, Turn},
+    record::{
+        Admission, AdmissionStatus, Approval, ApprovalStatus, Checkpoint, Decision, Effect, Question, QuestionStatus,
+        Resolution, Turn,
+    },
 };
 use uuid::Uuid;
 
 use crate::{
-    handle::{Call, Done, Error, Runtime, Started, started, unexpected},
+    handle::{Call, Done, Error, Runtime, Started, replay, started, unexpected},
     host,
     reads::Page,
 };
@@ -155,12 +158,18 @@ impl Runtime {
 
     /// Takes the last prompt's turn out of the conversation and starts another in its place.
     pub async fn edit_last(&self, key: ThreadKey, start: StartTurn, call: Call) -> Result<Done<Turn>, Error> {
-        let start = self.routed(key.tenant, start).await?;
-        self.command(key, Command::Edit(start), call, |reply| match reply {
+        let turn_of = |reply| match reply {
             Reply::Started(turn) => Ok(*turn),
             other => Err(unexpected(&other)),
-        })
-        .await
+        };
+        let start = match self.routed(key.tenant, start).await {
+            Ok(start) => start,
+            Err(error) => match self.recall(key.tenant, call.idempotency).await? {
+                Some(recalled) => return replay(recalled, turn_of),
+                None => return Err(error),
+            },
+        };
+        self.command(key, Command::Edit(start), call, turn_of).await
     }
 
     /// Replaces the conversation so far by a summary, in a turn of its own.
@@ -212,6 +221,11 @@ impl Runtime {
             Err(Error::Refused(Refused::NotPending { .. })) => {
                 Err(Error::AlreadyDecided(self.known_record(tenant, id).await?))
             }
+            Err(Error::Refused(Refused::Expired { .. })) => {
+                // The log will say so with the thread's next tick.
+                let pending: Box<Approval> = self.known_record(tenant, id).await?;
+                Err(Error::AlreadyDecided(Box::new(Approval { status: ApprovalStatus::Expired, ..*pending })))
+            }
             done => done,
         }
     }
@@ -234,6 +248,10 @@ impl Runtime {
         match answered.await {
             Err(Error::Refused(Refused::NotAsked { .. })) => {
                 Err(Error::AlreadyAnswered(self.known_record(tenant, id).await?))
+            }
+            Err(Error::Refused(Refused::Expired { .. })) => {
+                let pending: Box<Question> = self.known_record(tenant, id).await?;
+                Err(Error::AlreadyAnswered(Box::new(Question { status: QuestionStatus::Expired, ..*pending })))
             }
             done => done,
         }
@@ -272,6 +290,10 @@ impl Runtime {
 
     pub async fn approval(&self, tenant: TenantId, approval: ApprovalId) -> Result<Approval, Error> {
         self.known_record(tenant, Uuid::from_bytes(*approval.as_bytes())).await.map(|found| *found)
+    }
+
+    pub async fn question(&self, tenant: TenantId, question: QuestionId) -> Result<Question, Error> {
+        self.known_record(tenant, Uuid::from_bytes(*question.as_bytes())).await.map(|found| *found)
     }
 
     pub async fn questions(&self, tenant: TenantId, query: RecordQuery) -> Result<Page<Question, Uuid>, Error> {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use raddle_actors::{Call, Error, Ports, RecordQuery, Runtime};
+use raddle_actors::{Call, Error, Ports, RecordQuery, Runtime, store::backend::MemoryMedium};
 use raddle_domain::{
     command::{Interrupt, Limits, NewThread, Refused},
     event::{Event, Record},
@@ -183,6 +183,28 @@ async fn a_decision_that_comes_too_late_loads_the_thread_and_finds_it_expired() 
     bed.clock.advance(60_000);
     let late = approve(&runtime, approval.id).await;
     assert!(matches!(late, Err(Error::Refused(Refused::Expired { .. }) | Error::AlreadyDecided(_))), "{late:?}");
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn time_that_passes_unnoticed_is_told_to_threads_that_are_loaded_too() {
+    let limits = Limits { approval_ms: 50_000, ..Limits::default() };
+    let bed = Bed { loaded_threads: 3, limits, ..Bed::new() };
+    let runtime = bed.start().await;
+    let goes = create(&runtime).await;
+    asks(&runtime, goes, "call gated_once a").await;
+    create(&runtime).await;
+    let stays = create(&runtime).await;
+    asks(&runtime, stays, "call gated_once a").await;
+    // The clock is set forward: the alarm of a loaded thread does not know.
+    bed.clock.advance(50_000);
+    // One is too many: the first is unloaded, and is due at once.
+    create(&runtime).await;
+    rests(&runtime, goes).await;
+    rests(&runtime, stays).await;
+    for key in [goes, stays] {
+        assert_eq!(approvals(&log(&runtime, key).await)[0].status, ApprovalStatus::Expired);
+    }
     runtime.shutdown(LONG).await;
 }
 
@@ -416,7 +438,8 @@ async fn comes_to_rest(runtime: &Runtime, key: ThreadKey) {
 async fn of_a_thousand_races_for_an_approval_each_has_one_outcome_on_which_all_agree() {
     const ROUNDS: usize = 1_000;
     const BATCH: usize = 50;
-    let bed = Bed { limits: Limits { approval_ms: 2, ..Limits::default() }, ..Bed::new() };
+    let (limits, medium) = (Limits { approval_ms: 20, ..Limits::default() }, Some(MemoryMedium::default()));
+    let bed = Bed { limits, medium, ..Bed::new() };
     let mut numbers = Numbers(7);
     let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
     let mut runtime = bed.start().await;
@@ -455,7 +478,7 @@ async fn of_a_thousand_races_for_an_approval_each_has_one_outcome_on_which_all_a
         }
         // In some batches time passes meanwhile, in some the process goes.
         if batch % 3 == 1 {
-            bed.clock.advance(5);
+            bed.clock.advance(30);
         }
         let goes = batch % 4 == 2;
         if goes {
@@ -473,7 +496,7 @@ async fn of_a_thousand_races_for_an_approval_each_has_one_outcome_on_which_all_a
             let told = told.remove(&approval.id).unwrap_or_default();
             // Where nobody got through, somebody says the last word.
             drop(decide(&runtime, approval.id, Decision::Denied).await);
-            bed.clock.advance(5);
+            bed.clock.advance(30);
             comes_to_rest(&runtime, *key).await;
             let log = log(&runtime, *key).await;
             assert_sound(&log, true);

@@ -68,6 +68,9 @@ impl History {
     /// Adds the next item.
     pub fn push(&mut self, item: &Item) {
         if item.metadata.get(SUPERSEDED).is_some() {
+            // Only the last item of an answer that was cut off says so; what its call said before goes with it.
+            let call = item.metadata.get(CALL).and_then(Value::as_u64);
+            self.open.take_if(|(open, _)| *open == call);
             return;
         }
         match item.kind {
@@ -218,6 +221,19 @@ mod tests {
                 assistant("done", "", &[]),
             ]
         );
+    }
+
+    #[test]
+    fn what_an_answer_said_before_it_was_cut_off_is_not_shown_either() {
+        let items = [
+            item(ItemKind::UserMessage, "hi", json!({})),
+            item(ItemKind::AgentMessage, "one", json!({"call": 1})),
+            item(ItemKind::Reasoning, "hm", json!({"call": 2})),
+            item(ItemKind::AgentMessage, "tw", json!({"call": 2})),
+            item(ItemKind::Reasoning, "mh", json!({"call": 2, "superseded": true})),
+            item(ItemKind::AgentMessage, "two", json!({"call": 3})),
+        ];
+        assert_eq!(history(&items)[2..], [assistant("one", "", &[]), assistant("two", "", &[])]);
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Wait {
     fn show(&self) {
         match self {
             Self::Approval(approval) => {
-                eprintln!("[{} wants to run: {}]", plain(&approval.tool), approvals::call(approval));
+                eprintln!("[may this be done? {}]", approvals::call(approval));
                 eprintln!("[{}]", plain(&approval.reason));
                 eprint!("{} ", choices(approval));
             }

@@ -167,11 +167,7 @@ pub async fn get_question(
     params: Params,
 ) -> Result<Json<Question>, Problem> {
     params.end()?;
-    // The list is in the order of ids: the one that was asked for follows right after the id before it.
-    let before = u128::from_be_bytes(*question.as_bytes()).checked_sub(1).map(Uuid::from_u128);
-    let query = RecordQuery { after: before, limit: 1, ..RecordQuery::default() };
-    let found = gateway.runtime.questions(tenant, query).await?.data.pop();
-    found.filter(|found| found.id == question).map(Json).ok_or_else(|| Problem::not_found("question"))
+    Ok(Json(gateway.runtime.question(tenant, question).await?))
 }
 
 /// Answer a question. The first answer wins; a later one is told of it.

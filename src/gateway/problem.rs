@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use raddle_actors::Error;
-use raddle_domain::{command::Refused, ports::StoreError, record::ApprovalStatus};
+use raddle_domain::{command::Refused, ports::StoreError};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::{
@@ -183,10 +183,9 @@ impl From<Refused> for Problem {
             Refused::NothingToEdit | Refused::NothingToCompact => Problem::new(Code::Conflict, sentence),
             Refused::NotQueued { .. } | Refused::NoCheckpoint { .. } => Problem::new(Code::NotFound, sentence),
             // Nobody's word was the first: there is no decision to name.
-            Refused::Expired { at } => Problem::new(Code::AlreadyDecided, sentence)
-                .with("decision", Value::Null)
-                .with("status", json(&ApprovalStatus::Expired))
-                .with("expires_at", json(&at)),
+            Refused::Expired { at } => {
+                Problem::new(Code::AlreadyDecided, sentence).with("decision", Value::Null).with("expires_at", json(&at))
+            }
             Refused::NotPending { .. } | Refused::NotAsked { .. } | Refused::NotUncertain { .. } => {
                 Problem::new(Code::AlreadyDecided, sentence)
             }
@@ -210,15 +209,12 @@ impl From<Error> for Problem {
                 .with("admission", json(&admission)),
             Error::AlreadyDecided(approval) => Problem::new(Code::AlreadyDecided, sentence)
                 .with("decision", json(&approval.decision))
-                .with("status", json(&approval.status))
                 .with("approval", json(&approval)),
             Error::AlreadyAnswered(question) => Problem::new(Code::AlreadyDecided, sentence)
                 .with("answer", json(&question.answer))
-                .with("status", json(&question.status))
                 .with("question", json(&question)),
             Error::AlreadyResolved(effect) => Problem::new(Code::AlreadyDecided, sentence)
                 .with("resolution", json(&effect.resolution))
-                .with("status", json(&effect.status))
                 .with("effect", json(&effect)),
             Error::Draining => Problem::new(Code::Draining, sentence).after(Duration::from_secs(5)),
             Error::ThreadUnavailable(_) => {
@@ -362,6 +358,10 @@ mod tests {
         for (error, status, code) in rows {
             let problem = Problem::from(error.clone());
             assert_eq!((problem.code.status().as_u16(), problem.code.as_str()), (status, code), "{error:?}");
+            // A field of its own must not stand in the way of one that every problem has.
+            for taken in ["type", "title", "status", "code", "detail", "request_id"] {
+                assert!(!problem.extra.contains_key(taken), "{error:?}");
+            }
             let response = problem.into_response();
             let waits = response.headers().contains_key(header::RETRY_AFTER);
             assert_eq!(waits, matches!(status, 429 | 503), "{error:?}");
@@ -390,18 +390,22 @@ mod tests {
     #[test]
     fn who_comes_too_late_is_told_the_first_decision() {
         let first = Problem::from(Error::AlreadyDecided(approval(Some("approved_always"), "approved")));
-        assert_eq!((&first.extra["decision"], &first.extra["status"]), (&"approved_always".into(), &"approved".into()));
+        assert_eq!(first.extra["decision"], "approved_always");
+        assert_eq!(first.extra["approval"]["status"], "approved");
         assert_eq!(first.extra["approval"]["id"], "apr_00000000-0000-0000-0000-000000000007");
         // Nobody decided: that is no denial.
         let expired = Problem::from(Error::AlreadyDecided(approval(None, "expired")));
-        assert_eq!((&expired.extra["decision"], &expired.extra["status"]), (&Value::Null, &"expired".into()));
+        assert_eq!(expired.extra["decision"], Value::Null);
+        assert_eq!(expired.extra["approval"]["status"], "expired");
         let passed = Problem::from(Refused::Expired { at: UnixMs(7) });
-        assert_eq!((&passed.extra["decision"], &passed.extra["status"]), (&Value::Null, &"expired".into()));
+        assert_eq!(passed.extra["decision"], Value::Null);
 
         let answered = Problem::from(Error::AlreadyAnswered(question()));
-        assert_eq!((&answered.extra["answer"], &answered.extra["status"]), (&"blue".into(), &"answered".into()));
+        assert_eq!(answered.extra["answer"], "blue");
+        assert_eq!(answered.extra["question"]["status"], "answered");
         let resolved = Problem::from(Error::AlreadyResolved(effect()));
-        assert_eq!((&resolved.extra["resolution"], &resolved.extra["status"]), (&"settle".into(), &"settled".into()));
+        assert_eq!(resolved.extra["resolution"], "settle");
+        assert_eq!(resolved.extra["effect"]["status"], "settled");
         let promoted = Problem::from(Error::AlreadyPromoted(admission()));
         assert_eq!(promoted.extra["turn_id"], turn().to_string());
         assert_eq!(promoted.extra["admission"]["status"], "promoted");

@@ -14,12 +14,15 @@ use std::{
     time::Duration,
 };
 
-use raddle_actors::{Call, Config, Idempotency, Ports, Runtime, Started};
+use raddle_actors::{
+    Call, Config, Idempotency, Ports, Runtime, Started,
+    store::{backend::MemoryMedium, redb::RedbStore},
+};
 use raddle_domain::{
-    command::{Limits, NewThread, StartTurn},
+    command::{Limits, NewThread, StartTurn, ThreadPatch},
     event::{self, Event, Record},
     id::{TenantId, ThreadKey, TurnId},
-    ports::Clock,
+    ports::{Clock, LogStore},
     record::{Approval, Delivery, Effect, Item, ItemKind, Thread, ThreadStatus, Turn, TurnStatus},
     time::UnixMs,
 };
@@ -73,6 +76,8 @@ pub struct Bed {
     pub clock: Arc<TestClock>,
     pub limits: Limits,
     pub loaded_threads: usize,
+    /// Where the store is, if not in the directory: there it waits for no disk.
+    pub medium: Option<MemoryMedium>,
 }
 
 impl Bed {
@@ -80,7 +85,7 @@ impl Bed {
         let dir = tempfile::tempdir().unwrap();
         let tools = TestTools::new(dir.path());
         let (model, clock) = (TestModel::new(), TestClock::new());
-        Self { dir, model, tools, clock, limits: Limits::default(), loaded_threads: 1_000 }
+        Self { dir, model, tools, clock, limits: Limits::default(), loaded_threads: 1_000, medium: None }
     }
 
     pub fn config(&self) -> Config {
@@ -89,7 +94,9 @@ impl Bed {
     }
 
     pub fn ports(&self) -> Ports {
-        Ports { clock: self.clock.clone(), ..tool_ports(&self.model, &self.tools) }
+        let open = |medium: &MemoryMedium| RedbStore::open_medium(Arc::new(medium.clone()), 1 << 20, 0).unwrap();
+        let store = self.medium.as_ref().map(|medium| Arc::new(open(medium)) as Arc<dyn LogStore>);
+        Ports { clock: self.clock.clone(), store, ..tool_ports(&self.model, &self.tools) }
     }
 
     pub async fn start(&self) -> Runtime {
@@ -177,12 +184,13 @@ pub async fn stands(runtime: &Runtime, key: ThreadKey, is: impl Fn(&Thread) -> b
     }
 }
 
-/// Makes the thread leave memory. The cap must be one.
+/// Makes what is loaded leave memory. The cap must be one.
 pub async fn unload(runtime: &Runtime) {
-    let before = runtime.health().evictions;
-    create(runtime).await;
+    let other = create(runtime).await;
+    let title = ThreadPatch { title: Some(Some("loaded".into())), ..ThreadPatch::default() };
+    runtime.patch_thread(other, title, Call::default()).await.unwrap();
     let falls = async {
-        while runtime.health().evictions == before || runtime.health().loaded_threads > 1 {
+        while runtime.health().loaded_threads > 1 {
             tokio::task::yield_now().await;
         }
     };

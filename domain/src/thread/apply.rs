@@ -8,11 +8,14 @@ use crate::{
     id::Seq,
     ports::Reverted,
     record::{
-        Admission, Approval, Decision, Delivery, Effect, EffectClass, EffectStatus, Item, Purpose, Thread,
-        ThreadStatus, Turn, TurnKind, TurnStatus,
+        Admission, Decision, Delivery, Effect, EffectClass, EffectStatus, Item, Purpose, Thread, ThreadStatus, Turn,
+        TurnKind, TurnStatus,
     },
     time::UnixMs,
 };
+
+/// Calls that a thread remembers as approved for its session; the oldest is forgotten first, and asked about again.
+const GRANTS: usize = 64;
 
 /// A log that no thread can have written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +28,7 @@ pub struct Impossible {
 /// What an event ended for good.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Ended {
-    Settled(Settled),
+    Settled(Box<Settled>),
     Reverted(Reverted),
 }
 
@@ -158,7 +161,8 @@ impl ThreadState {
                     }
                     (TurnKind::Compaction, _) => {}
                 }
-                ended = Some(Ended::Settled(Settled { turn: (**turn).clone(), started_seq, items, context_seq }));
+                ended =
+                    Some(Ended::Settled(Box::new(Settled { turn: (**turn).clone(), started_seq, items, context_seq })));
                 self.view.updated_at = record.ts;
             }
             Event::TurnRolledBack(turn) => {
@@ -176,6 +180,9 @@ impl ThreadState {
                     && let Some(permit) = &approval.amendment
                     && !self.grants.contains(permit)
                 {
+                    if self.grants.len() >= GRANTS {
+                        self.grants.remove(0);
+                    }
                     self.grants.push(permit.clone());
                 }
                 match event {
@@ -332,14 +339,14 @@ impl OpenTurn {
                     }
                 }
             }
-            Event::ApprovalRequired(approval) => self.calls.push(OpenCall::Approval((**approval).clone())),
+            Event::ApprovalRequired(approval) => self.calls.push(OpenCall::Approval(approval.clone())),
             Event::ApprovalDecided(next) | Event::ApprovalExpired(next) | Event::ApprovalCancelled(next) => {
                 // One that nobody had to be asked about never was here.
                 for call in &mut self.calls {
                     if let OpenCall::Approval(approval) = call
                         && approval.id == next.id
                     {
-                        *approval = Approval::clone(next);
+                        approval.clone_from(next);
                     }
                 }
             }

@@ -40,7 +40,8 @@ impl Stepper<'_> {
         item.metadata.insert("call_id".to_owned(), json!(asked.call_id));
         item.metadata.insert("tool".to_owned(), json!(asked.name));
         let arguments = asked.arguments_value();
-        if arguments.is_object() && arguments.to_string() != asked.arguments {
+        let written = arguments.to_string();
+        if arguments.is_object() && written != asked.arguments {
             // The model is to see its own words again, not ours for the same.
             item.metadata.insert(ARGUMENTS.to_owned(), json!(asked.arguments));
         }
@@ -368,10 +369,10 @@ impl Stepper<'_> {
                         // Somebody may have been told already that it is too late.
                         self.emit(if approval.expires_at <= now {
                             approval.status = ApprovalStatus::Expired;
-                            Event::ApprovalExpired(Box::new(approval))
+                            Event::ApprovalExpired(approval)
                         } else {
                             approval.status = ApprovalStatus::Cancelled;
-                            Event::ApprovalCancelled(Box::new(approval))
+                            Event::ApprovalCancelled(approval)
                         });
                     }
                 }
