@@ -517,6 +517,8 @@ impl Handler<Park> for ThreadActor {
 
     fn handle(&mut self, Park(done): Park, ctx: &mut Self::Context) {
         self.park = Some(done);
+        // No tool is run any more, so none is to count as started: the next process would not know better.
+        self.pending.retain(|envelope| envelope.request.command != Command::Begin);
         self.advance(ctx);
     }
 }
