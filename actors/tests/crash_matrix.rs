@@ -198,7 +198,7 @@ async fn matrix(at: At) {
             assert_eq!((found.effect.attempt, found.acts.len()), (1, usize::from(at != At::Started)), "{about}");
             let open = RecordQuery { open: true, limit: 9, ..RecordQuery::default() };
             let open = found.runtime.effects(TenantId::DEFAULT, open).await.unwrap().data;
-            assert_eq!(open, [found.effect.clone()], "{about}");
+            assert_eq!(open, std::slice::from_ref(&found.effect), "{about}");
             assert_eq!(found.runtime.health().running_turns, 0, "{about}");
             assert_eq!(calls(found.dir.path()), 1, "{about}");
         } else {

@@ -167,7 +167,7 @@ async fn race(
         tokio::task::yield_now().await;
     }
     // Some are there in time for certain.
-    if kind == 4 || (kind == 0 && number % 2 == 0) {
+    if kind == 4 || (kind == 0 && number.is_multiple_of(2)) {
         happens(&runtime, key, "prompt.admitted", 1).await;
     }
     match kind {
@@ -237,7 +237,7 @@ async fn of_a_hundred_and_fifty_races_no_accepted_steer_is_lost() {
                     assert_eq!(fate[..3], ["prompt.admitted", "prompt.not_delivered", "prompt.admitted"]);
                     assert_eq!(fate.last(), Some(&"prompt.promoted"));
                     let own = own.expect("it became a turn");
-                    assert_eq!(of_turn(own.id).last().unwrap().detail, format!("echo: {text}"));
+                    assert_eq!(of_turn(own.id).next_back().unwrap().detail, format!("echo: {text}"));
                 }
             }
         }
