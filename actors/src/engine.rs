@@ -173,7 +173,7 @@ async fn drive(
         let message = format!("the engine `{}` is not configured", settings.engine);
         ModelError { kind: ModelErrorKind::Rejected, message, retry_after: None }
     })?;
-    let (mut messages, mut turn_start) = if is_first {
+    let (mut messages, turn_start) = if is_first {
         // Nothing to read: not worth a trip to another thread.
         conversation(History::new(system_prompt.as_deref()), &items)
     } else {
@@ -185,7 +185,6 @@ async fn drive(
     let (purpose, offered) = match compaction {
         None => (Purpose::Answer, tools.specs(key, &settings)),
         Some(compaction) => {
-            turn_start = messages.len();
             let content = match compaction.reason {
                 Some(reason) => format!("{INSTRUCTION}\n\n{reason}"),
                 None => INSTRUCTION.to_owned(),

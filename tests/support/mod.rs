@@ -528,12 +528,15 @@ pub struct Fold {
     turns: Vec<Value>,
     items: Vec<Value>,
     inbox: Vec<Value>,
+    /// Those that are pending.
+    approvals: Vec<Value>,
     seq: u64,
 }
 
 impl Fold {
     pub fn of(log: &[Value]) -> Self {
-        let empty = Self { thread: Value::Null, turns: vec![], items: vec![], inbox: vec![], seq: 0 };
+        let empty =
+            Self { thread: Value::Null, turns: vec![], items: vec![], inbox: vec![], approvals: vec![], seq: 0 };
         empty.and(log)
     }
 
@@ -547,7 +550,8 @@ impl Fold {
         }
         let seq = snapshot["seq"].as_u64().unwrap();
         assert_eq!(snapshot["thread"]["seq"], seq);
-        Self { thread: snapshot["thread"].clone(), turns: rows("turns"), items: rows("items"), inbox, seq }
+        let (turns, items, approvals) = (rows("turns"), rows("items"), rows("approvals"));
+        Self { thread: snapshot["thread"].clone(), turns, items, inbox, approvals, seq }
     }
 
     pub fn and(mut self, log: &[Value]) -> Self {
@@ -567,21 +571,39 @@ impl Fold {
             "thread.created" | "thread.updated" | "thread.status" | "thread.archived" => {
                 self.thread = payload["thread"].clone();
             }
+            // A fork has the past, and nothing that waits.
+            "thread.forked" => {
+                self.thread = payload["thread"].clone();
+                self.inbox.clear();
+            }
+            "prompt.admitted" if payload["admission"]["delivery"] == "steer" => {}
             "prompt.admitted" => self.inbox.push(payload["admission"].clone()),
-            "prompt.promoted" => self.inbox.retain(|waits| waits["id"] != payload["admission"]["id"]),
+            "prompt.promoted" | "prompt.withdrawn" | "prompt.not_delivered" => {
+                self.inbox.retain(|waits| waits["id"] != payload["admission"]["id"]);
+            }
+            "prompt.edited" => {
+                let waits = self.inbox.len();
+                self.inbox.retain(|waits| waits["id"] != payload["admission"]["id"]);
+                if self.inbox.len() < waits {
+                    let at = payload["position"].as_u64().unwrap() as usize;
+                    self.inbox.insert(at, payload["admission"].clone());
+                }
+            }
             "turn.started" => {
                 self.turns.push(payload["turn"].clone());
                 self.thread["active_turn"] = payload["turn"]["id"].clone();
                 self.thread["status"] = json!("running");
                 self.thread["updated_at"] = event["ts"].clone();
             }
-            "turn.resumed" | "turn.interrupt_requested" => *self.turn(event) = payload["turn"].clone(),
+            "turn.resumed" | "turn.interrupt_requested" | "turn.steered" | "turn.rolled_back" => {
+                *self.turn(event) = payload["turn"].clone();
+            }
             "turn.retrying" => {}
             "turn.completed" => {
                 assert_eq!(payload["status"], payload["turn"]["status"]);
                 *self.turn(event) = payload["turn"].clone();
                 self.thread["active_turn"] = Value::Null;
-                self.thread["status"] = json!("idle");
+                self.thread["status"] = json!(if self.thread["archived"] == true { "archived" } else { "idle" });
                 self.thread["updated_at"] = event["ts"].clone();
             }
             "usage.recorded" => {
@@ -604,14 +626,24 @@ impl Fold {
                 *detail = json!(text(detail) + payload["delta"].as_str().unwrap());
             }
             "item.completed" => {
-                // What the deltas made is what the item says it is.
+                // What the deltas made is what the item says it is, unless a fork has only the item.
                 let streamed = matches!(payload["item"]["kind"].as_str(), Some("agent_message" | "reasoning"));
                 let item = self.item(event);
-                assert!(!streamed || item["detail"] == payload["item"]["detail"], "{item}\n{event}");
+                let same = item["detail"] == payload["item"]["detail"] || item["detail"] == "";
+                assert!(!streamed || same, "{item}\n{event}");
                 *item = payload["item"].clone();
             }
+            "approval.required" => self.approvals.push(payload["approval"].clone()),
+            "approval.decided" | "approval.expired" | "approval.cancelled" => {
+                self.approvals.retain(|waits| waits["id"] != payload["approval"]["id"]);
+            }
+            "question.asked" | "question.answered" | "question.expired" | "question.cancelled" => {}
+            "effect.intended" | "effect.started" | "effect.settled" | "effect.uncertain" | "effect.reconciled" => {}
+            "compaction.started" | "compaction.completed" | "compaction.failed" => {}
+            "checkpoint.saved" | "checkpoint.deleted" => {}
             other => panic!("`{other}` is not a word of the log: {event}"),
         }
+        self.thread["pending_approvals"] = json!(self.approvals.len());
         self.thread["seq"] = json!(self.seq);
         self.thread["queued"] = json!(self.inbox.len());
     }
@@ -627,48 +659,142 @@ impl Fold {
     }
 }
 
-/// Checks what holds for the log of every thread. `at_rest` when nothing of it may be open.
+/// What a log has begun and not yet ended.
+#[derive(Default)]
+struct Begun {
+    /// Turns in the order in which they started, and whether they have ended.
+    turns: Vec<(String, bool)>,
+    /// Items, approvals, questions, effects and compactions, and whether they have ended.
+    things: BTreeMap<String, bool>,
+    /// What waits, in the order in which it is to run.
+    queue: Vec<String>,
+    steers: Vec<String>,
+    /// Whatever was ever begun.
+    ids: BTreeSet<String>,
+}
+
+impl Begun {
+    #[track_caller]
+    fn begins(&mut self, id: String) {
+        assert!(self.ids.insert(id.clone()), "{id} begins twice");
+        self.things.insert(id, false);
+    }
+
+    #[track_caller]
+    fn ends(&mut self, id: &str) {
+        assert_eq!(self.things.insert(id.to_owned(), true), Some(false), "{id} ends twice, or never began");
+    }
+
+    /// Takes out what waits, which must be the first that does if it is to run.
+    #[track_caller]
+    fn leaves(&mut self, id: &str, first: bool) {
+        for waiting in [&mut self.queue, &mut self.steers] {
+            if let Some(at) = waiting.iter().position(|waits| waits == id) {
+                assert!(at == 0 || !first, "{id} goes before {waiting:?}");
+                waiting.remove(at);
+                return;
+            }
+        }
+        panic!("{id} does not wait");
+    }
+
+    #[track_caller]
+    fn take(&mut self, event: &Value, next: Option<&Value>) {
+        let name = event["event"].as_str().unwrap();
+        let (topic, what) = name.split_once('.').unwrap();
+        let payload = &event["payload"];
+        let admission = &payload["admission"];
+        match (topic, what) {
+            ("thread", "forked") => {
+                assert!(self.turns.iter().all(|(_, ended)| *ended), "a fork begins in the middle of a turn");
+                self.queue.clear();
+            }
+            ("turn", "started") => {
+                assert!(self.turns.iter().all(|(_, ended)| *ended), "two turns are open: {event}");
+                let id = text(&event["turn_id"]);
+                assert!(self.turns.iter().all(|(known, _)| *known != id), "a turn starts twice: {event}");
+                self.turns.push((id, false));
+            }
+            ("turn", "completed") => {
+                let open: Vec<_> = self.things.iter().filter(|(_, done)| !**done).collect();
+                assert!(open.is_empty() && self.steers.is_empty(), "a turn ended before {open:?}");
+                self.turns.last_mut().expect("a turn").1 = true;
+            }
+            ("item", "started") => self.begins(text(&event["item_id"])),
+            ("item", "delta") => assert_eq!(self.things.get(&text(&event["item_id"])), Some(&false), "{event}"),
+            ("item", "completed") => self.ends(&text(&event["item_id"])),
+            ("approval", "required") | ("question", "asked") => self.begins(text(&payload[topic]["id"])),
+            // What nobody had to be asked is decided without having been asked for.
+            ("approval", "decided") if payload["by"] != "caller" => {}
+            ("approval" | "question", _) => self.ends(&text(&payload[topic]["id"])),
+            ("effect", "intended") => self.begins(text(&payload["effect"]["operation_id"])),
+            ("effect", what) => {
+                let id = text(&payload["effect"]["operation_id"]);
+                assert_eq!(self.things.get(&id), Some(&false), "an effect goes on after its end: {event}");
+                if what == "settled" || payload["effect"]["closed"] == true {
+                    self.ends(&id);
+                }
+            }
+            ("compaction", "started") => self.things.extend([(name_of_compaction(event), false)]),
+            ("compaction", _) => self.ends(&name_of_compaction(event)),
+            ("prompt", "admitted") => {
+                let id = text(&admission["id"]);
+                match admission["delivery"].as_str() {
+                    Some("steer") => {
+                        assert!(self.ids.insert(id.clone()), "{id} begins twice");
+                        self.steers.push(id);
+                    }
+                    // A steer that came too late may wait on as a prompt.
+                    _ => {
+                        self.ids.insert(id.clone());
+                        assert!(!self.queue.contains(&id), "{id} waits twice");
+                        self.queue.push(id);
+                    }
+                }
+            }
+            ("prompt", "edited") => {
+                let id = text(&admission["id"]);
+                if let Some(at) = self.queue.iter().position(|waits| *waits == id) {
+                    self.queue.remove(at);
+                    self.queue.insert(payload["position"].as_u64().unwrap() as usize, id);
+                }
+            }
+            ("prompt", "promoted") => {
+                let steers = admission["delivery"] == "steer";
+                self.leaves(&text(&admission["id"]), true);
+                let next = next.expect("a promoted prompt has a turn");
+                let follows = if steers { "turn.steered" } else { "turn.started" };
+                assert_eq!((next["event"].as_str(), &next["turn_id"]), (Some(follows), &event["turn_id"]));
+            }
+            ("prompt", _) => self.leaves(&text(&admission["id"]), false),
+            _ => {}
+        }
+    }
+}
+
+/// Within a turn one compaction may follow another, so that the turn alone names the one that is open.
+fn name_of_compaction(event: &Value) -> String {
+    format!("the compaction in {}", event["turn_id"])
+}
+
+/// Checks what holds for the log of every thread. `at_rest` when nothing of it may be open or wait.
 #[track_caller]
 pub fn check_log(log: &[Value], at_rest: bool) {
-    let id = |event: &Value, name: &str| text(&event[name]);
-    let (mut ended, mut items): (BTreeSet<String>, BTreeMap<String, bool>) = Default::default();
-    let (mut started, mut admitted, mut promoted) = (Vec::new(), Vec::new(), Vec::new());
+    let mut begun = Begun::default();
     for (at, event) in log.iter().enumerate() {
         assert_eq!((event["seq"].as_u64(), event["prev"].as_u64()), (Some(at as u64 + 1), Some(at as u64)));
         assert_eq!(event["thread_id"], log[0]["thread_id"]);
         let name = event["event"].as_str().unwrap();
-        if let (Some(turn), false) = (event["turn_id"].as_str(), name == "prompt.promoted") {
-            assert!(!ended.contains(turn), "an event after the end of its turn: {event}");
-            assert!(name == "turn.started" || started.iter().any(|known| known == turn), "before its turn: {event}");
+        if let (Some(turn), false) = (event["turn_id"].as_str(), matches!(name, "prompt.promoted" | "turn.started")) {
+            let ended = begun.turns.iter().find(|(known, _)| known == turn).map(|(_, ended)| *ended);
+            assert_eq!(ended, Some(name == "turn.rolled_back"), "before its turn, or after the end of it: {event}");
         }
-        match name {
-            "turn.started" => {
-                assert_eq!(started.len(), ended.len(), "two turns are open: {event}");
-                started.push(id(event, "turn_id"));
-            }
-            "turn.completed" => {
-                assert!(items.values().all(|done| *done), "a turn ended before its items: {event}");
-                assert!(ended.insert(id(event, "turn_id")), "a turn ended twice: {event}");
-            }
-            "item.started" => assert_eq!(items.insert(id(event, "item_id"), false), None, "twice: {event}"),
-            "item.delta" => assert_eq!(items.get(&id(event, "item_id")), Some(&false), "{event}"),
-            "item.completed" => assert_eq!(items.insert(id(event, "item_id"), true), Some(false), "{event}"),
-            "prompt.admitted" => admitted.push(text(&event["payload"]["admission"]["id"])),
-            "prompt.promoted" => {
-                promoted.push(text(&event["payload"]["admission"]["id"]));
-                let next = log.get(at + 1).expect("a promoted prompt has a turn");
-                assert_eq!((next["event"].as_str(), &next["turn_id"]), (Some("turn.started"), &event["turn_id"]));
-            }
-            _ => {}
-        }
+        begun.take(event, log.get(at + 1));
     }
-    assert_eq!(started.iter().collect::<BTreeSet<_>>().len(), started.len(), "a turn id twice");
-    assert_eq!(admitted.iter().collect::<BTreeSet<_>>().len(), admitted.len(), "an admission id twice");
-    assert!(admitted.starts_with(&promoted), "not in the order of their admission: {admitted:?} {promoted:?}");
     if at_rest {
-        assert_eq!(promoted, admitted, "a prompt still waits");
-        assert_eq!(started.len(), ended.len(), "a turn is open");
-        assert!(items.values().all(|done| *done), "an item is open");
+        assert!(begun.queue.is_empty() && begun.steers.is_empty(), "a prompt still waits");
+        assert!(begun.turns.iter().all(|(_, ended)| *ended), "a turn is open");
+        assert!(begun.things.values().all(|done| *done), "something is open: {:?}", begun.things);
     }
 }
 
