@@ -27,6 +27,9 @@ use super::{
     write::{Tables, open},
 };
 
+/// A fork and where it left.
+type Left = (ThreadId, Seq);
+
 /// A fork of a thread that is erased.
 struct Child {
     key: ThreadKey,
@@ -85,7 +88,7 @@ impl Tables<'_> {
     }
 
     /// The forks of `key`, and of those whose rows cannot be read the places at which they left.
-    fn children(&mut self, key: ThreadKey) -> Result<(Vec<Child>, Vec<(ThreadId, Seq)>), Fault> {
+    fn children(&mut self, key: ThreadKey) -> Result<(Vec<Child>, Vec<Left>), Fault> {
         let (mut children, mut unread) = (Vec::new(), Vec::new());
         let threads = open!(self.threads, THREADS);
         for entry in open!(self.forks, FORKS).range(ForkKey::all(key))? {
