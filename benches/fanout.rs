@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use raddle_actors::{Call, Next, Runtime};
+use raddle_actors::{Call, Next, Runtime, batch::Audience};
 use raddle_domain::{
     command::StartTurn,
     id::{Seq, ThreadKey},
@@ -55,7 +55,8 @@ async fn watch(runtime: Runtime, key: ThreadKey, got: Arc<Got>) {
             }
             Ok(Next::Live { batch, skip }) => {
                 let first = batch.chunk.first + skip as Seq;
-                (first, batch.chunk.events.len() - skip, batch.rendered(frames).len())
+                let rendered = batch.rendered(Audience::Thread, |batch| frames(&batch.chunk));
+                (first, batch.chunk.events.len() - skip, rendered.len())
             }
             Ok(Next::Gap { after }) => {
                 got.gaps.fetch_add(1, Relaxed);

@@ -7,16 +7,22 @@ use std::io::{self, Write};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
-    client::{Client, ClientError, DEFAULT_SERVER},
+    client::{Client, ClientError, DEFAULT_SERVER, Page},
     gateway,
 };
 
+mod approvals;
 mod chat;
 mod doctor;
+mod effects;
+mod questions;
+mod routing;
 mod serve;
 mod threads;
+mod usage;
 
 /// A durable, multi-tenant runtime for AI-agent threads.
 #[derive(Debug, Parser)]
@@ -32,8 +38,18 @@ enum Command {
     Serve(serve::Serve),
     /// Talk to a model in the terminal
     Chat(chat::Chat),
-    /// List, show, follow and delete threads
+    /// List, show, follow, change and delete threads
     Threads(threads::Threads),
+    /// Decide what agents may do
+    Approvals(approvals::Approvals),
+    /// Answer what agents ask
+    Questions(questions::Questions),
+    /// Say what became of effects whose outcome is uncertain
+    Effects(effects::Effects),
+    /// Show what was spent
+    Usage(usage::Usage),
+    /// List and set which model answers which intent
+    Routing(routing::Routing),
     /// Check that a server is well
     Doctor(doctor::Doctor),
     /// Print the OpenAPI document of this build
@@ -63,6 +79,57 @@ impl Remote {
     fn client(&self) -> Result<Client, Failure> {
         // A wrong address is a wrong argument, whatever the client calls it.
         Client::new(&self.server, self.key.clone()).map_err(|err| Failure::Usage(err.to_string()))
+    }
+}
+
+/// Which records to list.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// Only those with this status
+    #[arg(long)]
+    status: Option<String>,
+    /// Whatever their status
+    #[arg(long, conflicts_with = "status")]
+    all: bool,
+    /// Only those of this thread
+    #[arg(long, value_name = "ID")]
+    thread: Option<String>,
+    /// At most this many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+}
+
+impl Which {
+    /// How many, and the parameters; `waiting` is the status of what waits for a person.
+    fn asks_for(self, waiting: &str) -> (usize, Parameters) {
+        let status = self.status.or_else(|| (!self.all).then(|| waiting.to_owned()));
+        let named = [("status", status), ("thread", self.thread)];
+        let filter = named.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        (self.limit as usize, filter)
+    }
+}
+
+/// The parameters of a request.
+type Parameters = Vec<(&'static str, String)>;
+
+/// The first `limit` things of a list, over as many pages as it takes: a page may be short, and not the last.
+async fn collect<T>(
+    limit: usize,
+    filter: Parameters,
+    page: impl AsyncFn(Parameters) -> Result<Page<T>, ClientError>,
+) -> Result<Vec<T>, Failure> {
+    let mut all = Vec::new();
+    let mut cursor = None;
+    loop {
+        let mut query = filter.clone();
+        query.push(("limit", (limit - all.len()).min(500).to_string()));
+        query.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let found = page(query).await?;
+        all.extend(found.data);
+        cursor = found.next_cursor;
+        if cursor.is_none() || all.len() >= limit {
+            return Ok(all);
+        }
     }
 }
 
@@ -118,6 +185,11 @@ impl Cli {
             Command::Serve(serve) => serve.run().await,
             Command::Chat(chat) => chat.run().await,
             Command::Threads(threads) => threads.run().await,
+            Command::Approvals(approvals) => approvals.run().await,
+            Command::Questions(questions) => questions.run().await,
+            Command::Effects(effects) => effects.run().await,
+            Command::Usage(usage) => usage.run().await,
+            Command::Routing(routing) => routing.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;
@@ -148,6 +220,14 @@ fn write(bytes: &[u8]) -> Result<(), Failure> {
     match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(err) if err.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
         done => Ok(done?),
+    }
+}
+
+/// The API's word for a value that has one.
+fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(word)) => word,
+        _ => String::new(),
     }
 }
 

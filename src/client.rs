@@ -6,13 +6,18 @@
 use std::{collections::VecDeque, fmt, time::Duration};
 
 use futures_util::StreamExt;
+use raddle_actors::RoutingRule;
 use raddle_domain::{
-    id::Seq,
-    record::{InterruptReceipt, Thread, Turn},
+    command::IfIdle,
+    id::{Seq, TurnId},
+    record::{
+        Admission, Approval, Checkpoint, Decision, Delivery, Effect, InterruptReceipt, Question, Resolution, Thread,
+        Turn, Undelivered,
+    },
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::{Value, value::RawValue};
+use serde_json::{Value, json, value::RawValue};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -101,17 +106,77 @@ pub struct NewThread<'a> {
     pub model: Option<&'a str>,
 }
 
+/// What of a thread is changed; what is absent stays.
+#[derive(Debug, Default, Serialize)]
+pub struct PatchThread<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archived: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_paused: Option<bool>,
+}
+
 /// What a turn is started with.
 #[derive(Debug, Default, Serialize)]
 pub struct StartTurn<'a> {
     pub prompt: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<Delivery>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub if_idle: Option<IfIdle>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_turn: Option<TurnId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undelivered: Option<Undelivered>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route_intent: Option<&'a str>,
+}
+
+/// Where a fork leaves its parent; after everything that is settled unless one place is named.
+#[derive(Debug, Default, Serialize)]
+pub struct Fork<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_item: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before_turn: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<&'a str>,
+}
+
+/// What became of something that was to run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Started {
+    Turn { turn: Box<Turn> },
+    Queued { admission: Box<Admission>, active_turn: TurnId },
+}
+
+/// A prompt in the inbox, and its place there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InboxEntry {
+    #[serde(flatten)]
+    pub admission: Admission,
+    pub position: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RoutingRules {
+    rules: Vec<RoutingRule>,
 }
 
 #[derive(Deserialize)]
-struct Started {
+struct OfTurn {
     turn: Turn,
+}
+
+#[derive(Deserialize)]
+struct OfAdmission {
+    admission: Admission,
 }
 
 /// A server, and how to speak to it. Cheap to clone.
@@ -204,23 +269,170 @@ impl Client {
     }
 
     pub async fn delete_thread(&self, thread: &str) -> Result<(), ClientError> {
-        let request = self.request(Method::DELETE, &["v1", "threads", thread], &[]);
-        self.send(request.timeout(PATIENCE)).await.map(drop)
+        self.delete(&["v1", "threads", thread]).await
     }
 
+    async fn delete(&self, path: &[&str]) -> Result<(), ClientError> {
+        self.send(self.request(Method::DELETE, path, &[]).timeout(PATIENCE)).await.map(drop)
+    }
+
+    pub async fn patch_thread(&self, thread: &str, patch: &PatchThread<'_>) -> Result<Thread, ClientError> {
+        self.json(self.request(Method::PATCH, &["v1", "threads", thread], &[]).json(patch)).await
+    }
+
+    pub async fn fork(&self, thread: &str, fork: &Fork<'_>) -> Result<Thread, ClientError> {
+        self.json(self.post(&["v1", "threads", thread, "fork"]).json(fork)).await
+    }
+
+    /// Shortens the conversation, in a turn of its own; `queue` lets it wait for the open one.
+    pub async fn compact(&self, thread: &str, reason: Option<&str>, queue: bool) -> Result<Started, ClientError> {
+        let delivery = if queue { Delivery::Queue } else { Delivery::Reject };
+        let body = json!({ "reason": reason, "delivery": delivery });
+        self.json(self.post(&["v1", "threads", thread, "compact"]).json(&body)).await
+    }
+
+    /// Takes the last prompt's turn out of the conversation and starts another in its place.
+    pub async fn edit(&self, thread: &str, prompt: &str, model: Option<&str>) -> Result<Turn, ClientError> {
+        let body = json!({ "prompt": prompt, "model": model });
+        self.json(self.post(&["v1", "threads", thread, "edit"]).json(&body)).await.map(|of: OfTurn| of.turn)
+    }
+
+    pub async fn save_checkpoint(&self, thread: &str, name: &str) -> Result<Checkpoint, ClientError> {
+        let body = json!({ "name": name });
+        self.json(self.post(&["v1", "threads", thread, "checkpoints"]).json(&body)).await
+    }
+
+    pub async fn checkpoints(&self, thread: &str) -> Result<Page<Checkpoint>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "threads", thread, "checkpoints"], &[])).await
+    }
+
+    pub async fn delete_checkpoint(&self, thread: &str, name: &str) -> Result<(), ClientError> {
+        self.delete(&["v1", "threads", thread, "checkpoints", name]).await
+    }
+
+    /// Makes a thread that goes on from a checkpoint.
+    pub async fn restore(&self, thread: &str, name: &str, title: Option<&str>) -> Result<Thread, ClientError> {
+        let path = ["v1", "threads", thread, "checkpoints", name, "restore"];
+        self.json(self.post(&path).json(&json!({ "title": title }))).await
+    }
+
+    /// Starts a turn on an idle thread.
     pub async fn start_turn(&self, thread: &str, start: &StartTurn<'_>) -> Result<Turn, ClientError> {
         let request = self.post(&["v1", "threads", thread, "turns"]).json(start);
-        self.json(request).await.map(|started: Started| started.turn)
+        self.json(request).await.map(|of: OfTurn| of.turn)
     }
 
-    pub async fn interrupt(&self, thread: &str, turn: &str) -> Result<InterruptReceipt, ClientError> {
+    /// Starts a turn, or has the open one make of the prompt what `start.delivery` says.
+    pub async fn deliver(&self, thread: &str, start: &StartTurn<'_>) -> Result<Started, ClientError> {
+        self.json(self.post(&["v1", "threads", thread, "turns"]).json(start)).await
+    }
+
+    /// Gives the model of the open turn something to see at its next step.
+    pub async fn steer(
+        &self,
+        thread: &str,
+        turn: &str,
+        prompt: &str,
+        undelivered: Undelivered,
+    ) -> Result<Admission, ClientError> {
+        let body = json!({ "prompt": prompt, "undelivered": undelivered });
+        let request = self.post(&["v1", "threads", thread, "turns", turn, "steer"]).json(&body);
+        self.json(request).await.map(|of: OfAdmission| of.admission)
+    }
+
+    pub async fn interrupt(
+        &self,
+        thread: &str,
+        turn: &str,
+        pause_queue: bool,
+    ) -> Result<InterruptReceipt, ClientError> {
         let request = self.post(&["v1", "threads", thread, "turns", turn, "interrupt"]);
-        self.json(request).await
+        self.json(request.json(&json!({ "pause_queue": pause_queue }))).await
+    }
+
+    pub async fn inbox(&self, thread: &str, query: &[(&str, String)]) -> Result<Page<InboxEntry>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "threads", thread, "inbox"], query)).await
+    }
+
+    /// Changes a prompt that waits, or its place.
+    pub async fn edit_prompt(
+        &self,
+        thread: &str,
+        input: &str,
+        prompt: Option<&str>,
+        position: Option<u32>,
+    ) -> Result<InboxEntry, ClientError> {
+        let body = json!({ "prompt": prompt, "position": position });
+        self.json(self.request(Method::PATCH, &["v1", "threads", thread, "inbox", input], &[]).json(&body)).await
+    }
+
+    pub async fn withdraw_prompt(&self, thread: &str, input: &str) -> Result<(), ClientError> {
+        self.delete(&["v1", "threads", thread, "inbox", input]).await
+    }
+
+    pub async fn approvals(&self, query: &[(&str, String)]) -> Result<Page<Approval>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "approvals"], query)).await
+    }
+
+    pub async fn approval(&self, approval: &str) -> Result<Approval, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "approvals", approval], &[])).await
+    }
+
+    pub async fn decide(
+        &self,
+        approval: &str,
+        decision: Decision,
+        reason: Option<&str>,
+    ) -> Result<Approval, ClientError> {
+        let body = json!({ "decision": decision, "reason": reason });
+        self.json(self.post(&["v1", "approvals", approval]).json(&body)).await
+    }
+
+    pub async fn questions(&self, query: &[(&str, String)]) -> Result<Page<Question>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "questions"], query)).await
+    }
+
+    pub async fn question(&self, question: &str) -> Result<Question, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "questions", question], &[])).await
+    }
+
+    pub async fn answer(&self, question: &str, answer: &str) -> Result<Question, ClientError> {
+        self.json(self.post(&["v1", "questions", question]).json(&json!({ "answer": answer }))).await
+    }
+
+    pub async fn effects(&self, query: &[(&str, String)]) -> Result<Page<Effect>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "effects"], query)).await
+    }
+
+    pub async fn resolve(
+        &self,
+        operation: &str,
+        resolution: Resolution,
+        output: Option<&str>,
+    ) -> Result<Effect, ClientError> {
+        let body = json!({ "resolution": resolution, "output": output });
+        self.json(self.post(&["v1", "effects", operation]).json(&body)).await
     }
 
     pub async fn events(&self, thread: &str, after: Seq) -> Result<EventPage, ClientError> {
         let query = [("after", after.to_string()), ("limit", "500".to_owned())];
         self.json(self.request(Method::GET, &["v1", "threads", thread, "events"], &query)).await
+    }
+
+    /// What was spent, as the server wrote it: its numbers have more digits than a float.
+    pub async fn usage(&self, query: &[(&str, String)]) -> Result<Box<RawValue>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "usage"], query)).await
+    }
+
+    pub async fn routing_rules(&self) -> Result<Vec<RoutingRule>, ClientError> {
+        let request = self.request(Method::GET, &["v1", "routing-rules"], &[]);
+        self.json(request).await.map(|found: RoutingRules| found.rules)
+    }
+
+    /// Replaces all rules; gives them as they are then.
+    pub async fn set_routing_rules(&self, rules: Vec<RoutingRule>) -> Result<Vec<RoutingRule>, ClientError> {
+        let request = self.request(Method::PUT, &["v1", "routing-rules"], &[]).json(&RoutingRules { rules });
+        self.json(request).await.map(|found: RoutingRules| found.rules)
     }
 
     /// The events of a thread after `after`, as they happen, through every interruption.

@@ -24,9 +24,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub limits: ServerLimits,
     pub model: ModelConfig,
+    /// What models cost, instead of the table that is built in.
+    pub prices_file: Option<PathBuf>,
+    pub tools: ToolsConfig,
     pub store: StoreConfig,
-    /// How long an approval may be waited for. Read, and without effect until approvals are built.
-    pub approvals_expiry: Duration,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
     pub log: LogConfig,
@@ -58,6 +59,15 @@ pub struct ModelConfig {
     pub openai: Option<OpenAiConfig>,
 }
 
+/// What models may do.
+#[derive(Debug, Clone)]
+pub struct ToolsConfig {
+    /// Offers the demo tools, which act on the files of this directory. It is made if it is not there.
+    pub demo_dir: Option<PathBuf>,
+    /// Offers `ask_user` also where no other tool is offered.
+    pub ask_user: bool,
+}
+
 /// A provider that speaks the OpenAI chat protocol.
 #[derive(Debug, Clone)]
 pub struct OpenAiConfig {
@@ -66,6 +76,8 @@ pub struct OpenAiConfig {
     pub connect_timeout: Duration,
     pub first_byte_timeout: Duration,
     pub idle_timeout: Duration,
+    /// Whether earlier reasoning goes back to the model, as `reasoning_content`.
+    pub send_reasoning: bool,
 }
 
 /// A secret, or where it is.
@@ -173,13 +185,17 @@ impl Config {
             data_dir: keys.text("data_dir")?.map_or_else(|| PathBuf::from("./raddle-data"), |text| text.0.into()),
             limits: limits(keys)?,
             model: ModelConfig { default: keys.text("model.default")?.map(|text| text.0), openai: openai(keys)? },
+            prices_file: keys.text("prices.file")?.map(|text| text.0.into()),
+            tools: ToolsConfig {
+                demo_dir: keys.text("tools.demo_dir")?.map(|text| text.0.into()),
+                ask_user: keys.flag("tools.ask_user", false)?,
+            },
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
                 min_free_bytes: keys.number("store.min_free_bytes", 16 * MIB, 0, u64::MAX)?,
                 pack_after: keys.millis("store.pack_after_ms", 60 * 60 * 1000, 0)?,
             },
-            approvals_expiry: keys.millis("approvals.expiry_ms", 24 * 60 * 60 * 1000, 1)?,
             shutdown_deadline: keys.millis("shutdown.deadline_ms", 10_000, 0)?,
             log: LogConfig {
                 level: match keys.text("log.level")? {
@@ -226,6 +242,11 @@ fn listen(keys: &mut Keys) -> Result<SocketAddr, ConfigError> {
 fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
     let usual = Limits::default();
     let thread = Limits {
+        approval_ms: keys.number("approvals.expiry_ms", usual.approval_ms, 1, u64::MAX)?,
+        question_ms: keys.number("questions.expiry_ms", usual.question_ms, 1, u64::MAX)?,
+        compact_at_tokens: keys.number("limits.compact_at_tokens", usual.compact_at_tokens, 0, u64::MAX)?,
+        tool_attempts: keys.count("limits.tool_attempts", usual.tool_attempts, 1)?,
+        checkpoints: keys.count("limits.checkpoints", usual.checkpoints, 0)?,
         inbox_per_thread: keys.count("limits.inbox_per_thread", usual.inbox_per_thread, 0)?,
         prompt_bytes: keys.size("limits.prompt_bytes", usual.prompt_bytes as u64, 1)?,
         item_bytes: keys.size("limits.item_bytes", usual.item_bytes as u64, 1)?,
@@ -272,6 +293,7 @@ fn openai(keys: &mut Keys) -> Result<Option<OpenAiConfig>, ConfigError> {
     let connect_timeout = keys.millis("model.openai.connect_timeout_ms", 10_000, 1)?;
     let first_byte_timeout = keys.millis("model.openai.first_byte_timeout_ms", 120_000, 1)?;
     let idle_timeout = keys.millis("model.openai.idle_timeout_ms", 60_000, 1)?;
+    let send_reasoning = keys.flag("model.openai.send_reasoning", false)?;
     let base_url = match (base_url, &api_key) {
         (None, None) => return Ok(None),
         (None, Some(_)) => "https://api.openai.com/v1".to_owned(),
@@ -282,7 +304,7 @@ fn openai(keys: &mut Keys) -> Result<Option<OpenAiConfig>, ConfigError> {
             url
         }
     };
-    Ok(Some(OpenAiConfig { base_url, api_key, connect_timeout, first_byte_timeout, idle_timeout }))
+    Ok(Some(OpenAiConfig { base_url, api_key, connect_timeout, first_byte_timeout, idle_timeout, send_reasoning }))
 }
 
 fn invalid(key: &str, origin: Origin, why: impl Into<String>) -> ConfigError {
@@ -368,6 +390,17 @@ impl Keys {
     fn count(&mut self, key: &str, default: u32, least: u64) -> Result<u32, ConfigError> {
         let number = self.number(key, default.into(), least, u32::MAX.into())?;
         Ok(u32::try_from(number).unwrap_or(u32::MAX))
+    }
+
+    fn flag(&mut self, key: &str, default: bool) -> Result<bool, ConfigError> {
+        let Some((value, origin)) = self.raw(key) else { return Ok(default) };
+        let flag = match &value {
+            Value::Boolean(flag) => Some(*flag),
+            // As with numbers: a text is none in the file.
+            Value::String(text) if origin != Origin::File => text.parse().ok(),
+            _ => None,
+        };
+        flag.ok_or_else(|| invalid(key, origin, "must be true or false"))
     }
 
     fn millis(&mut self, key: &str, default: u64, least: u64) -> Result<Duration, ConfigError> {
@@ -459,6 +492,10 @@ mod tests {
             "model.openai.base_url",
             "model.openai.api_key",
             "model.openai.api_key_file",
+            "prices.file",
+            "model.openai.send_reasoning",
+            "tools.demo_dir",
+            "tools.ask_user",
             "store.sync_delay_ms",
             "store.pack_after_ms",
             "approvals.expiry_ms",
@@ -511,6 +548,24 @@ mod tests {
     }
 
     #[test]
+    fn a_flag_is_true_or_false_and_false_where_nothing_is_said() {
+        let asks = |file: &str, env: &[(&str, &str)]| read(file, env, &[]).map(|config| config.tools.ask_user);
+        assert_eq!(asks("", &[]), Ok(false));
+        assert_eq!(asks("tools.ask_user = true", &[]), Ok(true));
+        assert_eq!(asks("tools.ask_user = true", &[("RADDLE_TOOLS_ASK_USER", "false")]), Ok(false));
+        for env in ["", "yes", "1", "True"] {
+            assert!(asks("", &[("RADDLE_TOOLS_ASK_USER", env)]).is_err(), "{env}");
+        }
+        assert!(asks("tools.ask_user = \"true\"", &[]).is_err());
+    }
+
+    #[test]
+    fn an_approval_waits_for_a_day_unless_it_is_said_how_long() {
+        assert_eq!(read("", &[], &[]).unwrap().limits.thread.approval_ms, 24 * 60 * 60 * 1000);
+        assert_eq!(read("approvals.expiry_ms = 5", &[], &[]).unwrap().limits.thread.approval_ms, 5);
+    }
+
+    #[test]
     fn a_secret_shows_neither_in_debug_nor_in_an_error() {
         let config = read("[model.openai]\napi_key = \"hush\"", &[], &[]).unwrap();
         assert!(!format!("{config:?}").contains("hush"));
@@ -529,7 +584,6 @@ mod tests {
 
     #[test]
     fn keys_of_features_that_are_not_built_are_told_apart() {
-        assert_eq!(read("approvals.expiry_ms = 5", &[], &[]).unwrap().approvals_expiry, Duration::from_millis(5));
         let err = read("[auth]\nadmin_key = \"k\"", &[], &[]).unwrap_err().to_string();
         assert!(err.contains("auth.admin_key") && err.contains("not built"), "{err}");
         assert!(read("", &[("RADDLE_AUTH_ADMIN_KEY_FILE", "/k")], &[]).is_err());

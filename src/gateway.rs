@@ -20,17 +20,23 @@ use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 mod cursor;
+mod decisions;
 mod events;
+mod fork;
 mod frame;
+mod inbox;
 mod metrics;
 mod not_built;
 mod observe;
 mod openapi;
 mod problem;
 mod request;
+mod routing;
 mod service;
+mod tenant_events;
 mod threads;
 mod turns;
+mod usage;
 mod wire;
 
 use problem::{Code, Problem};
@@ -91,13 +97,30 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(threads::create_thread, threads::list_threads))
         .routes(routes!(threads::get_thread, threads::patch_thread, threads::delete_thread))
         .routes(routes!(threads::get_snapshot))
-        .routes(routes!(threads::list_inbox))
+        .routes(routes!(fork::fork_thread))
+        .routes(routes!(fork::save_checkpoint, fork::list_checkpoints))
+        .routes(routes!(fork::delete_checkpoint))
+        .routes(routes!(fork::restore_checkpoint))
+        .routes(routes!(turns::compact_thread))
+        .routes(routes!(turns::edit_thread))
+        .routes(routes!(inbox::list_inbox))
+        .routes(routes!(inbox::patch_input, inbox::delete_input))
         .routes(routes!(turns::start_turn, turns::list_turns))
         .routes(routes!(turns::get_turn))
+        .routes(routes!(turns::steer_turn))
         .routes(routes!(turns::interrupt_turn))
         .routes(routes!(turns::wait_turn))
         .routes(routes!(turns::list_items))
-        .routes(routes!(events::list_events));
+        .routes(routes!(decisions::list_approvals))
+        .routes(routes!(decisions::get_approval, decisions::decide_approval))
+        .routes(routes!(decisions::list_questions))
+        .routes(routes!(decisions::get_question, decisions::answer_question))
+        .routes(routes!(decisions::list_effects))
+        .routes(routes!(decisions::resolve_effect))
+        .routes(routes!(events::list_events))
+        .routes(routes!(tenant_events::list_tenant_events))
+        .routes(routes!(usage::get_usage))
+        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
     table

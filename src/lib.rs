@@ -9,5 +9,8 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod gateway;
+mod instant;
 pub mod models;
+pub mod prices;
 pub mod sse;
+pub mod tools;

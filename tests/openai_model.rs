@@ -20,7 +20,16 @@ use tokio::net::TcpListener;
 use openai_server::{Answer, Gate, OpenAiServer, delta, finish};
 
 fn request(messages: Vec<Message>) -> ModelRequest {
-    ModelRequest { model: "m".into(), messages, turn_start: 0, temperature: None, top_p: None, max_tokens: None }
+    ModelRequest {
+        model: "m".into(),
+        messages,
+        turn_start: 0,
+        purpose: raddle_domain::record::Purpose::Answer,
+        tools: Vec::new(),
+        temperature: None,
+        top_p: None,
+        max_tokens: None,
+    }
 }
 
 fn hi() -> ModelRequest {
@@ -158,6 +167,40 @@ async fn the_provider_is_sent_the_call_and_the_key() {
             ],
         })
     );
+}
+
+/// The one tool call of an answer, put together as it came.
+async fn called(stream: ModelStream) -> ToolCall {
+    let mut whole = ToolCall::default();
+    for fragment in stream.collect::<Fragments>().await {
+        if let Fragment::ToolCall { index: 0, call_id, name, arguments } = fragment.unwrap() {
+            whole.call_id.push_str(&call_id.unwrap_or_default());
+            whole.name.push_str(&name.unwrap_or_default());
+            whole.arguments.push_str(&arguments);
+        }
+    }
+    whole
+}
+
+#[tokio::test]
+async fn a_tool_call_goes_back_as_it_came_to_the_byte() {
+    let arguments = "{ \"b\" : 1.50, \"a\":\"é\\u00e9\\/\\n😀\",\n \"b\": 10000000000000000000000 }\t";
+    let (server, id) = (OpenAiServer::start().await, "call|Ä-1");
+    for size in [1, 3, 1_000] {
+        server.answer(Answer::tools(&[(id, "ls", arguments)]).split_every(size));
+        server.answer(Answer::text("ok"));
+        let model = OpenAi::new(OpenAiConfig::new(server.base_url())).unwrap();
+        let call = called(model.call(hi())).await;
+        assert_eq!(call, ToolCall { call_id: id.into(), name: "ls".into(), arguments: arguments.into() });
+        let said = Message::Assistant { content: String::new(), reasoning: String::new(), tool_calls: vec![call] };
+        model.call(request(vec![said])).collect::<Vec<_>>().await;
+        let asked = server.asked().pop().unwrap();
+        let function = json!({"name": "ls", "arguments": arguments});
+        assert_eq!(
+            asked.body["messages"][0]["tool_calls"],
+            json!([{"id": id, "type": "function", "function": function}])
+        );
+    }
 }
 
 #[tokio::test]

@@ -7,12 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::*;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
-    sync::watch,
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 
 /// What a reader has put together, event by event.
 #[derive(Default)]
@@ -192,44 +187,6 @@ async fn a_cursor_that_the_log_has_not_reached_is_refused() {
     assert_eq!(at_head, json!({"data": [], "head": 1}));
 }
 
-/// A watcher that holds as little as it can, and reads only when it is told to.
-struct RawWatcher {
-    tcp: TcpStream,
-}
-
-impl RawWatcher {
-    async fn open(server: &Server, thread: &str, after: u64) -> Self {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
-        let address = server.url.strip_prefix("http://").unwrap();
-        let mut tcp = socket.connect(address.parse().unwrap()).await.unwrap();
-        // HTTP/1.0: no chunks, the body ends with the connection.
-        let ask = format!(
-            "GET /v1/threads/{thread}/events?after={after} HTTP/1.0\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
-        );
-        tcp.write_all(ask.as_bytes()).await.unwrap();
-        // The head of the reply says that it watches.
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(tcp.read_u8().await.unwrap());
-        }
-        assert!(head.starts_with(b"HTTP/1.0 200"), "{}", String::from_utf8_lossy(&head));
-        Self { tcp }
-    }
-
-    /// Reads on, to the end of the stream.
-    async fn rest(mut self) -> Vec<Frame> {
-        let mut body = Vec::new();
-        timeout(LOST, self.tcp.read_to_end(&mut body)).await.expect("the stream does not end").unwrap();
-        let (mut frames, mut all) = (Frames::default(), Vec::new());
-        frames.feed(&body);
-        while let Some(frame) = frames.next() {
-            all.push(frame);
-        }
-        all
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watcher_that_does_not_read_is_cut_off_with_a_cursor_and_disturbs_nobody() {
     let dir = tempfile::tempdir().unwrap();
@@ -238,7 +195,7 @@ async fn a_watcher_that_does_not_read_is_cut_off_with_a_cursor_and_disturbs_nobo
     let api = &server.api;
     let thread = api.create(json!({})).await;
     let path = format!("/v1/threads/{thread}");
-    let slow = RawWatcher::open(&server, &thread, 0).await;
+    let slow = RawWatcher::open(&server, &format!("{path}/events?after=0")).await;
     let (says, mut quick_is_at) = watch::channel(0);
     let quick = {
         let mut stream = api.stream(&thread, 0).await;

@@ -10,18 +10,29 @@ use raddle_domain::{id::ThreadKey, ports::Chunk};
 pub struct Batch {
     pub key: ThreadKey,
     pub chunk: Chunk,
-    rendered: OnceLock<Bytes>,
+    /// Where it stands in its tenant's feed; 0 for the last words of a deleted thread, which stand nowhere.
+    pub position: u64,
+    rendered: [OnceLock<Bytes>; 2],
+}
+
+/// For whom a batch is rendered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// Who watches the thread.
+    Thread = 0,
+    /// Who watches the tenant.
+    Tenant = 1,
 }
 
 impl Batch {
-    pub fn new(key: ThreadKey, chunk: Chunk) -> Self {
-        Self { key, chunk, rendered: OnceLock::new() }
+    pub fn new(key: ThreadKey, chunk: Chunk, position: u64) -> Self {
+        Self { key, chunk, position, rendered: Default::default() }
     }
 
-    /// The whole batch in a watcher's format: made by the first who asks, shared by the rest.
-    /// Every caller must pass the same rendering.
-    pub fn rendered(&self, render: impl FnOnce(&Chunk) -> Bytes) -> Bytes {
-        self.rendered.get_or_init(|| render(&self.chunk)).clone()
+    /// The whole batch in its watchers' format: made by the first who asks, shared by the rest.
+    /// Every caller must pass the same rendering for the same audience.
+    pub fn rendered(&self, audience: Audience, render: impl FnOnce(&Self) -> Bytes) -> Bytes {
+        self.rendered[audience as usize].get_or_init(|| render(self)).clone()
     }
 
     /// Bytes of JSON held.

@@ -1,12 +1,14 @@
-//! Fan-out: every committed batch to everyone who watches its thread.
+//! Fan-out: every committed batch to everyone who watches its thread or its tenant.
 //!
-//! A watcher has a bounded channel. One that falls behind is let go, and knows it by its channel's end; it resumes
+//! A watcher has a bounded channel. Who watches a thread gets its batches one by one; who watches a tenant gets what
+//! was committed together as one piece, because a large commit would overflow a channel of batches by itself. One that falls behind is let go, and knows it by its channel's end; it resumes
 //! from the log. So a watcher never slows a thread and never makes the server grow. A batch is shared, not copied.
 //!
 //! Absent on purpose: anything that is not in the log, but the last word of a deleted thread.
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -14,18 +16,22 @@ use std::{
 };
 
 use actix::prelude::*;
-use raddle_domain::id::ThreadKey;
+use raddle_domain::id::{TenantId, ThreadKey};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{batch::Batch, registry::Registry};
 
-/// Batches that may wait for one watcher, whatever their size.
+/// Pieces that may wait for one watcher, whatever their size.
 const QUEUE: usize = 256;
 /// Batches that may be on their way to the bus.
 const INLET: usize = 16 * 1024;
 
+/// Batches of one tenant that were committed together, in order.
+pub(crate) type Committed = Arc<[Arc<Batch>]>;
+
 pub(crate) struct EventBusActor {
-    watchers: HashMap<ThreadKey, Vec<Watcher>>,
+    threads: Watchers<ThreadKey, Arc<Batch>>,
+    tenants: Watchers<TenantId, Committed>,
     next: u64,
     /// Bytes that may wait for one watcher.
     limit: usize,
@@ -33,21 +39,32 @@ pub(crate) struct EventBusActor {
     inlet: Arc<Inlet>,
 }
 
-struct Watcher {
+/// Who watches what.
+struct Watchers<K, T>(HashMap<K, Vec<Watcher<T>>>);
+
+struct Watcher<T> {
     id: u64,
-    batches: mpsc::Sender<Arc<Batch>>,
+    pieces: mpsc::Sender<(T, usize)>,
     held: Arc<AtomicUsize>,
     lagged: Arc<AtomicBool>,
 }
 
 /// A watcher's end of the bus. Dropping it ends the watch.
-pub(crate) struct Watch {
-    key: ThreadKey,
+pub(crate) struct Watch<T> {
+    of: Of,
     id: u64,
-    batches: mpsc::Receiver<Arc<Batch>>,
+    /// Each with its size.
+    pieces: mpsc::Receiver<(T, usize)>,
     held: Arc<AtomicUsize>,
     lagged: Arc<AtomicBool>,
     bus: Addr<EventBusActor>,
+}
+
+/// What can be watched.
+#[derive(Clone, Copy)]
+enum Of {
+    Thread(ThreadKey),
+    Tenant(TenantId),
 }
 
 /// Committed batches, in the order of their commits.
@@ -60,7 +77,15 @@ struct Publish(Vec<Arc<Batch>>);
 #[rtype(result = "()")]
 pub(crate) struct Subscribe {
     pub key: ThreadKey,
-    pub reply: oneshot::Sender<Watch>,
+    pub reply: oneshot::Sender<Watch<Arc<Batch>>>,
+}
+
+/// The same for all threads of a tenant.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct SubscribeTenant {
+    pub tenant: TenantId,
+    pub reply: oneshot::Sender<Watch<Committed>>,
 }
 
 /// Answered when whatever was published before has been handed to its watchers.
@@ -71,20 +96,82 @@ pub(crate) struct Barrier(pub oneshot::Sender<()>);
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Unsubscribe {
-    key: ThreadKey,
+    of: Of,
     id: u64,
 }
 
 impl EventBusActor {
     pub fn new(limit: usize, registry: Arc<Registry>, inlet: Arc<Inlet>) -> Self {
-        Self { watchers: HashMap::new(), next: 0, limit, registry, inlet }
+        let (threads, tenants) = (Watchers(HashMap::new()), Watchers(HashMap::new()));
+        Self { threads, tenants, next: 0, limit, registry, inlet }
     }
 
     fn let_all_go(&mut self) {
-        let watchers: Vec<Watcher> = self.watchers.drain().flat_map(|(_, watchers)| watchers).collect();
-        tracing::warn!(watchers = watchers.len(), "events are committed faster than they fan out; watchers are let go");
-        self.registry.counters.subscribers_dropped.fetch_add(watchers.len() as u64, SeqCst);
+        let watchers = self.threads.let_go() + self.tenants.let_go();
+        tracing::warn!(watchers, "events are committed faster than they fan out; watchers are let go");
+        self.dropped(watchers);
+    }
+
+    fn dropped(&self, watchers: usize) {
+        self.registry.counters.subscribers_dropped.fetch_add(watchers as u64, SeqCst);
+    }
+
+    /// Both ends of a new watch.
+    fn watch<T>(&mut self, of: Of, bus: Addr<Self>) -> (Watcher<T>, Watch<T>) {
+        self.next += 1;
+        let id = self.next;
+        let (sender, pieces) = mpsc::channel(QUEUE);
+        let (held, lagged) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let watcher = Watcher { id, pieces: sender, held: held.clone(), lagged: lagged.clone() };
+        (watcher, Watch { of, id, pieces, held, lagged, bus })
+    }
+
+    /// To those who watch whole tenants: what of `batches` is theirs, as one piece.
+    fn tell_tenants(&mut self, batches: &[Arc<Batch>]) -> usize {
+        let mut dropped = 0;
+        let mut committed: HashMap<TenantId, Vec<Arc<Batch>>> = HashMap::new();
+        for batch in batches.iter().filter(|batch| self.tenants.0.contains_key(&batch.key.tenant)) {
+            committed.entry(batch.key.tenant).or_default().push(batch.clone());
+        }
+        for (tenant, batches) in committed {
+            let size = batches.iter().map(|batch| batch.size()).sum();
+            dropped += self.tenants.tell(&tenant, &batches.into(), size, self.limit);
+        }
+        dropped
+    }
+}
+
+impl<K: Eq + Hash, T: Clone> Watchers<K, T> {
+    /// Offers a piece to those who watch `key`; how many were let go because they could not take it.
+    fn tell(&mut self, key: &K, piece: &T, size: usize, limit: usize) -> usize {
+        let Some(watchers) = self.0.get_mut(key) else { return 0 };
+        let before = watchers.len();
+        watchers.retain(|watcher| watcher.offer(piece, size, limit));
+        let dropped = before - watchers.len();
+        if watchers.is_empty() {
+            self.0.remove(key);
+        }
+        dropped
+    }
+
+    fn add(&mut self, key: K, watcher: Watcher<T>) {
+        self.0.entry(key).or_default().push(watcher);
+    }
+
+    fn remove(&mut self, key: &K, id: u64) {
+        if let Some(watchers) = self.0.get_mut(key) {
+            watchers.retain(|watcher| watcher.id != id);
+            if watchers.is_empty() {
+                self.0.remove(key);
+            }
+        }
+    }
+
+    /// Lets everyone go; how many there were.
+    fn let_go(&mut self) -> usize {
+        let watchers: Vec<Watcher<T>> = self.0.drain().flat_map(|(_, watchers)| watchers).collect();
         watchers.iter().for_each(|watcher| watcher.lagged.store(true, SeqCst));
+        watchers.len()
     }
 }
 
@@ -121,26 +208,19 @@ impl Handler<Publish> for EventBusActor {
             self.let_all_go();
             return;
         }
+        let mut dropped = self.tell_tenants(&batches);
         for batch in batches {
-            let Some(watchers) = self.watchers.get_mut(&batch.key) else { continue };
-            let size = batch.size();
-            let limit = self.limit;
-            let before = watchers.len();
-            watchers.retain(|watcher| watcher.offer(&batch, size, limit));
-            let dropped = (before - watchers.len()) as u64;
-            self.registry.counters.subscribers_dropped.fetch_add(dropped, SeqCst);
-            if watchers.is_empty() {
-                self.watchers.remove(&batch.key);
-            }
+            dropped += self.threads.tell(&batch.key, &batch, batch.size(), self.limit);
         }
+        self.dropped(dropped);
     }
 }
 
-impl Watcher {
-    /// Whether the watcher took the batch. One that holds nothing takes a batch of any size.
-    fn offer(&self, batch: &Arc<Batch>, size: usize, limit: usize) -> bool {
+impl<T: Clone> Watcher<T> {
+    /// Whether the watcher took the piece. One that holds nothing takes a piece of any size.
+    fn offer(&self, piece: &T, size: usize, limit: usize) -> bool {
         let held = self.held.fetch_add(size, SeqCst);
-        let taken = (held == 0 || held + size <= limit) && self.batches.try_send(batch.clone()).is_ok();
+        let taken = (held == 0 || held + size <= limit) && self.pieces.try_send((piece.clone(), size)).is_ok();
         if !taken {
             self.lagged.store(true, SeqCst);
         }
@@ -152,13 +232,20 @@ impl Handler<Subscribe> for EventBusActor {
     type Result = ();
 
     fn handle(&mut self, Subscribe { key, reply }: Subscribe, ctx: &mut Self::Context) {
-        self.next += 1;
-        let (sender, batches) = mpsc::channel(QUEUE);
-        let (held, lagged) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        let watcher = Watcher { id: self.next, batches: sender, held: held.clone(), lagged: lagged.clone() };
-        let watch = Watch { key, id: self.next, batches, held, lagged, bus: ctx.address() };
+        let (watcher, watch) = self.watch(Of::Thread(key), ctx.address());
         // A caller that no longer waits drops the watch, which takes the watcher out again.
-        self.watchers.entry(key).or_default().push(watcher);
+        self.threads.add(key, watcher);
+        drop(reply.send(watch));
+    }
+}
+
+impl Handler<SubscribeTenant> for EventBusActor {
+    type Result = ();
+
+    fn handle(&mut self, SubscribeTenant { tenant, reply }: SubscribeTenant, ctx: &mut Self::Context) {
+        let (watcher, watch) = self.watch(Of::Tenant(tenant), ctx.address());
+        // As above.
+        self.tenants.add(tenant, watcher);
         drop(reply.send(watch));
     }
 }
@@ -175,29 +262,27 @@ impl Handler<Barrier> for EventBusActor {
 impl Handler<Unsubscribe> for EventBusActor {
     type Result = ();
 
-    fn handle(&mut self, Unsubscribe { key, id }: Unsubscribe, _: &mut Self::Context) {
-        if let Some(watchers) = self.watchers.get_mut(&key) {
-            watchers.retain(|watcher| watcher.id != id);
-            if watchers.is_empty() {
-                self.watchers.remove(&key);
-            }
+    fn handle(&mut self, Unsubscribe { of, id }: Unsubscribe, _: &mut Self::Context) {
+        match of {
+            Of::Thread(key) => self.threads.remove(&key, id),
+            Of::Tenant(tenant) => self.tenants.remove(&tenant, id),
         }
     }
 }
 
-impl Watch {
-    /// The next batch; `None` when this watcher was let go.
-    pub async fn next(&mut self) -> Option<Arc<Batch>> {
-        let batch = self.batches.recv().await?;
-        self.held.fetch_sub(batch.size(), SeqCst);
-        Some(batch)
+impl<T> Watch<T> {
+    /// The next piece; `None` when this watcher was let go.
+    pub async fn next(&mut self) -> Option<T> {
+        let (piece, size) = self.pieces.recv().await?;
+        self.held.fetch_sub(size, SeqCst);
+        Some(piece)
     }
 
-    /// A batch that is already here.
-    pub fn ready(&mut self) -> Option<Arc<Batch>> {
-        let batch = self.batches.try_recv().ok()?;
-        self.held.fetch_sub(batch.size(), SeqCst);
-        Some(batch)
+    /// A piece that is already here.
+    pub fn ready(&mut self) -> Option<T> {
+        let (piece, size) = self.pieces.try_recv().ok()?;
+        self.held.fetch_sub(size, SeqCst);
+        Some(piece)
     }
 
     /// Whether it missed something.
@@ -206,8 +291,8 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl<T> Drop for Watch<T> {
     fn drop(&mut self) {
-        self.bus.do_send(Unsubscribe { key: self.key, id: self.id });
+        self.bus.do_send(Unsubscribe { of: self.of, id: self.id });
     }
 }

@@ -4,7 +4,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use raddle_domain::{
     command::Limits,
-    ports::{Clock, Ids, LogStore, Models, StoreError},
+    ports::{Clock, Ids, LogStore, Models, NoTools, StoreError, Tools},
+    price::Prices,
 };
 
 use crate::{
@@ -62,6 +63,8 @@ impl Config {
 #[derive(Clone)]
 pub struct Ports {
     pub models: Arc<dyn Models>,
+    pub tools: Arc<dyn Tools>,
+    pub prices: Arc<Prices>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
     /// A store other than the one in `data_dir`, which is then not opened.
@@ -69,9 +72,16 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// The real clock, fresh ids, the store in the data directory.
+    /// The real clock, fresh ids, the store in the data directory; no tools, no prices.
     pub fn with_models(models: Arc<dyn Models>) -> Self {
-        Self { models, clock: Arc::new(SystemClock), ids: Arc::new(UuidIds), store: None }
+        Self {
+            models,
+            tools: Arc::new(NoTools),
+            prices: Arc::default(),
+            clock: Arc::new(SystemClock),
+            ids: Arc::new(UuidIds),
+            store: None,
+        }
     }
 }
 

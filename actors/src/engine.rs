@@ -15,9 +15,13 @@ use futures_util::{FutureExt, StreamExt};
 use raddle_domain::{
     command::{Report, TextKind},
     history::{History, Message, ToolCall},
-    id::{ThreadKey, TurnId},
-    ports::{Answered, FinishReason, Fragment, LogStore, ModelError, ModelErrorKind, ModelRequest, Models, StoreError},
-    record::{Item, TurnSettings, Usage},
+    id::{Seq, ThreadKey, TurnId},
+    ports::{
+        Answered, FinishReason, Fragment, LogStore, ModelError, ModelErrorKind, ModelRequest, Models, Requested,
+        StoreError, Tools,
+    },
+    record::{Compaction, Item, Purpose, TurnSettings, Usage},
+    thread::INSTRUCTION,
 };
 use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
 
@@ -43,6 +47,10 @@ pub(crate) struct EngineCall {
     pub tool_bytes: usize,
     /// Whether no turn was before this one.
     pub is_first: bool,
+    /// The turn from which on the model sees the conversation, by its `started_seq`.
+    pub context_seq: Seq,
+    /// The compaction that the call is for, if it is for one.
+    pub compaction: Option<Compaction>,
 }
 
 /// A running call. Dropping it cancels the call.
@@ -138,6 +146,7 @@ impl Engine {
         call: EngineCall,
         store: Arc<dyn LogStore>,
         models: Arc<dyn Models>,
+        tools: Arc<dyn Tools>,
         runtime: &Handle,
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
@@ -145,7 +154,7 @@ impl Engine {
         let outbox = Arc::new(Outbox::new(wake));
         let told = outbox.clone();
         let task = runtime.spawn(async move {
-            let driven = AssertUnwindSafe(drive(call, store, models, &told)).catch_unwind().await;
+            let driven = AssertUnwindSafe(drive(call, store, models, tools, &told)).catch_unwind().await;
             told.end(driven.unwrap_or_else(|_| Err(broken("the engine failed; this is a defect".to_owned()))));
         });
         Self { turn, call: number, outbox, task: task.abort_handle() }
@@ -156,31 +165,41 @@ async fn drive(
     call: EngineCall,
     store: Arc<dyn LogStore>,
     models: Arc<dyn Models>,
+    tools: Arc<dyn Tools>,
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
-    let EngineCall { key, settings, system_prompt, items, tool_bytes, is_first, .. } = call;
+    let EngineCall { key, settings, system_prompt, items, tool_bytes, is_first, context_seq, compaction, .. } = call;
     let model = models.engine(&settings.engine).ok_or_else(|| {
         let message = format!("the engine `{}` is not configured", settings.engine);
         ModelError { kind: ModelErrorKind::Rejected, message, retry_after: None }
     })?;
-    let (messages, turn_start) = if is_first {
+    let (mut messages, mut turn_start) = if is_first {
         // Nothing to read: not worth a trip to another thread.
         conversation(History::new(system_prompt.as_deref()), &items)
     } else {
-        let read = move || messages(&*store, key, system_prompt.as_deref(), &items);
+        let store = store.clone();
+        let read = move || messages(&*store, key, context_seq, system_prompt.as_deref(), &items);
         let messages = tokio::task::spawn_blocking(read).await.map_err(|why| broken(why.to_string()))?;
-        messages.map_err(|why| {
-            let kind = match why {
-                StoreError::Unavailable(_) | StoreError::Full => ModelErrorKind::Unavailable,
-                StoreError::Corrupt(_) => ModelErrorKind::Engine,
+        messages.map_err(|why| unreadable("the conversation", &why))?
+    };
+    let (purpose, offered) = match compaction {
+        None => (Purpose::Answer, tools.specs(key, &settings)),
+        Some(compaction) => {
+            turn_start = messages.len();
+            let content = match compaction.reason {
+                Some(reason) => format!("{INSTRUCTION}\n\n{reason}"),
+                None => INSTRUCTION.to_owned(),
             };
-            ModelError { kind, message: format!("the conversation cannot be read: {why}"), retry_after: None }
-        })?
+            messages.push(Message::User { content });
+            (Purpose::Compaction, Vec::new())
+        }
     };
     let request = ModelRequest {
-        model: settings.model,
+        model: settings.model.clone(),
         messages,
         turn_start,
+        purpose,
+        tools: offered,
         temperature: settings.temperature,
         top_p: settings.top_p,
         max_tokens: settings.max_tokens,
@@ -198,7 +217,29 @@ async fn drive(
             Fragment::Finish(reason) => rest.finish = Some(reason),
         }
     }
-    rest.answered()
+    let Rest { finish, usage, tool_calls, .. } = rest;
+    let Some(reason) = finish else {
+        let message = "the model's answer was cut off".to_owned();
+        return Err(ModelError { kind: ModelErrorKind::CutOff, message, retry_after: None });
+    };
+    let permits = if tool_calls.is_empty() {
+        Vec::new()
+    } else {
+        let read = tokio::task::spawn_blocking(move || host::permits(&*store.view()?, key.tenant));
+        let read = read.await.map_err(|why| broken(why.to_string()))?;
+        read.map_err(|why| unreadable("the tenant's policy", &why))?
+    };
+    let requested = |call: ToolCall| Requested { judgement: tools.judge(&call, &settings, &permits), call };
+    Ok(Answered { reason, usage, tool_calls: tool_calls.into_values().map(requested).collect() })
+}
+
+/// A store that is being opened again is worth another try.
+fn unreadable(what: &str, why: &StoreError) -> ModelError {
+    let kind = match why {
+        StoreError::Unavailable(_) | StoreError::Full => ModelErrorKind::Unavailable,
+        StoreError::Corrupt(_) => ModelErrorKind::Engine,
+    };
+    ModelError { kind, message: format!("{what} cannot be read: {why}"), retry_after: None }
 }
 
 fn broken(message: String) -> ModelError {
@@ -240,31 +281,29 @@ impl Rest {
         call.arguments.push_str(arguments);
         Ok(())
     }
-
-    fn answered(self) -> Result<Answered, ModelError> {
-        let Some(reason) = self.finish else {
-            let message = "the model's answer was cut off".to_owned();
-            return Err(ModelError { kind: ModelErrorKind::CutOff, message, retry_after: None });
-        };
-        Ok(Answered { reason, usage: self.usage, tool_calls: self.tool_calls.into_values().collect() })
-    }
 }
 
-/// What the model is to see: every settled turn from the log, then the open one, which begins at the returned index.
+/// What the model is to see: every settled turn from the log that is part of the conversation, from the one at
+/// `context_seq` on, then the open one, which begins at the returned index.
 pub(crate) fn messages(
     store: &dyn LogStore,
     key: ThreadKey,
+    context_seq: Seq,
     system_prompt: Option<&str>,
     open: &[Item],
 ) -> Result<(Vec<Message>, usize), StoreError> {
     const TURNS: usize = 256;
     let mut history = History::new(system_prompt);
     let view = store.view()?;
-    let mut after = 0;
+    let mut after = context_seq.saturating_sub(1);
     loop {
         let turns = view.turns(key, after, TURNS)?;
         for turn in &turns {
             after = turn.started_seq;
+            if turn.reverted.is_some() {
+                continue;
+            }
+            history.turn();
             for item in host::items(&*view, key, turn)? {
                 history.push(&item);
             }
@@ -277,10 +316,11 @@ pub(crate) fn messages(
 }
 
 /// Settled turns, then the open one, which begins at the returned index.
-fn conversation(mut settled: History, open: &[Item]) -> (Vec<Message>, usize) {
-    let turn_start = settled.settle();
-    open.iter().for_each(|item| settled.push(item));
-    (settled.finish(), turn_start)
+fn conversation(mut history: History, open: &[Item]) -> (Vec<Message>, usize) {
+    history.turn();
+    open.iter().for_each(|item| history.push(item));
+    let turn_start = history.turn_start();
+    (history.finish(), turn_start)
 }
 
 #[cfg(test)]
@@ -297,8 +337,7 @@ mod tests {
         rest.tool_call(0, Some("c1".into()), Some("ls".into()), "{\"a\"").unwrap();
         rest.tool_call(1, Some("c2".into()), Some("cat".into()), "{}").unwrap();
         rest.tool_call(0, Some(String::new()), None, ":1}").unwrap();
-        rest.finish = Some(FinishReason::ToolCalls);
-        let calls = rest.answered().unwrap().tool_calls;
+        let calls: Vec<_> = rest.tool_calls.into_values().collect();
         assert_eq!(calls[0], ToolCall { call_id: "c1".into(), name: "ls".into(), arguments: "{\"a\":1}".into() });
         assert_eq!(calls[1].name, "cat");
     }
@@ -312,10 +351,5 @@ mod tests {
         let refused = (0..10_000).find_map(|index| many.tool_call(index, None, Some("x".into()), "{}").err());
         assert_eq!(refused.map(|error| error.kind), Some(ModelErrorKind::TooLarge));
         assert!(many.tool_calls.len() <= TOOL_CALLS + 1);
-    }
-
-    #[test]
-    fn an_answer_without_a_finish_was_cut_off() {
-        assert_eq!(rest(0).answered().unwrap_err().kind, ModelErrorKind::CutOff);
     }
 }

@@ -5,6 +5,7 @@
 //! outcome is found again by its idempotency key.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::Ordering::{Relaxed, SeqCst},
@@ -15,27 +16,34 @@ use std::{
 use actix::dev::SendError;
 use dashmap::DashSet;
 use raddle_domain::{
-    command::{Command, NewThread, Refused, Reply, Request, StartTurn, ThreadPatch},
+    command::{Command, Interrupt, NewThread, Refused, Reply, Request, StartTurn, ThreadPatch},
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
-    ports::{Models, StoreError, View, Write, WriteRefused},
-    record::{Admission, InterruptReceipt, Thread, Turn},
-    thread::{Cx, ThreadState},
+    ports::{Append, Fork, Models, StoreError, View, Write, WriteRefused},
+    record::{Admission, Approval, Effect, InterruptReceipt, Question, Thread, Turn},
+    thread::{Cx, Step, ThreadState},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bus::{Barrier, Subscribe, Watch},
+    batch::Batch,
+    bus::{Barrier, Committed, Subscribe, SubscribeTenant, Watch},
     config::{Config, Ports, StartError},
     host::{Loaded, Steps},
     receipts::{self, Idempotency, Recalled},
     registry::{Health, Ticket},
     store::AppendError,
-    subscription::{Next, Subscription},
+    subscription::{
+        Follow, Next, OfTenant, OfThread, Subscription, TenantCursor, TenantPage, TenantSubscription, tenant_now,
+        tenant_page,
+    },
     supervisor::{Adopt, Load},
     system::{Shared, Threads},
     thread::{Answer, Envelope, Held, Outcome, Park},
 };
+
+/// Bytes of events in one page of a tenant's.
+const FEED_PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a shutdown waits for what should take no time, once its deadline has passed.
 const PARKING: Duration = Duration::from_secs(10);
@@ -97,6 +105,14 @@ pub enum Error {
     /// A bound of the server is reached; try again after the given time.
     #[error("the server is busy: {what} is full")]
     Busy { what: &'static str, retry_after: Duration },
+    #[error("the prompt became a turn already")]
+    AlreadyPromoted(Box<Admission>),
+    #[error("the approval is decided already")]
+    AlreadyDecided(Box<Approval>),
+    #[error("the question is answered already")]
+    AlreadyAnswered(Box<Question>),
+    #[error("the effect is not uncertain any more")]
+    AlreadyResolved(Box<Effect>),
     #[error("the server is shutting down")]
     Draining,
     /// One thread's records cannot be used; the sentence names the record.
@@ -168,24 +184,43 @@ impl Runtime {
 
     /// Makes a thread.
     pub async fn create_thread(&self, tenant: TenantId, new: NewThread, call: Call) -> Result<Done<Thread>, Error> {
+        let begin = async {
+            let shared = self.shared();
+            let limits = &shared.config.limits;
+            let cx = Cx { now: shared.clock.now(), ids: &*shared.ids, limits, prices: &shared.prices };
+            let (state, step) = ThreadState::create(ThreadId::new(shared.ids.mint()), new, cx)?;
+            Ok((state, step, None))
+        };
+        self.make(tenant, call, begin).await
+    }
+
+    /// Stores the first step of a thread that nobody knows yet, so that no actor is needed to keep its order.
+    pub(crate) async fn make(
+        &self,
+        tenant: TenantId,
+        call: Call,
+        begin: impl Future<Output = Result<(ThreadState, Step, Option<Fork>), Error>>,
+    ) -> Result<Done<Thread>, Error> {
         let place = self.admit()?;
         let in_flight = match self.known(tenant, call.idempotency).await? {
             Known::Replay(stored) => return replay(stored, thread_of),
             Known::New(in_flight) => in_flight,
         };
+        let (state, step, fork) = begin.await?;
         let shared = self.shared().clone();
-        let key = ThreadKey { tenant, thread: ThreadId::new(shared.ids.mint()) };
+        let key = ThreadKey { tenant, thread: state.view().id };
         let now = shared.clock.now();
-        let cx = Cx { now, ids: &*shared.ids, limits: &shared.config.limits };
-        let (state, step) = ThreadState::create(key.thread, new, cx)?;
         let mut steps = Steps::default();
         steps.add(&step);
+        if fork.is_some() {
+            // A turn that is written again was its parent's.
+            steps.spent.clear();
+        }
         let seq = state.seq();
         steps.receipts.extend(call.idempotency.map(|known| receipts::write(known, key.thread, &step, now)));
-        // Nobody else knows the thread yet, so no actor is needed to keep its order.
         let (append, rest) = steps.append(key, shared.store.epoch(), &state, None, now);
         let loaded = Loaded { state, head: append.row.head, rest };
-        let saved = shared.store_handle.append(Write::Append(append));
+        let saved = shared.store_handle.append(Write::Append(Append { fork, ..append }));
         // In a task of its own, so that the key stays taken until the store has answered, whoever still waits.
         let supervisor = shared.supervisor.clone();
         let saved = shared.engines.spawn(async move {
@@ -204,6 +239,10 @@ impl Runtime {
                 Some(recalled) => replay(recalled, thread_of),
                 None => Err(Error::InFlight),
             },
+            // Its parent was deleted meanwhile.
+            Ok(Err(AppendError::Refused(WriteRefused::Conflict { .. }))) if fork.is_some() => {
+                Err(Error::NotFound("thread"))
+            }
             Ok(Err(error)) => Err(append_error(error)),
             Err(why) if why.is_cancelled() => Err(Error::Draining),
             Err(why) => Err(Error::Internal(why.to_string())),
@@ -248,17 +287,26 @@ impl Runtime {
 
     /// Starts a turn, or queues its prompt behind the open one.
     pub async fn start_turn(&self, key: ThreadKey, start: StartTurn, call: Call) -> Result<Done<Started>, Error> {
-        self.command(key, Command::Start(start), call, |reply| match reply {
-            Reply::Started(turn) => Ok(Started::Turn(turn)),
-            Reply::Queued { admission, active_turn } => Ok(Started::Queued { admission, active_turn }),
-            other => Err(unexpected(&other)),
-        })
-        .await
+        let start = match self.routed(key.tenant, start).await {
+            Ok(start) => start,
+            // What was accepted before stays so, whatever became of the rule.
+            Err(error) => match self.recall(key.tenant, call.idempotency).await? {
+                Some(recalled) => return replay(recalled, started),
+                None => return Err(error),
+            },
+        };
+        self.command(key, Command::Start(start), call, started).await
     }
 
-    /// Ends the open turn, if it is `turn`.
-    pub async fn interrupt(&self, key: ThreadKey, turn: TurnId, call: Call) -> Result<Done<InterruptReceipt>, Error> {
-        let interrupted = self.command(key, Command::Interrupt(turn), call, |reply| match reply {
+    /// Ends the open turn, if it is the one that is named.
+    pub async fn interrupt(
+        &self,
+        key: ThreadKey,
+        interrupt: Interrupt,
+        call: Call,
+    ) -> Result<Done<InterruptReceipt>, Error> {
+        let turn = interrupt.turn;
+        let interrupted = self.command(key, Command::Interrupt(interrupt), call, |reply| match reply {
             Reply::Interrupted(receipt) => Ok(*receipt),
             other => Err(unexpected(&other)),
         });
@@ -272,7 +320,7 @@ impl Runtime {
         }
     }
 
-    async fn command<T>(
+    pub(crate) async fn command<T>(
         &self,
         key: ThreadKey,
         command: Command,
@@ -319,7 +367,7 @@ impl Runtime {
     }
 
     /// A place among the commands that are under way.
-    fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
+    pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
         if self.shared().draining() {
             return Err(Error::Draining);
         }
@@ -344,7 +392,7 @@ impl Runtime {
     }
 
     /// The stored reply of an equal request, if there is one.
-    async fn recall(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Option<Recalled>, Error> {
+    pub(crate) async fn recall(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Option<Recalled>, Error> {
         let Some(Idempotency { key, request }) = call else { return Ok(None) };
         let now = self.shared().clock.now();
         let read = move |view: &dyn View| {
@@ -383,13 +431,70 @@ impl Runtime {
         if after > head {
             return Err(beyond(after, head));
         }
-        Ok(Subscription::new(self.clone(), key, after, watch, place))
+        Ok(Subscription(Follow::new(self.clone(), OfThread(key), after, watch, place)))
     }
 
-    pub(crate) async fn watch(&self, key: ThreadKey) -> Result<Watch, Error> {
+    pub(crate) async fn watch(&self, key: ThreadKey) -> Result<Watch<Arc<Batch>>, Error> {
         let (reply, watch) = oneshot::channel();
         self.shared().bus.do_send(Subscribe { key, reply });
         watch.await.map_err(|_| Error::Draining)
+    }
+
+    /// Watches all threads of a tenant, or those among `threads`, from right after `after`; from now on without it.
+    /// A cursor that the tenant's feed has not reached is refused as invalid. Threads that there are not say nothing.
+    pub async fn subscribe_tenant(
+        &self,
+        tenant: TenantId,
+        after: Option<TenantCursor>,
+        threads: Option<HashSet<ThreadId>>,
+    ) -> Result<TenantSubscription, Error> {
+        let place =
+            self.inner.subscribers.clone().try_acquire_owned().map_err(|_| self.busy("the list of watchers"))?;
+        let watch = self.watch_tenant(tenant).await?;
+        let after = self.place_in_feed(tenant, after).await?;
+        let source = OfTenant { tenant, threads: threads.map(Arc::new) };
+        Ok(TenantSubscription(Follow::new(self.clone(), source, after, watch, place)))
+    }
+
+    /// Stored events of a tenant after `after`, at most `limit`, and where to go on. Without a cursor there are none,
+    /// and it goes on from now. A page may be short and have more behind it.
+    pub async fn tenant_events(
+        &self,
+        tenant: TenantId,
+        after: Option<TenantCursor>,
+        threads: Option<HashSet<ThreadId>>,
+        limit: usize,
+    ) -> Result<TenantPage, Error> {
+        let place = self.place_in_feed(tenant, after).await?;
+        let source = OfTenant { tenant, threads: threads.map(Arc::new) };
+        self.feed_page(source, place, limit, FEED_PAGE_BYTES).await
+    }
+
+    /// The place that a caller names, if the feed has reached it; now if they name none.
+    async fn place_in_feed(&self, tenant: TenantId, after: Option<TenantCursor>) -> Result<TenantCursor, Error> {
+        let Some(after) = after else { return self.read(move |view| tenant_now(view, tenant)).await };
+        let head = self.read(move |view| view.feed_head(tenant)).await?;
+        if after.position > head {
+            let why = "names a place that this tenant's events have not reached".to_owned();
+            return Err(Refused::Invalid { field: "after", why }.into());
+        }
+        Ok(after)
+    }
+
+    pub(crate) async fn watch_tenant(&self, tenant: TenantId) -> Result<Watch<Committed>, Error> {
+        let (reply, watch) = oneshot::channel();
+        self.shared().bus.do_send(SubscribeTenant { tenant, reply });
+        watch.await.map_err(|_| Error::Draining)
+    }
+
+    pub(crate) async fn feed_page(
+        &self,
+        OfTenant { tenant, threads }: OfTenant,
+        after: TenantCursor,
+        limit: usize,
+        bytes: usize,
+    ) -> Result<TenantPage, Error> {
+        self.read(move |view| tenant_page(view, tenant, after, threads.as_deref(), limit, bytes)).await
     }
 
     /// The turn, once it is terminal or `timeout` has passed.
@@ -522,18 +627,26 @@ impl Runtime {
     }
 }
 
-fn replay<T>(recalled: Recalled, expect: impl Fn(Reply) -> Result<T, Error>) -> Result<Done<T>, Error> {
+pub(crate) fn replay<T>(recalled: Recalled, expect: impl Fn(Reply) -> Result<T, Error>) -> Result<Done<T>, Error> {
     Ok(Done { value: expect(recalled.reply)?, seq: recalled.seq, replayed: true })
 }
 
-fn thread_of(reply: Reply) -> Result<Thread, Error> {
+pub(crate) fn started(reply: Reply) -> Result<Started, Error> {
+    match reply {
+        Reply::Started(turn) => Ok(Started::Turn(turn)),
+        Reply::Queued { admission, active_turn } => Ok(Started::Queued { admission, active_turn }),
+        other => Err(unexpected(&other)),
+    }
+}
+
+pub(crate) fn thread_of(reply: Reply) -> Result<Thread, Error> {
     match reply {
         Reply::Thread(thread) => Ok(*thread),
         other => Err(unexpected(&other)),
     }
 }
 
-fn unexpected(reply: &Reply) -> Error {
+pub(crate) fn unexpected(reply: &Reply) -> Error {
     Error::Internal(format!("a machine gave another verb's reply: {reply:?}"))
 }
 

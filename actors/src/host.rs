@@ -5,12 +5,18 @@ use std::sync::Arc;
 
 use raddle_domain::{
     event::{self, BadRecord, Event, Record},
-    id::{Seq, ThreadKey},
-    ports::{Append, Chunk, Corrupt, Receipt, RowHead, SettledTurn, StoreError, StoredEvent, ThreadRow, View},
-    record::{Item, Thread, Turn},
+    id::{Seq, TenantId, ThreadKey},
+    ports::{
+        Append, Chunk, Corrupt, Document, DocumentKind, Indexed, Receipt, RecordKind, Reverted, RowHead, SettledTurn,
+        Spent, StoreError, StoredEvent, ThreadRow, View,
+    },
+    price::Totals,
+    record::{ApprovalStatus, Decision, EffectClass, Item, Permit, QuestionStatus, Thread, Turn, TurnStatus},
     thread::{Rest, Settled, Snapshot, Step, ThreadState},
     time::UnixMs,
 };
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 /// Events read from the log at a time while a state is rebuilt.
 const PAGE: usize = 1_000;
@@ -41,7 +47,13 @@ pub(crate) fn load(view: &dyn View, key: ThreadKey) -> Result<Option<Loaded>, St
         let stored = view.event(key, seq)?.ok_or_else(|| corrupt(format!("event {seq} of the log is missing")))?;
         needed.push(decode(key, seq, &stored)?);
     }
-    let mut state = ThreadState::restore(snapshot, &needed).map_err(|why| corrupt(why.to_string()))?;
+    let mut turns = Vec::new();
+    for started in snapshot.needs_turns() {
+        let found = view.turns(key, started.saturating_sub(1), 1)?.into_iter().find(|turn| turn.started_seq == started);
+        let found = found.ok_or_else(|| corrupt(format!("the turn at {started} is missing")))?;
+        turns.push(turn(key, &found)?);
+    }
+    let mut state = ThreadState::restore(snapshot, &needed, &turns).map_err(|why| corrupt(why.to_string()))?;
     if state.seq() != row.head.snapshot_seq {
         return Err(corrupt("the snapshot is of another place in the log".to_owned()));
     }
@@ -76,8 +88,12 @@ pub(crate) fn decode(key: ThreadKey, seq: Seq, stored: &StoredEvent) -> Result<R
 pub(crate) struct Steps {
     events: Vec<StoredEvent>,
     settled: Vec<SettledTurn>,
+    reverted: Vec<Reverted>,
     rest: Option<Rest>,
     pub receipts: Vec<Receipt>,
+    indexed: Vec<Indexed>,
+    pub spent: Vec<Spent>,
+    documents: Vec<Document>,
 }
 
 impl Steps {
@@ -85,6 +101,12 @@ impl Steps {
     pub fn add(&mut self, step: &Step) {
         self.events.extend(step.records.iter().map(stored));
         self.settled.extend(step.settled.iter().map(settled));
+        self.reverted.extend(&step.reverted);
+        for record in &step.records {
+            self.indexed.extend(indexed(record));
+            self.spent.extend(spent(record));
+            self.documents.extend(document(record));
+        }
         if step.rest.is_some() {
             self.rest.clone_from(&step.rest);
         }
@@ -124,7 +146,9 @@ impl Steps {
         };
         let row = ThreadRow { head, view: json(state.view()).into(), snapshot: rest.json.clone() };
         let chunk = Chunk { first: expected + 1, events: self.events };
-        (Append { settled: self.settled, receipts: self.receipts, ..Append::new(key, expected, now, chunk, row) }, rest)
+        let Self { settled, reverted, receipts, indexed, spent, documents, .. } = self;
+        let append = Append::new(key, expected, now, chunk, row);
+        (Append { settled, reverted, receipts, indexed, spent, documents, ..append }, rest)
     }
 }
 
@@ -139,7 +163,7 @@ fn settled(settled: &Settled) -> SettledTurn {
         started_seq: settled.started_seq,
         turn: json(&settled.turn),
         items: settled.items.clone(),
-        context_seq: 0,
+        context_seq: settled.context_seq,
         reverted: None,
     }
 }
@@ -170,7 +194,87 @@ pub(crate) fn items(view: &dyn View, key: ThreadKey, turn: &SettledTurn) -> Resu
 pub(crate) fn turn(key: ThreadKey, settled: &SettledTurn) -> Result<Turn, StoreError> {
     let corrupt =
         |why: serde_json::Error| Corrupt { record: format!("turns {key}/{}", settled.id), why: why.to_string() };
-    Ok(serde_json::from_slice(&settled.turn).map_err(corrupt)?)
+    let turn: Turn = serde_json::from_slice(&settled.turn).map_err(corrupt)?;
+    Ok(match settled.reverted {
+        Some(_) => Turn { status: TurnStatus::RolledBack, ..turn },
+        None => turn,
+    })
+}
+
+/// What an event says of a record that is found by its id.
+fn indexed(record: &Record) -> Option<Indexed> {
+    let (kind, id, open) = match &record.event {
+        Event::ApprovalRequired(approval)
+        | Event::ApprovalDecided(approval)
+        | Event::ApprovalExpired(approval)
+        | Event::ApprovalCancelled(approval) => {
+            (RecordKind::Approval, approval.id.as_bytes(), approval.status == ApprovalStatus::Pending)
+        }
+        Event::QuestionAsked(question)
+        | Event::QuestionAnswered(question)
+        | Event::QuestionExpired(question)
+        | Event::QuestionCancelled(question) => {
+            (RecordKind::Question, question.id.as_bytes(), question.status == QuestionStatus::Pending)
+        }
+        Event::EffectUncertain(effect) => (RecordKind::Effect, effect.operation_id.as_bytes(), !effect.closed),
+        Event::EffectReconciled(effect) => (RecordKind::Effect, effect.operation_id.as_bytes(), false),
+        // What became of one that was uncertain before: it was settled by a word, or goes on with another attempt.
+        Event::EffectStarted(effect) | Event::EffectSettled(effect)
+            if effect.resolution.is_some() || (effect.attempt > 1 && effect.class != EffectClass::Read) =>
+        {
+            (RecordKind::Effect, effect.operation_id.as_bytes(), false)
+        }
+        Event::PromptPromoted(admission) | Event::PromptWithdrawn(admission) | Event::PromptNotDelivered(admission) => {
+            (RecordKind::Input, admission.id.as_bytes(), false)
+        }
+        _ => return None,
+    };
+    Some(Indexed { kind, id: Uuid::from_bytes(*id), seq: record.seq, open })
+}
+
+/// What an event says of money.
+fn spent(record: &Record) -> Option<Spent> {
+    const DAY: u64 = 24 * 60 * 60 * 1000;
+    let (engine, model, totals) = match &record.event {
+        Event::UsageRecorded(_, entry) => (&entry.engine, &entry.model, Totals::of_call(&entry.usage, entry.cost)),
+        Event::TurnCompleted(turn) => {
+            (&turn.settings.engine, &turn.settings.model, Totals { turns: 1, ..Totals::default() })
+        }
+        _ => return None,
+    };
+    let day = u32::try_from(record.ts.0 / DAY).unwrap_or(u32::MAX);
+    Some(Spent { day, engine: engine.clone(), model: model.clone(), totals })
+}
+
+/// The rule that a decision makes for the whole tenant.
+fn document(record: &Record) -> Option<Document> {
+    let Event::ApprovalDecided(approval) = &record.event else { return None };
+    let permit = approval.amendment.as_ref().filter(|_| approval.decision == Some(Decision::ApprovedAlways))?;
+    let id = Sha256::digest(json(permit)).into();
+    Some(Document { kind: DocumentKind::PolicyRule, id, json: json(permit) })
+}
+
+/// The calls that the tenant approved for ever, by the names of their rules.
+pub(crate) fn permits(view: &dyn View, tenant: TenantId) -> Result<Vec<(String, Permit)>, StoreError> {
+    let name = |id: &[u8; 32]| id[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    // What cannot be read permits nothing: then somebody is asked, and the tenant's turns go on.
+    let unreadable =
+        |why: &dyn std::fmt::Display| tracing::error!(%tenant, %why, "a rule of the policy is passed over");
+    let documents = match view.documents(tenant, DocumentKind::PolicyRule) {
+        Err(StoreError::Corrupt(corrupt)) => {
+            unreadable(&corrupt);
+            Vec::new()
+        }
+        documents => documents?,
+    };
+    let permit = |document: &Document| match serde_json::from_slice(&document.json) {
+        Ok(permit) => Some((name(&document.id), permit)),
+        Err(why) => {
+            unreadable(&why);
+            None
+        }
+    };
+    Ok(documents.iter().filter_map(permit).collect())
 }
 
 /// The record of a thread, as its row holds it.

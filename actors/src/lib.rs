@@ -18,24 +18,33 @@ mod bus;
 mod clock;
 mod config;
 mod engine;
+mod fork;
 mod handle;
 mod host;
 mod reads;
 mod receipts;
 mod registry;
+mod routing;
 pub mod store;
 mod subscription;
 mod supervisor;
 mod system;
 mod thread;
 mod timers;
+mod tool;
+mod usage;
+mod verbs;
 
 pub use self::{
     clock::{SystemClock, UuidIds},
     config::{Config, Ports, StartError},
+    fork::ForkAt,
     handle::{Call, Done, Error, Runtime, Started},
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,
     registry::Health,
-    subscription::{Next, Subscription},
+    routing::{MAX_RULE_BYTES, MAX_RULES, RoutingRule, RulesError},
+    subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
+    usage::{GroupBy, UsageKey, UsageQuery, UsageReport},
+    verbs::RecordQuery,
 };

@@ -3,7 +3,7 @@
 use raddle_domain::{
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{Chunk, Place, SettledTurn, StoreError, View},
-    record::{Admission, Item, ItemKind, Thread, ThreadStatus, Turn},
+    record::{Admission, Approval, Item, ItemKind, Thread, ThreadStatus, Turn},
     thread::OpenTurn,
 };
 
@@ -76,6 +76,8 @@ pub struct Snapshot {
     pub thread: Thread,
     pub turns: Vec<Turn>,
     pub items: Vec<Item>,
+    /// Those that wait for a decision.
+    pub approvals: Vec<Approval>,
     pub inbox: Vec<Admission>,
     pub seq: Seq,
 }
@@ -230,7 +232,8 @@ fn snapshot(view: &dyn View, key: ThreadKey) -> Result<Option<Snapshot>, StoreEr
     }
     let thread = loaded.state.view().clone();
     let inbox = loaded.state.inbox().cloned().collect();
-    Ok(Some(Snapshot { seq: thread.seq, thread, turns, items: all, inbox }))
+    let approvals = loaded.state.open().map(|open| open.approvals().cloned().collect()).unwrap_or_default();
+    Ok(Some(Snapshot { seq: thread.seq, thread, turns, items: all, approvals, inbox }))
 }
 
 /// A turn whose items are to be listed.

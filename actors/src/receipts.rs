@@ -10,7 +10,7 @@ use raddle_domain::{
     event::{Event, Record},
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{Receipt, StoreError, View},
-    record::InterruptReceipt,
+    record::{Effect, EffectStatus, InterruptReceipt},
     thread::Step,
     time::UnixMs,
 };
@@ -65,11 +65,20 @@ pub(crate) fn write(known: Idempotency, thread: ThreadId, step: &Step, now: Unix
 fn holds_reply(event: &Event, reply: &Reply) -> bool {
     match reply {
         Reply::Thread(_) => {
-            matches!(event, Event::ThreadCreated(_) | Event::ThreadUpdated(_) | Event::ThreadArchived(_))
+            matches!(
+                event,
+                Event::ThreadCreated(_) | Event::ThreadForked(_) | Event::ThreadUpdated(_) | Event::ThreadArchived(_)
+            )
         }
         Reply::Started(_) => matches!(event, Event::TurnStarted(_)),
         Reply::Queued { .. } => matches!(event, Event::PromptAdmitted(_)),
         Reply::Interrupted(_) => matches!(event, Event::TurnCompleted(_)),
+        Reply::Admission(..) => matches!(event, Event::PromptEdited(..)),
+        Reply::Withdrawn => matches!(event, Event::PromptWithdrawn(_)),
+        Reply::Approval(_) => matches!(event, Event::ApprovalDecided(_)),
+        Reply::Question(_) => matches!(event, Event::QuestionAnswered(_)),
+        Reply::Effect(_) => matches!(event, Event::EffectReconciled(_)),
+        Reply::Checkpoint(_) => matches!(event, Event::CheckpointSaved(_)),
         Reply::Deleted | Reply::Noted => false,
     }
 }
@@ -81,19 +90,52 @@ pub(crate) fn read(view: &dyn View, tenant: TenantId, receipt: &Receipt) -> Resu
     let key = ThreadKey { tenant, thread: stub.thread };
     let Some(stored) = view.event(key, stub.event)? else { return Ok(None) };
     let reply = match host::decode(key, stub.event, &stored)?.event {
-        Event::ThreadCreated(thread) | Event::ThreadUpdated(thread) | Event::ThreadArchived(thread) => {
-            Reply::Thread(thread)
-        }
+        Event::ThreadCreated(thread)
+        | Event::ThreadForked(thread)
+        | Event::ThreadUpdated(thread)
+        | Event::ThreadArchived(thread) => Reply::Thread(thread),
         Event::TurnStarted(turn) => Reply::Started(turn),
         Event::PromptAdmitted(admission) => {
             let active_turn = stub.active_turn.ok_or_else(|| broken("it names no turn".to_owned()))?;
             Reply::Queued { admission, active_turn }
         }
         Event::TurnCompleted(turn) => {
-            let receipt = InterruptReceipt { turn: *turn, ended_seq: stub.event, effects: Vec::new() };
-            Reply::Interrupted(Box::new(receipt))
+            let effects = effects(view, key, turn.id, stub.event)?;
+            Reply::Interrupted(Box::new(InterruptReceipt { turn: *turn, ended_seq: stub.event, effects }))
         }
+        Event::PromptEdited(admission, position) => Reply::Admission(admission, position),
+        Event::PromptWithdrawn(_) => Reply::Withdrawn,
+        Event::ApprovalDecided(approval) => Reply::Approval(approval),
+        Event::QuestionAnswered(question) => Reply::Question(question),
+        Event::EffectReconciled(effect) => Reply::Effect(effect),
+        Event::CheckpointSaved(checkpoint) => Reply::Checkpoint(checkpoint),
         other => return Err(broken(format!("it leads to {}", other.name())).into()),
     };
     Ok(Some(Recalled { reply, seq: stub.seq }))
+}
+
+/// Every effect that a turn had started, as it was when the turn ended at `ended`, in the order in which they ended.
+fn effects(view: &dyn View, key: ThreadKey, turn: TurnId, ended: Seq) -> Result<Vec<Effect>, StoreError> {
+    let Some(settled) = view.turn(key, turn)? else { return Ok(Vec::new()) };
+    let mut effects: Vec<Effect> = Vec::new();
+    let mut after = settled.started_seq;
+    while after < ended {
+        let chunks = view.events(key, after, 1_000, 1024 * 1024)?;
+        let Some(last) = chunks.last() else { break };
+        after = last.last();
+        for record in host::records(key, &chunks) {
+            let record = record?;
+            match record.event {
+                Event::EffectSettled(effect) | Event::EffectUncertain(effect) | Event::EffectReconciled(effect)
+                    if record.seq < ended
+                        && effect.attempt > 0
+                        && (effect.closed || effect.status == EffectStatus::Settled) =>
+                {
+                    effects.push(*effect);
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(effects)
 }

@@ -201,9 +201,10 @@ impl Registry {
         self.slots.iter().map(|entry| entry.addr.clone()).collect()
     }
 
-    /// Notes whether a thread's engine runs.
-    pub fn set_running(&self, gauge: &Gauge, running: bool) {
-        match (gauge.running.swap(running, SeqCst), running) {
+    /// Notes whether a thread's engine or tools run; says whether that is news.
+    pub fn set_running(&self, gauge: &Gauge, running: bool) -> bool {
+        let before = gauge.running.swap(running, SeqCst);
+        match (before, running) {
             (false, true) => {
                 self.running.fetch_add(1, SeqCst);
             }
@@ -213,6 +214,7 @@ impl Registry {
             }
             _ => {}
         }
+        before != running
     }
 
     /// Notes what a thread holds.

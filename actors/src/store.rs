@@ -20,6 +20,7 @@ mod packing;
 mod page;
 pub mod redb;
 mod rename;
+mod tenant;
 
 use std::{
     collections::VecDeque,
@@ -36,7 +37,7 @@ use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message};
 use actix_rt::ArbiterHandle;
 use raddle_domain::{
     id::{Seq, ThreadKey},
-    ports::{Append, LogStore, StoreError, Write, WriteRefused},
+    ports::{Append, Document, LogStore, StoreError, Write, WriteRefused},
 };
 use tokio::sync::oneshot;
 
@@ -239,15 +240,15 @@ impl StoreActor {
                 let stored = results.iter().filter(|result| result.is_ok()).count();
                 self.stats.rows.fetch_add(stored as u64, Ordering::Relaxed);
                 // Removing says nothing about room.
-                if writes.iter().any(|write| matches!(write, Write::Append(_))) {
+                if writes.iter().any(adds) {
                     self.recovered();
                 }
                 let batches: Vec<_> = writes
                     .into_iter()
                     .zip(&results)
                     .filter_map(|(write, result)| match (write, result) {
-                        (Write::Append(append), Ok(_)) if !append.chunk.events.is_empty() => {
-                            Some(Arc::new(Batch::new(append.key, append.chunk)))
+                        (Write::Append(append), Ok(position)) if !append.chunk.events.is_empty() => {
+                            Some(Arc::new(Batch::new(append.key, append.chunk, *position)))
                         }
                         _ => None,
                     })
@@ -414,13 +415,29 @@ impl Handler<Shutdown> for StoreActor {
     }
 }
 
+/// Whether a write takes room, rather than giving some back.
+fn adds(write: &Write) -> bool {
+    match write {
+        Write::Append(_) => true,
+        Write::Documents { documents, .. } => !documents.is_empty(),
+        Write::Purge { .. } | Write::Erase { .. } => false,
+    }
+}
+
 /// About the bytes a write puts on the disk.
 fn size(write: &Write) -> usize {
-    let Write::Append(append) = write else { return 64 };
+    let of = |documents: &[Document]| documents.iter().map(|document| 64 + document.json.len()).sum::<usize>();
+    let append = match write {
+        Write::Append(append) => append,
+        Write::Documents { documents, .. } => return 64 + of(documents),
+        Write::Purge { .. } | Write::Erase { .. } => return 64,
+    };
     let events = append.chunk.events.iter().map(|event| event.json.len() + event.name.len());
     let turns = append.settled.iter().map(|turn| turn.turn.len() + 8 * turn.items.len());
     let receipts = append.receipts.iter().map(|receipt| receipt.reply.len());
-    64 + append.row.view.len() + append.row.snapshot.len() + events.chain(turns).chain(receipts).sum::<usize>()
+    let more = 64 * append.indexed.len() + 256 * append.spent.len() + of(&append.documents);
+    let sum = events.chain(turns).chain(receipts).sum::<usize>();
+    64 + append.row.view.len() + append.row.snapshot.len() + more + sum
 }
 
 /// Whether an append fits itself: its events follow `expected`, its row ends where they do, and a fork begins where

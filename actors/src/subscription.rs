@@ -1,17 +1,33 @@
-//! A watcher of one thread: what is stored after its cursor, then what happens, each event once and in order.
+//! A watcher: what is stored after its cursor, then what happens, each event once and in order.
 //!
-//! The watch begins before the log is read, so nothing falls between the two; what both have is told apart by seq.
+//! ```text
+//!             a page that is the last            nothing was missed
+//!  Backlog -------------------------> Joining --------------------> Live ---> Over
+//!     ^                                  |                            |
+//!     '----- the bus let it go: watch anew, or a piece was missed ----'
+//! ```
+//! The watch begins before the log is read, so nothing falls between the two; what both have is told apart by the
+//! cursor. This is the machine; what is watched, and what a cursor is, says a [`Source`].
 
-use std::sync::Arc;
+mod feed;
+mod tenant;
+mod thread;
 
-use raddle_domain::{
-    id::{Seq, ThreadKey},
-    ports::{Chunk, StoredEvent},
-};
+use std::future::Future;
+
 use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
 
+pub use self::{
+    feed::{TenantCursor, TenantPage},
+    tenant::{TenantNext, TenantSubscription},
+    thread::{Next, Subscription},
+};
+pub(crate) use self::{
+    feed::{tenant_now, tenant_page},
+    tenant::OfTenant,
+    thread::OfThread,
+};
 use crate::{
-    batch::Batch,
     bus::Watch,
     handle::{Error, Runtime},
 };
@@ -22,104 +38,141 @@ const PAGE_BYTES: usize = 512 * 1024;
 /// A page of so many events is probably not the last one.
 const AHEAD: usize = 256;
 
+/// What a watcher watches.
+pub(crate) trait Source: Clone + Send + Sync + 'static {
+    /// A place in it.
+    type Cursor: Copy + Send + Sync + 'static;
+    /// What is read from the log at a time.
+    type Page: Send + 'static;
+    /// What the bus hands over at a time.
+    type Piece: Send;
+    /// What of a piece was not seen before.
+    type News: Send;
+
+    /// Begins a watch.
+    fn watch(&self, runtime: &Runtime) -> impl Future<Output = Result<Watch<Self::Piece>, Error>> + Send;
+
+    /// Reads from right after `after`.
+    fn read(self, runtime: Runtime, after: Self::Cursor) -> impl Future<Output = Result<Read<Self>, Error>> + Send;
+
+    /// Whether it is gone for good. Asked after a watch began anew: what happened before, nobody says again.
+    fn is_gone(&self, runtime: &Runtime) -> impl Future<Output = bool> + Send;
+
+    /// Takes what is new in `piece`, and moves the cursor behind it.
+    fn hear(&self, after: &mut Self::Cursor, piece: Self::Piece) -> Heard<Self::News>;
+}
+
+/// A piece of the backlog.
+pub(crate) struct Read<S: Source> {
+    /// `None` when there is nothing to tell.
+    pub page: Option<S::Page>,
+    pub after: S::Cursor,
+    pub rest: Rest,
+}
+
+/// What is left to be read behind a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    Nothing,
+    /// Perhaps something.
+    Some,
+    /// Probably a lot: worth reading ahead.
+    Much,
+}
+
+/// What a piece of the bus came to.
+pub(crate) struct Heard<N> {
+    pub news: Option<N>,
+    pub then: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Backlog,
+    Joining,
+    Live,
+    Over,
+}
+
 /// What a watcher gets next.
-#[derive(Debug, Clone)]
-pub enum Next {
-    /// Events from the log, read for this watcher alone.
-    Stored(Vec<Chunk>),
-    /// Events as they were committed; the first `skip` of them were seen already.
-    Live { batch: Arc<Batch>, skip: usize },
-    /// The watcher was too slow and is cut off; it resumes after this seq. Nothing follows.
-    Gap { after: Seq },
-    /// The server is going down; the watcher resumes after this seq. Nothing follows.
-    Shutdown { after: Seq },
-    /// The thread is gone. Nothing follows.
-    Deleted,
+pub(crate) enum Told<S: Source> {
+    Stored(S::Page),
+    Live(S::News),
+    /// Nothing follows, as behind the others below.
+    Gap(S::Cursor),
+    Shutdown(S::Cursor),
+    Over,
 }
 
-impl Next {
-    /// The events of this piece that were not seen before, each with its seq; none where it is the last.
-    pub fn events(&self) -> impl Iterator<Item = (Seq, &StoredEvent)> {
-        let (chunks, skip): (Vec<&Chunk>, usize) = match self {
-            Self::Stored(chunks) => (chunks.iter().collect(), 0),
-            Self::Live { batch, skip } => (vec![&batch.chunk], *skip),
-            Self::Gap { .. } | Self::Shutdown { .. } | Self::Deleted => (Vec::new(), 0),
-        };
-        chunks.into_iter().flat_map(|chunk| (chunk.first..).zip(&chunk.events)).skip(skip)
-    }
-
-    /// Whether nothing follows.
-    pub const fn is_last(&self) -> bool {
-        matches!(self, Self::Gap { .. } | Self::Shutdown { .. } | Self::Deleted)
-    }
-}
-
-/// A watcher; see [`Runtime::subscribe`]. Holds a place among the bounded number of watchers.
-pub struct Subscription {
+/// The machine. Holds a place among the bounded number of watchers.
+pub(crate) struct Follow<S: Source> {
     runtime: Runtime,
-    key: ThreadKey,
-    after: Seq,
-    watch: Watch,
+    source: S,
+    after: S::Cursor,
+    watch: Watch<S::Piece>,
     phase: Phase,
     /// The next page of a long backlog, read while the one before is sent.
-    ahead: Option<JoinHandle<Result<Vec<Chunk>, Error>>>,
+    ahead: Option<JoinHandle<Result<Read<S>, Error>>>,
     _place: OwnedSemaphorePermit,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Backlog,
-    Live,
-    Deleted,
-}
-
-impl Subscription {
-    pub(crate) fn new(runtime: Runtime, key: ThreadKey, after: Seq, watch: Watch, place: OwnedSemaphorePermit) -> Self {
-        Self { runtime, key, after, watch, phase: Phase::Backlog, ahead: None, _place: place }
+impl<S: Source> Follow<S> {
+    pub fn new(
+        runtime: Runtime,
+        source: S,
+        after: S::Cursor,
+        watch: Watch<S::Piece>,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        Self { runtime, source, after, watch, phase: Phase::Backlog, ahead: None, _place: place }
     }
 
-    /// The last seq that was delivered: where a new subscription takes over.
-    pub const fn after(&self) -> Seq {
+    pub const fn after(&self) -> S::Cursor {
         self.after
     }
 
-    /// The next piece; after [`Next::Gap`], [`Next::Shutdown`], [`Next::Deleted`] or an error there is nothing more.
-    /// Cancel-safe: a dropped call loses nothing.
-    pub async fn next(&mut self) -> Result<Next, Error> {
+    /// The next piece. Cancel-safe: a dropped call loses nothing.
+    pub async fn next(&mut self) -> Result<Told<S>, Error> {
         loop {
             match self.phase {
-                Phase::Deleted => return Ok(Next::Deleted),
+                Phase::Over => return Ok(Told::Over),
                 Phase::Backlog => {
-                    let chunks = match self.page().await {
-                        Err(Error::Draining) => return Ok(Next::Shutdown { after: self.after }),
+                    let read = match self.read().await {
+                        Err(Error::Draining) => return Ok(Told::Shutdown(self.after)),
                         read => read?,
                     };
-                    if let Some(last) = chunks.last() {
-                        self.after = last.last();
-                        if chunks.iter().map(|chunk| chunk.events.len()).sum::<usize>() >= AHEAD {
-                            let (runtime, key, after) = (self.runtime.clone(), self.key, self.after);
-                            let read = async move { runtime.log_page(key, after, PAGE, PAGE_BYTES).await };
-                            self.ahead = Some(self.runtime.shared().engines.spawn(read));
+                    // Nothing is waited for between here and the return: a page that was taken is told.
+                    self.after = read.after;
+                    match read.rest {
+                        Rest::Nothing => self.phase = Phase::Joining,
+                        Rest::Some => {}
+                        Rest::Much => {
+                            let next = self.source.clone().read(self.runtime.clone(), self.after);
+                            self.ahead = Some(self.runtime.shared().engines.spawn(next));
                         }
-                        return Ok(Next::Stored(chunks));
                     }
-                    self.phase = Phase::Live;
+                    if let Some(page) = read.page {
+                        return Ok(Told::Stored(page));
+                    }
+                }
+                Phase::Joining => {
                     // It was the backlog, not the watcher, that took long: watch anew and read the rest.
                     if self.watch.lagged() {
-                        self.watch = match self.runtime.watch(self.key).await {
-                            Err(Error::Draining) => return Ok(Next::Shutdown { after: self.after }),
+                        self.watch = match self.source.watch(&self.runtime).await {
+                            Err(Error::Draining) => return Ok(Told::Shutdown(self.after)),
                             watch => watch?,
                         };
                         self.phase = Phase::Backlog;
-                        // If the thread was deleted meanwhile, nothing will ever be said about it again.
-                        if matches!(self.runtime.head(self.key).await, Err(Error::NotFound(_))) {
-                            self.phase = Phase::Deleted;
+                        if self.source.is_gone(&self.runtime).await {
+                            self.phase = Phase::Over;
                         }
+                    } else {
+                        self.phase = Phase::Live;
                     }
                 }
                 Phase::Live => {
-                    if let Some(next) = self.live().await {
-                        return Ok(next);
+                    if let Some(told) = self.live().await {
+                        return Ok(told);
                     }
                 }
             }
@@ -127,9 +180,9 @@ impl Subscription {
     }
 
     /// The next page of the backlog. A dropped call loses at most the reading of it.
-    async fn page(&mut self) -> Result<Vec<Chunk>, Error> {
+    async fn read(&mut self) -> Result<Read<S>, Error> {
         let Some(ahead) = &mut self.ahead else {
-            return self.runtime.log_page(self.key, self.after, PAGE, PAGE_BYTES).await;
+            return self.source.clone().read(self.runtime.clone(), self.after).await;
         };
         let page = ahead.await;
         self.ahead = None;
@@ -140,36 +193,23 @@ impl Subscription {
         }
     }
 
-    /// The next live batch that says something new; `None` to look again.
-    async fn live(&mut self) -> Option<Next> {
+    /// The next live piece that says something new; `None` to look again.
+    async fn live(&mut self) -> Option<Told<S>> {
         let stopping = self.runtime.stopping();
-        let batch = tokio::select! {
+        let piece = tokio::select! {
             biased;
-            batch = self.watch.next() => batch,
+            piece = self.watch.next() => piece,
             () = stopping.cancelled() => match self.watch.ready() {
-                Some(batch) => Some(batch),
-                None => return Some(Next::Shutdown { after: self.after }),
+                Some(piece) => Some(piece),
+                None => return Some(Told::Shutdown(self.after)),
             },
         };
-        let Some(batch) = batch else {
-            let after = self.after;
+        let Some(piece) = piece else {
             // A watch that ends without having missed anything lost its bus, which may end before the signal is seen.
-            return Some(if self.watch.lagged() { Next::Gap { after } } else { Next::Shutdown { after } });
+            return Some(if self.watch.lagged() { Told::Gap(self.after) } else { Told::Shutdown(self.after) });
         };
-        if batch.chunk.last() <= self.after {
-            return None;
-        }
-        let deleted = batch.chunk.events.last().is_some_and(|event| event.name == "thread.deleted");
-        if deleted {
-            // Whatever was not seen before is gone with the log.
-            self.phase = Phase::Deleted;
-        } else if batch.chunk.first > self.after + 1 {
-            // The bus may lose a message; the log has it.
-            self.phase = Phase::Backlog;
-            return None;
-        }
-        let skip = (self.after + 1).saturating_sub(batch.chunk.first) as usize;
-        self.after = batch.chunk.last();
-        Some(Next::Live { batch, skip })
+        let heard = self.source.hear(&mut self.after, piece);
+        self.phase = heard.then;
+        heard.news.map(Told::Live)
     }
 }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use actix::{System, prelude::*};
-use raddle_domain::ports::{Clock, Ids, LogStore, Models};
+use raddle_domain::{
+    ports::{Clock, Ids, LogStore, Models, Tools},
+    price::Prices,
+};
 use tokio::{runtime::Handle, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +31,8 @@ pub(crate) struct Shared {
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
     pub models: Arc<dyn Models>,
+    pub tools: Arc<dyn Tools>,
+    pub prices: Arc<Prices>,
     pub store: Arc<dyn LogStore>,
     pub store_handle: StoreHandle,
     pub bus: Addr<EventBusActor>,
@@ -154,6 +159,8 @@ fn tree(config: Config, ports: Ports, store: Arc<dyn LogStore>, engines: Handle)
         clock: ports.clock,
         ids: ports.ids,
         models: ports.models,
+        tools: ports.tools,
+        prices: ports.prices,
         store,
         store_handle,
         bus,

@@ -14,10 +14,10 @@ use std::{
 
 use actix::prelude::*;
 use raddle_domain::{
-    command::{Command, Refused, Reply, Request},
+    command::{Command, Refused, Reply, Request, ToolReport},
     id::{Seq, ThreadKey},
-    ports::{Write, WriteRefused},
-    thread::{Cx, ThreadState},
+    ports::{StoreError, ToolEnd, Write, WriteRefused},
+    thread::{Cx, Due, ThreadState},
     time::UnixMs,
 };
 use tokio::{
@@ -29,17 +29,20 @@ use crate::{
     batch::Batch,
     engine::{DELTA_BYTES, Engine, EngineCall},
     handle::{Error, InFlight, append_error},
-    host::{Loaded, SavedRest, Steps},
+    host::{self, Loaded, SavedRest, Steps},
     receipts::{self, Idempotency},
     registry::{Gauge, Ticket},
     store::AppendError,
     supervisor::{Rested, Stopped},
     system::Shared,
+    tool::ToolTask,
 };
 
 /// How long streamed text may wait to be joined by more, unless there is enough of it. It only matters while no
 /// append is under way.
 const DELTA_LINGER: Duration = Duration::from_millis(30);
+/// How long a full disk is left alone before what tools said is offered to it again.
+const FULL_PAUSE: Duration = Duration::from_millis(500);
 /// Commands that an actor at rest keeps room for.
 const PENDING: usize = 4;
 /// Commands' text that one append takes; the rest goes with the next.
@@ -54,6 +57,9 @@ pub(crate) struct ThreadActor {
     pending: VecDeque<Envelope>,
     saving: bool,
     engine: Option<Engine>,
+    tools: Vec<ToolTask>,
+    /// What tools said in the step that is being saved.
+    told: Vec<ToolReport>,
     /// When streamed text was last saved.
     spoke: Option<Instant>,
     linger: Option<SpawnHandle>,
@@ -154,8 +160,8 @@ impl ThreadActor {
     pub fn new(key: ThreadKey, shared: Arc<Shared>, gauge: Arc<Gauge>, loaded: Loaded) -> Self {
         let Loaded { state, head, rest } = loaded;
         let mut pending = VecDeque::new();
-        let owes = state.open().is_some();
-        if owes {
+        let owes = state.owes_since().is_some();
+        if state.open().is_some() {
             let restarted = head.fence != shared.store.epoch();
             pending.push_back(Envelope::internal(Command::Recover { restarted }));
             pending.push_back(Envelope::internal(Command::Tick));
@@ -169,6 +175,8 @@ impl ThreadActor {
             pending,
             saving: false,
             engine: None,
+            tools: Vec::new(),
+            told: Vec::new(),
             spoke: None,
             linger: None,
             alarm: None,
@@ -186,6 +194,8 @@ impl ThreadActor {
         let mut steps = Steps::default();
         let mut waiting = Vec::new();
         let mut taken = 0;
+        // What was intended is saved by now. It is started behind what has come meanwhile, which may end its turn.
+        let begins = self.begins();
         if let Some(report) = self.engine_says(ctx) {
             taken += report.text.iter().map(|(_, text)| text.len()).sum::<usize>();
             self.step(Envelope::internal(Command::Report(report)), &mut steps, &mut waiting);
@@ -198,11 +208,15 @@ impl ThreadActor {
                 return self.erase(steps, waiting, ctx);
             }
         }
+        if begins && self.begins() {
+            self.step(Envelope::internal(Command::Begin), &mut steps, &mut waiting);
+        }
         if waiting.is_empty() {
             return self.idle(ctx);
         }
         self.shared.registry.counters.steps.fetch_add(1, Relaxed);
         if steps.is_empty() {
+            self.told.clear();
             answer(waiting);
             self.settle(ctx);
             return;
@@ -216,8 +230,11 @@ impl ThreadActor {
 
     fn step(&mut self, envelope: Envelope, steps: &mut Steps, waiting: &mut Vec<Waiting>) {
         let Envelope { request, idempotency, answer } = envelope;
+        if let Command::ToolReport(report) = &request.command {
+            self.told.push(report.clone());
+        }
         let now = self.shared.clock.now();
-        let cx = Cx { now, ids: &*self.shared.ids, limits: &self.shared.config.limits };
+        let cx = Cx { now, ids: &*self.shared.ids, limits: &self.shared.config.limits, prices: &self.shared.prices };
         let outcome = self.state.step(request, cx).map(|step| {
             steps.add(&step);
             self.shared.registry.counters.turns.note(self.key, &step);
@@ -244,6 +261,7 @@ impl ThreadActor {
             this.saving = false;
             match saved {
                 Ok(()) => {
+                    this.told.clear();
                     answer(waiting);
                     then(this, ctx);
                 }
@@ -268,25 +286,63 @@ impl ThreadActor {
         }
         if let AppendError::Store(error) = error {
             // What has come meanwhile would meet the same; it did not run, and its caller may hear why.
-            let pending = self.pending.drain(..);
-            pending.for_each(|envelope| envelope.answer.send(Outcome::Failed(error.clone().into())));
+            for Envelope { request, answer, .. } in self.pending.drain(..) {
+                match request.command {
+                    Command::ToolReport(report) => self.told.push(report),
+                    _ => answer.send(Outcome::Failed(error.clone().into())),
+                }
+            }
         }
-        ctx.stop();
+        if *error == AppendError::Store(StoreError::Full) && self.keeps_tools() {
+            self.tell_again(ctx);
+        } else {
+            ctx.stop();
+        }
+    }
+
+    /// Goes back to what is stored without giving up tools that run, or what they said: a full disk stores nothing,
+    /// and an outcome that is known must not become one that nobody knows. Whether that was possible.
+    fn keeps_tools(&mut self) -> bool {
+        if self.engine.is_some() || (self.tools.is_empty() && self.told.is_empty()) {
+            return false;
+        }
+        match self.shared.store.view().and_then(|view| host::load(&*view, self.key)) {
+            Ok(Some(Loaded { state, rest, .. })) => {
+                (self.state, self.rest) = (state, rest);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Tries again to save what tools said, until there is room.
+    fn tell_again(&mut self, ctx: &mut Context<Self>) {
+        self.pay(ctx);
+        ctx.run_later(FULL_PAUSE, |this, ctx| {
+            let told = std::mem::take(&mut this.told);
+            this.pending.extend(told.into_iter().map(|report| Envelope::internal(Command::ToolReport(report))));
+            this.advance(ctx);
+        });
     }
 
     /// After a step: pays what the state owes, and takes what has come meanwhile.
     fn settle(&mut self, ctx: &mut Context<Self>) {
-        self.owes = self.state.open().is_some();
+        self.owes = self.state.owes_since().is_some();
         self.pay(ctx);
         self.shared.registry.set_bytes(&self.gauge, self.state.held_bytes() + self.rest.json.len());
         self.gauge.set_wake_at(self.state.owed().wake_at);
         let (bytes, ended) = self.engine.as_ref().map_or((0, false), |engine| engine.outbox.waiting());
-        if !self.pending.is_empty() || (self.park.is_none() && (bytes > 0 || ended)) {
+        if !self.pending.is_empty() || self.begins() || (self.park.is_none() && (bytes > 0 || ended)) {
             self.advance_later(ctx);
         } else {
             // A parked engine's last words were saved with this step; it may not go on for ever.
             self.idle(ctx);
         }
+    }
+
+    /// Whether tools are ready to be started, and may be.
+    fn begins(&self) -> bool {
+        self.park.is_none() && self.state.owed().begin
     }
 
     /// Nothing is to be saved now.
@@ -295,7 +351,7 @@ impl ThreadActor {
             self.leave(ctx);
         } else {
             self.pending.shrink_to(PENDING);
-            let rests = self.engine.is_none();
+            let rests = self.engine.is_none() && self.tools.is_empty();
             self.gauge.set_pinned(!rests);
             if rests && self.shared.registry.is_over(&self.shared.config) {
                 self.shared.supervisor.do_send(Rested(self.key));
@@ -318,11 +374,19 @@ impl ThreadActor {
             if let (Some((turn, call)), None) = (owed.call, &self.park) {
                 self.engine = Some(self.start_engine(turn, call, ctx));
             }
-            let running = self.engine.is_some();
-            self.shared.registry.set_running(&self.gauge, running);
-            if !running {
-                self.shared.supervisor.do_send(Rested(self.key));
+        }
+        self.tools.retain(|tool| owed.tools.contains(&tool.due));
+        if self.park.is_none() {
+            for due in &owed.tools {
+                if !self.tools.iter().any(|tool| tool.due == *due) {
+                    self.tools.extend(self.start_tool(*due, ctx));
+                }
             }
+        }
+        // A turn whose tools are about to be started runs too.
+        let running = self.engine.is_some() || !self.tools.is_empty() || (owed.begin && self.park.is_none());
+        if self.shared.registry.set_running(&self.gauge, running) && !running {
+            self.shared.supervisor.do_send(Rested(self.key));
         }
         let deadline = self.state.deadline(&self.shared.config.limits);
         self.set_alarm(owed.wake_at.into_iter().chain(deadline).min(), ctx);
@@ -340,11 +404,25 @@ impl ThreadActor {
             tool_bytes: self.shared.config.limits.item_bytes,
             // Only the thread's creation stands before the first turn's start.
             is_first: open.is_some_and(|open| open.started_seq() == 2),
+            context_seq: self.state.context_seq(),
+            compaction: open.and_then(|open| open.compacting().cloned()),
         };
         let addr = ctx.address();
         // At most one of these is under way for each time the outbox is taken.
         let wake = Box::new(move || addr.do_send(Spoke));
-        Engine::start(call, self.shared.store.clone(), self.shared.models.clone(), &self.shared.engines, wake)
+        let Shared { store, models, tools, engines, .. } = &*self.shared;
+        Engine::start(call, store.clone(), models.clone(), tools.clone(), engines, wake)
+    }
+
+    fn start_tool(&self, due: Due, ctx: &Context<Self>) -> Option<ToolTask> {
+        let (invocation, class) = self.state.invocation(self.key, due)?;
+        let addr = ctx.address();
+        let done = move |end| {
+            let report = ToolReport { operation: due.operation, attempt: due.attempt, end };
+            // One for each tool that is under way, which the machine bounds.
+            addr.do_send(Envelope::internal(Command::ToolReport(report)));
+        };
+        Some(ToolTask::start(due, class, invocation, self.shared.tools.clone(), &self.shared.engines, done))
     }
 
     fn set_alarm(&mut self, at: Option<UnixMs>, ctx: &mut Context<Self>) {
@@ -392,7 +470,7 @@ impl ThreadActor {
         let now = self.shared.clock.now();
         let (append, _) = steps.append(self.key, self.shared.store.epoch(), &self.state, Some(&self.rest), now);
         let write = Write::Erase { key: self.key, fence: append.row.head.fence, expected: append.expected };
-        let last = Arc::new(Batch::new(self.key, append.chunk));
+        let last = Arc::new(Batch::new(self.key, append.chunk, 0));
         self.save(write, waiting, ctx, |this, ctx| {
             this.shared.inlet.publish(&this.shared.bus, vec![last]);
             // What was sent after the deletion finds no thread.
@@ -404,6 +482,7 @@ impl ThreadActor {
     fn leave(&mut self, ctx: &mut Context<Self>) {
         self.dismissed = true;
         self.engine = None;
+        self.tools.clear();
         if let Some(parked) = self.park.take() {
             // Nobody waits any more: the deadline of a shutdown may have passed.
             let _ = parked.send(());
@@ -422,13 +501,22 @@ fn answer(waiting: Vec<Waiting>) {
 }
 
 impl Envelope {
-    fn internal(command: Command) -> Self {
+    /// One that nobody waits for.
+    pub fn internal(command: Command) -> Self {
         Self { request: command.into(), idempotency: None, answer: Answer::nobody() }
     }
 
     fn bytes(&self) -> usize {
         match &self.request.command {
-            Command::Start(start) => start.prompt.len(),
+            Command::Start(start) | Command::Edit(start) => start.prompt.len(),
+            Command::Steer(steer) => steer.prompt.len(),
+            Command::EditPrompt(edit) => edit.prompt.as_ref().map_or(0, String::len),
+            Command::Answer(answer) => answer.answer.len(),
+            Command::Resolve(resolve) => resolve.output.as_ref().map_or(0, String::len),
+            Command::ToolReport(report) => match &report.end {
+                ToolEnd::Done(text) | ToolEnd::Failed(text) | ToolEnd::Unknown(text) => text.len(),
+                ToolEnd::NotDone => 0,
+            },
             _ => 0,
         }
     }
@@ -468,7 +556,8 @@ impl Handler<Unload> for ThreadActor {
 
     fn handle(&mut self, _: Unload, ctx: &mut Self::Context) {
         // An alarm may have rung since the thread was taken out: then it does not go quietly.
-        self.dismissed = !self.saving && self.pending.is_empty() && self.engine.is_none();
+        let works = self.engine.is_some() || !self.tools.is_empty();
+        self.dismissed = !self.saving && self.pending.is_empty() && !works;
         ctx.stop();
     }
 }
@@ -488,7 +577,7 @@ impl Drop for ThreadActor {
         self.shared.registry.forget(&self.key, &self.gauge);
         if !self.dismissed {
             // A step that was not saved, or not yet known to be, may have opened a turn.
-            let owes = self.owes || self.state.open().is_some();
+            let owes = self.owes || self.state.owes_since().is_some();
             self.shared.supervisor.do_send(Stopped { key: self.key, owes });
         }
     }

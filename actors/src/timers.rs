@@ -1,6 +1,7 @@
 //! Durable timers: wakes threads that only wait and are not loaded. One sleeping timer for all of them.
 //!
-//! The times are in the store, kept by the appends that set them. A loaded thread looks after its own.
+//! The times are in the store, kept by the appends that set them. A loaded thread looks after its own, and is told
+//! when its time has passed all the same.
 //!
 //! What the store has to be told to do now and then is told from here too: to drop receipts that expired, and to pack
 //! the logs of turns that ended a while ago. Packing goes on in portions with pauses, so that commits go first.
@@ -8,10 +9,10 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use raddle_domain::{id::ThreadKey, ports::StoreError, time::UnixMs};
+use raddle_domain::{command::Command, id::ThreadKey, ports::StoreError, time::UnixMs};
 use tokio::sync::oneshot;
 
-use crate::{supervisor::Load, system::Shared};
+use crate::{supervisor::Load, system::Shared, thread::Envelope};
 
 /// Threads woken at a time.
 const BATCH: usize = 64;
@@ -30,7 +31,8 @@ const PAUSE: Duration = Duration::from_millis(25);
 pub(crate) struct Timers {
     shared: Option<Arc<Shared>>,
     sleep: Option<(UnixMs, SpawnHandle)>,
-    /// Times that have come and are still in the store: their threads were sent for, and nobody sends again.
+    /// Times that have come and are still in the store, of threads that are not loaded: they were sent for, and
+    /// nobody sends again.
     rung: HashSet<(UnixMs, ThreadKey)>,
     /// Whether the store was left with something packed and has not rested since.
     packed: bool,
@@ -85,13 +87,23 @@ impl Timers {
         ctx.spawn(read.into_actor(self).map(move |read, this, ctx| {
             let next = match read {
                 Ok(Ok((due, next))) => {
-                    let due: HashSet<_> = due.into_iter().collect();
-                    for (_, key) in due.difference(&this.rung).filter(|(_, key)| !shared.registry.contains(key)) {
-                        // Once loaded it ticks by itself; nobody waits for the ticket.
-                        let (reply, _) = oneshot::channel();
-                        shared.supervisor.do_send(Load { key: *key, reply });
+                    let mut rung = HashSet::new();
+                    for (at, key) in due {
+                        match shared.registry.ticket(&key) {
+                            // Its own alarm may be late: it counts no time in which the machine slept, or by which
+                            // the clock was set forward.
+                            Some(ticket) => ticket.addr().do_send(Envelope::internal(Command::Tick)),
+                            None => {
+                                rung.insert((at, key));
+                                if !this.rung.contains(&(at, key)) {
+                                    // Once loaded it ticks by itself; nobody waits for the ticket.
+                                    let (reply, _) = oneshot::channel();
+                                    shared.supervisor.do_send(Load { key, reply });
+                                }
+                            }
+                        }
                     }
-                    this.rung = due;
+                    this.rung = rung;
                     next
                 }
                 failed => {

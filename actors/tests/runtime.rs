@@ -6,38 +6,12 @@ use std::{collections::BTreeSet, sync::atomic::Ordering::SeqCst, time::Duration}
 
 use raddle_actors::{Call, Config, Error, Idempotency, Next, Runtime, Started, ThreadQuery};
 use raddle_domain::{
-    command::{Refused, ThreadPatch},
-    event::{self, Event, Record},
-    id::{Seq, TenantId, ThreadKey},
+    command::{Interrupt, Refused, ThreadPatch},
+    event::Event,
+    id::{Seq, TenantId},
     record::{Delivery, OnRestart, ThreadStatus, TurnStatus},
 };
 use testbed::*;
-
-const LONG: Duration = Duration::from_secs(30);
-
-async fn ended(runtime: &Runtime, key: ThreadKey, turn: raddle_domain::id::TurnId) -> TurnStatus {
-    runtime.wait_turn(key, turn, LONG).await.unwrap().status
-}
-
-/// Waits until the thread has nothing left to do.
-async fn rests(runtime: &Runtime, key: ThreadKey) {
-    let mut watch = runtime.subscribe(key, 0).await.unwrap();
-    while runtime.thread(key).await.unwrap().status != ThreadStatus::Idle {
-        watch.next().await.unwrap();
-    }
-}
-
-/// Waits until the model has begun to answer.
-async fn answering(runtime: &Runtime, key: ThreadKey) {
-    let mut watch = runtime.subscribe(key, 0).await.unwrap();
-    while !watch.next().await.unwrap().events().any(|(_, event)| event.name == "item.delta") {}
-}
-
-async fn log(runtime: &Runtime, key: ThreadKey) -> Vec<Record> {
-    let events = runtime.events(key, 0, usize::MAX).await.unwrap();
-    let stored = events.chunks.iter().flat_map(|chunk| &chunk.events);
-    stored.map(|stored| Record::decode(event::SCHEMA, &stored.json).unwrap()).collect()
-}
 
 #[tokio::test]
 async fn a_conversation_is_answered_and_remembered() {
@@ -115,13 +89,18 @@ async fn an_interrupt_ends_a_turn_whose_model_hangs() {
     let runtime = runtime(dir.path(), &model).await;
     let key = create(&runtime).await;
     let turn = start(&runtime, key, "hold").await;
-    let receipt = runtime.interrupt(key, turn.id, Call::default()).await.unwrap().value;
+    let receipt =
+        runtime.interrupt(key, Interrupt { turn: turn.id, pause_queue: false }, Call::default()).await.unwrap().value;
     assert_eq!(receipt.turn.status, TurnStatus::Interrupted);
     assert_eq!(log(&runtime, key).await[receipt.ended_seq as usize - 1].event.name(), "turn.completed");
-    let again = runtime.interrupt(key, turn.id, Call::default()).await.unwrap_err();
+    let again =
+        runtime.interrupt(key, Interrupt { turn: turn.id, pause_queue: false }, Call::default()).await.unwrap_err();
     assert!(matches!(again, Error::Refused(Refused::TurnNotActive { .. })), "{again:?}");
     let never = raddle_domain::id::TurnId::new(uuid::Uuid::nil());
-    assert!(matches!(runtime.interrupt(key, never, Call::default()).await, Err(Error::NotFound("turn"))));
+    assert!(matches!(
+        runtime.interrupt(key, Interrupt { turn: never, pause_queue: false }, Call::default()).await,
+        Err(Error::NotFound("turn"))
+    ));
     runtime.shutdown(LONG).await;
 }
 
@@ -179,7 +158,7 @@ async fn every_verb_is_replayed_as_it_was_answered() {
     let started = runtime.start_turn(key, prompt("hold", Delivery::Reject), call(2)).await.unwrap();
     let queued = runtime.start_turn(key, prompt("q", Delivery::Queue), call(3)).await.unwrap();
     let Started::Turn(turn) = &started.value else { panic!("{started:?}") };
-    let interrupted = runtime.interrupt(key, turn.id, call(4)).await.unwrap();
+    let interrupted = runtime.interrupt(key, Interrupt { turn: turn.id, pause_queue: false }, call(4)).await.unwrap();
     rests(&runtime, key).await;
     let again = runtime.create_thread(TenantId::DEFAULT, new, call(1)).await.unwrap();
     assert_eq!((&again.value, again.seq, again.replayed), (&created.value, created.seq, true));
@@ -187,7 +166,7 @@ async fn every_verb_is_replayed_as_it_was_answered() {
     assert_eq!((&again.value, again.seq, again.replayed), (&started.value, started.seq, true));
     let again = runtime.start_turn(key, prompt("q", Delivery::Queue), call(3)).await.unwrap();
     assert_eq!((&again.value, again.seq, again.replayed), (&queued.value, queued.seq, true));
-    let again = runtime.interrupt(key, turn.id, call(4)).await.unwrap();
+    let again = runtime.interrupt(key, Interrupt { turn: turn.id, pause_queue: false }, call(4)).await.unwrap();
     assert_eq!((&again.value, again.seq, again.replayed), (&interrupted.value, interrupted.seq, true));
     assert_eq!(runtime.turns(key, None, 10).await.unwrap().data.len(), 2);
     runtime.shutdown(LONG).await;

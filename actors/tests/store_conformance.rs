@@ -1,5 +1,6 @@
 //! What the port promises, asked of every store; and one random life, lived by all of them with equal results.
 
+#[macro_use]
 mod support;
 
 use std::sync::Arc;
@@ -12,18 +13,6 @@ use raddle_domain::{
     time::UnixMs,
 };
 use support::{append, commit, event, put, receipt, redb, settled, tenant, thread, turn_id};
-
-/// Runs each function on each store.
-macro_rules! suite {
-    ($($fact:ident)*) => {
-        mod memory {
-            $(#[test] fn $fact() { super::$fact(&super::MemoryStore::default()); })*
-        }
-        mod redb {
-            $(#[test] fn $fact() { super::$fact(&super::redb(&super::MemoryMedium::default())); })*
-        }
-    };
-}
 
 suite! {
     a_step_is_read_back_whole
@@ -101,8 +90,8 @@ fn an_older_writer_is_fenced_whatever_it_expects(store: &dyn LogStore) {
 
 fn refused_writes_do_not_stop_their_neighbours(store: &dyn LogStore) {
     let writes = [append(thread(1, 1), 0, 1), append(thread(1, 2), 3, 1), append(thread(1, 3), 0, 2)];
-    let results = commit(store, &writes.map(Write::Append));
-    assert_eq!(results, [Ok(()), Err(WriteRefused::Conflict { expected: 3, found: 0 }), Ok(())]);
+    let results = store.commit(&writes.map(Write::Append)).unwrap();
+    assert_eq!(results, [Ok(1), Err(WriteRefused::Conflict { expected: 3, found: 0 }), Ok(2)]);
     let view = store.view().unwrap();
     let rows = [1, 2, 3].map(|n| view.row(thread(1, n)).unwrap().map(|row| row.head.last_seq));
     assert_eq!(rows, [Some(1), None, Some(2)]);
@@ -111,8 +100,8 @@ fn refused_writes_do_not_stop_their_neighbours(store: &dyn LogStore) {
 fn steps_of_one_thread_in_one_batch_are_stored_in_order(store: &dyn LogStore) {
     let key = thread(1, 1);
     let writes = [append(key, 0, 2), append(key, 2, 1), append(key, 2, 1), append(key, 3, 1)].map(Write::Append);
-    let results = commit(store, &writes);
-    assert_eq!(results, [Ok(()), Ok(()), Err(WriteRefused::Conflict { expected: 2, found: 3 }), Ok(())]);
+    let results = store.commit(&writes).unwrap();
+    assert_eq!(results, [Ok(1), Ok(2), Err(WriteRefused::Conflict { expected: 2, found: 3 }), Ok(3)]);
     assert_eq!(view_events(store, key, 0).iter().map(|chunk| chunk.first).collect::<Vec<_>>(), [1, 3, 4]);
 }
 

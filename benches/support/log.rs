@@ -11,6 +11,7 @@ use raddle_domain::{
         Answered, Append, Chunk, Clock, FinishReason, Ids, LogStore, RowHead, SettledTurn, StoredEvent, ThreadRow,
         Write,
     },
+    price::Prices,
     thread::{Cx, Step, ThreadState},
     time::UnixMs,
 };
@@ -37,7 +38,7 @@ impl Author {
     pub fn new(fence: u64) -> Self {
         let limits = Limits::default();
         let key = ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::new(UuidIds.mint()) };
-        let cx = Cx { now: SystemClock.now(), ids: &UuidIds, limits: &limits };
+        let cx = Cx { now: SystemClock.now(), ids: &UuidIds, limits: &limits, prices: &Prices::default() };
         let (state, step) = ThreadState::create(key.thread, NewThread::with(choice()), cx).expect("it is allowed");
         let mut author =
             Self { key, state, snapshot: Arc::default(), snapshot_seq: 0, fence, limits, writes: Vec::new() };
@@ -71,13 +72,13 @@ impl Author {
     }
 
     fn step(&mut self, command: Command) -> Reply {
-        let cx = Cx { now: SystemClock.now(), ids: &UuidIds, limits: &self.limits };
+        let cx = Cx { now: SystemClock.now(), ids: &UuidIds, limits: &self.limits, prices: &Prices::default() };
         let step = self.state.step(command.into(), cx).expect("it is allowed");
         self.keep(step)
     }
 
     fn keep(&mut self, step: Step) -> Reply {
-        let Step { records, settled, rest, reply } = step;
+        let Step { records, settled, rest, reply, .. } = step;
         let expected = self.state.seq() - records.len() as Seq;
         let stored =
             records.iter().map(|record| StoredEvent { name: record.event.name().into(), json: json(record).into() });

@@ -3,10 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{Seq, TurnId},
-    ports::{Answered, ModelError},
+    id::{ApprovalId, InputId, OperationId, QuestionId, Seq, TurnId},
+    ports::{Answered, ModelError, ToolEnd},
     record::{
-        Admission, Delivery, InterruptReceipt, ItemKind, Metadata, ModelChoice, OnRestart, Thread, Turn, TurnOverrides,
+        Admission, Approval, Checkpoint, Decision, Delivery, Effect, InterruptReceipt, ItemKind, Metadata, ModelChoice,
+        OnRestart, Question, Resolution, Thread, Turn, TurnOverrides, Undelivered,
     },
 };
 
@@ -16,9 +17,24 @@ pub enum Command {
     Patch(ThreadPatch),
     Delete,
     Start(StartTurn),
-    Interrupt(TurnId),
+    /// Takes the last prompt's turn out of the conversation and starts another in its place.
+    Edit(StartTurn),
+    Steer(Steer),
+    Compact(Compact),
+    Interrupt(Interrupt),
+    EditPrompt(EditPrompt),
+    Withdraw(InputId),
+    Decide(Decide),
+    Answer(Answer),
+    Resolve(Resolve),
+    SaveCheckpoint(String),
+    DeleteCheckpoint(String),
     /// The engine speaks.
     Report(Report),
+    /// The host is ready to run the tools that are due: their effects count as started from here on.
+    Begin,
+    /// A tool came to its end.
+    ToolReport(ToolReport),
     /// First command of a loaded thread with an open turn and no engine. `restarted` when another process ran it.
     Recover {
         restarted: bool,
@@ -87,6 +103,8 @@ pub struct ThreadPatch {
     pub trust_mode: Option<bool>,
     pub on_restart: Option<OnRestart>,
     pub archived: Option<bool>,
+    /// Whether queued prompts wait although no turn is open.
+    pub queue_paused: Option<bool>,
     pub metadata: Option<Metadata>,
 }
 
@@ -95,7 +113,89 @@ pub struct ThreadPatch {
 pub struct StartTurn {
     pub prompt: String,
     pub delivery: Delivery,
+    /// What delivery `steer` does when no turn is open.
+    pub if_idle: IfIdle,
+    /// Refuse unless this turn is open.
+    pub expected_turn: Option<TurnId>,
+    /// What becomes of a steer that comes too late.
+    pub undelivered: Undelivered,
     pub overrides: TurnOverrides,
+}
+
+/// What a steer does when there is nothing to steer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum IfIdle {
+    #[default]
+    Start,
+    Reject,
+}
+
+/// Something for the model of an open turn to see at its next step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Steer {
+    pub turn: TurnId,
+    pub prompt: String,
+    pub undelivered: Undelivered,
+}
+
+/// Replace the conversation so far by a summary.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Compact {
+    pub reason: Option<String>,
+    /// [`Delivery::Reject`] or [`Delivery::Queue`].
+    pub delivery: Delivery,
+}
+
+/// End the open turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interrupt {
+    pub turn: TurnId,
+    /// Whether queued prompts then wait until the queue is resumed.
+    pub pause_queue: bool,
+}
+
+/// Change a prompt that waits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EditPrompt {
+    pub input: InputId,
+    pub prompt: Option<String>,
+    /// Its new place in the inbox, from 0; beyond the end is the end.
+    pub position: Option<u32>,
+}
+
+/// A person's word on an approval.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decide {
+    pub approval: ApprovalId,
+    pub decision: Decision,
+    /// Of a denial, shown to the model.
+    pub reason: Option<String>,
+}
+
+/// A person's answer to a question.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    pub question: QuestionId,
+    pub answer: String,
+}
+
+/// A person's word on an uncertain effect.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolve {
+    pub operation: OperationId,
+    pub resolution: Resolution,
+    /// With [`Resolution::Settle`]: what the tool would have said.
+    pub output: Option<String>,
+}
+
+/// How one attempt of a tool ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolReport {
+    pub operation: OperationId,
+    /// A report about another attempt than the one that is under way changes nothing.
+    pub attempt: u32,
+    pub end: ToolEnd,
 }
 
 /// What the engine has to tell about one model call.
@@ -139,6 +239,13 @@ pub enum Reply {
         active_turn: TurnId,
     },
     Interrupted(Box<InterruptReceipt>),
+    /// A prompt that waits, as it now is, and its place in the inbox.
+    Admission(Box<Admission>, u32),
+    Withdrawn,
+    Approval(Box<Approval>),
+    Question(Box<Question>),
+    Effect(Box<Effect>),
+    Checkpoint(Box<Checkpoint>),
     /// Engine reports and ticks need no answer.
     Noted,
 }
@@ -154,6 +261,26 @@ pub enum Refused {
     TurnNotActive { turn: TurnId, active: Option<TurnId> },
     #[error("the thread is at seq {head}, not at {expected}")]
     Precondition { expected: Seq, head: Seq },
+    #[error("no turn is open to be steered")]
+    NothingToSteer,
+    #[error("the conversation has no turn that could be edited")]
+    NothingToEdit,
+    #[error("the conversation has nothing to compact")]
+    NothingToCompact,
+    /// Not in the inbox: it never was, was withdrawn, or became a turn.
+    #[error("the prompt {input} does not wait")]
+    NotQueued { input: InputId },
+    /// Nobody waits for this decision: there never was such an approval on the thread, or it is over.
+    #[error("the approval {approval} is not pending")]
+    NotPending { approval: ApprovalId },
+    #[error("the approval expired at {at}")]
+    Expired { at: crate::time::UnixMs },
+    #[error("the question {question} is not pending")]
+    NotAsked { question: QuestionId },
+    #[error("the effect {operation} is not uncertain")]
+    NotUncertain { operation: OperationId },
+    #[error("there is no checkpoint `{name}`")]
+    NoCheckpoint { name: String },
     #[error("the inbox holds {limit} prompts, its limit")]
     InboxFull { limit: u32 },
     #[error("`{field}` {why}")]
@@ -187,6 +314,16 @@ pub struct Limits {
     pub turn_ms: u64,
     /// Times in a row that a turn is continued after a crash without having got anywhere.
     pub resumes_without_progress: u32,
+    /// How long a person may take to decide.
+    pub approval_ms: u64,
+    /// How long a person may take to answer.
+    pub question_ms: u64,
+    /// Tokens of a model call from which on the conversation is compacted before the next one; 0: never by itself.
+    pub compact_at_tokens: u64,
+    /// Attempts of one tool call, as long as its class allows any.
+    pub tool_attempts: u32,
+    /// Checkpoints of one thread.
+    pub checkpoints: u32,
 }
 
 impl Default for Limits {
@@ -204,6 +341,11 @@ impl Default for Limits {
             retry_cap_ms: 60_000,
             turn_ms: 60 * 60 * 1000,
             resumes_without_progress: 20,
+            approval_ms: 24 * 60 * 60 * 1000,
+            question_ms: 24 * 60 * 60 * 1000,
+            compact_at_tokens: 0,
+            tool_attempts: 3,
+            checkpoints: 100,
         }
     }
 }

@@ -11,7 +11,10 @@ use serde_json::value::RawValue;
 
 use crate::{
     id::{ItemId, Seq, ThreadId, TurnId},
-    record::{Admission, Item, ItemKind, Thread, Turn, TurnError, TurnStatus, UsageEntry},
+    record::{
+        Admission, Approval, Checkpoint, Compaction, DecidedBy, Decision, Effect, Item, ItemKind, Question, Thread,
+        Turn, TurnError, TurnStatus, UsageEntry,
+    },
     time::UnixMs,
 };
 
@@ -26,23 +29,53 @@ pub enum Event {
     /// The thread's `status` changed.
     ThreadStatus(Box<Thread>),
     ThreadArchived(Box<Thread>),
+    /// The first event of its own that a fork has: what comes before it is shared. No prompt waits, nothing is open.
+    ThreadForked(Box<Thread>),
     /// The last word of a thread. Published, not kept: the log it would stand in is gone.
     ThreadDeleted(Box<Thread>),
     PromptAdmitted(Box<Admission>),
     PromptPromoted(Box<Admission>),
+    /// A waiting prompt was changed; it now stands at this position of the inbox, from 0.
+    PromptEdited(Box<Admission>, u32),
+    PromptWithdrawn(Box<Admission>),
+    /// A steer whose turn ends before the model could see it.
+    PromptNotDelivered(Box<Admission>),
     TurnStarted(Box<Turn>),
     /// The turn goes on after the process that ran it was gone.
     TurnResumed(Box<Turn>),
     /// A model call failed in a way that another try may mend.
     TurnRetrying(Box<Retrying>),
+    /// The model will see what was said meanwhile.
+    TurnSteered(Box<Turn>),
     TurnInterruptRequested(Box<Turn>),
     /// The one terminal event of a turn, whatever its outcome.
     TurnCompleted(Box<Turn>),
+    /// The turn, which has ended, is no longer part of the conversation.
+    TurnRolledBack(Box<Turn>),
     ItemStarted(Box<Item>),
     /// Text to append to the item's `detail`.
     ItemDelta(ItemDelta),
     ItemCompleted(Box<Item>),
     UsageRecorded(TurnId, Box<UsageEntry>),
+    ApprovalRequired(Box<Approval>),
+    ApprovalDecided(Box<Approval>),
+    ApprovalExpired(Box<Approval>),
+    ApprovalCancelled(Box<Approval>),
+    QuestionAsked(Box<Question>),
+    QuestionAnswered(Box<Question>),
+    QuestionExpired(Box<Question>),
+    QuestionCancelled(Box<Question>),
+    EffectIntended(Box<Effect>),
+    /// Saved before the tool is run.
+    EffectStarted(Box<Effect>),
+    EffectSettled(Box<Effect>),
+    EffectUncertain(Box<Effect>),
+    EffectReconciled(Box<Effect>),
+    CompactionStarted(Box<Compaction>),
+    CompactionCompleted(Box<Compaction>),
+    CompactionFailed(Box<Compaction>),
+    CheckpointSaved(Box<Checkpoint>),
+    CheckpointDeleted(Box<Checkpoint>),
 }
 
 /// A failed model call that will be made again.
@@ -88,7 +121,7 @@ pub enum BadRecord {
 }
 
 /// Every word, so that a name that was read costs no memory of its own.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 40] = [
     "item.delta",
     "item.started",
     "item.completed",
@@ -105,6 +138,30 @@ const NAMES: [&str; 16] = [
     "thread.updated",
     "thread.archived",
     "thread.deleted",
+    "thread.forked",
+    "prompt.edited",
+    "prompt.withdrawn",
+    "prompt.not_delivered",
+    "turn.steered",
+    "turn.rolled_back",
+    "approval.required",
+    "approval.decided",
+    "approval.expired",
+    "approval.cancelled",
+    "question.asked",
+    "question.answered",
+    "question.expired",
+    "question.cancelled",
+    "effect.intended",
+    "effect.started",
+    "effect.settled",
+    "effect.uncertain",
+    "effect.reconciled",
+    "compaction.started",
+    "compaction.completed",
+    "compaction.failed",
+    "checkpoint.saved",
+    "checkpoint.deleted",
 ];
 
 /// The name as text that lives for ever, if it is one of ours.
@@ -123,18 +180,42 @@ impl Event {
             Self::ThreadUpdated(_) => "thread.updated",
             Self::ThreadStatus(_) => "thread.status",
             Self::ThreadArchived(_) => "thread.archived",
+            Self::ThreadForked(_) => "thread.forked",
             Self::ThreadDeleted(_) => "thread.deleted",
             Self::PromptAdmitted(_) => "prompt.admitted",
             Self::PromptPromoted(_) => "prompt.promoted",
+            Self::PromptEdited(..) => "prompt.edited",
+            Self::PromptWithdrawn(_) => "prompt.withdrawn",
+            Self::PromptNotDelivered(_) => "prompt.not_delivered",
             Self::TurnStarted(_) => "turn.started",
             Self::TurnResumed(_) => "turn.resumed",
             Self::TurnRetrying(_) => "turn.retrying",
+            Self::TurnSteered(_) => "turn.steered",
             Self::TurnInterruptRequested(_) => "turn.interrupt_requested",
             Self::TurnCompleted(_) => "turn.completed",
+            Self::TurnRolledBack(_) => "turn.rolled_back",
             Self::ItemStarted(_) => "item.started",
             Self::ItemDelta(_) => "item.delta",
             Self::ItemCompleted(_) => "item.completed",
             Self::UsageRecorded(..) => "usage.recorded",
+            Self::ApprovalRequired(_) => "approval.required",
+            Self::ApprovalDecided(_) => "approval.decided",
+            Self::ApprovalExpired(_) => "approval.expired",
+            Self::ApprovalCancelled(_) => "approval.cancelled",
+            Self::QuestionAsked(_) => "question.asked",
+            Self::QuestionAnswered(_) => "question.answered",
+            Self::QuestionExpired(_) => "question.expired",
+            Self::QuestionCancelled(_) => "question.cancelled",
+            Self::EffectIntended(_) => "effect.intended",
+            Self::EffectStarted(_) => "effect.started",
+            Self::EffectSettled(_) => "effect.settled",
+            Self::EffectUncertain(_) => "effect.uncertain",
+            Self::EffectReconciled(_) => "effect.reconciled",
+            Self::CompactionStarted(_) => "compaction.started",
+            Self::CompactionCompleted(_) => "compaction.completed",
+            Self::CompactionFailed(_) => "compaction.failed",
+            Self::CheckpointSaved(_) => "checkpoint.saved",
+            Self::CheckpointDeleted(_) => "checkpoint.deleted",
         }
     }
 
@@ -145,17 +226,41 @@ impl Event {
             | Self::ThreadUpdated(_)
             | Self::ThreadStatus(_)
             | Self::ThreadArchived(_)
+            | Self::ThreadForked(_)
             | Self::ThreadDeleted(_)
-            | Self::PromptAdmitted(_) => None,
-            Self::PromptPromoted(admission) => admission.turn_id,
+            | Self::CheckpointSaved(_)
+            | Self::CheckpointDeleted(_) => None,
+            Self::PromptAdmitted(admission)
+            | Self::PromptPromoted(admission)
+            | Self::PromptEdited(admission, _)
+            | Self::PromptWithdrawn(admission)
+            | Self::PromptNotDelivered(admission) => admission.turn_id,
             Self::TurnStarted(turn)
             | Self::TurnResumed(turn)
+            | Self::TurnSteered(turn)
             | Self::TurnInterruptRequested(turn)
-            | Self::TurnCompleted(turn) => Some(turn.id),
+            | Self::TurnCompleted(turn)
+            | Self::TurnRolledBack(turn) => Some(turn.id),
             Self::TurnRetrying(retrying) => Some(retrying.turn.id),
             Self::ItemStarted(item) | Self::ItemCompleted(item) => Some(item.turn_id),
             Self::ItemDelta(delta) => Some(delta.turn),
             Self::UsageRecorded(turn, _) => Some(*turn),
+            Self::ApprovalRequired(approval)
+            | Self::ApprovalDecided(approval)
+            | Self::ApprovalExpired(approval)
+            | Self::ApprovalCancelled(approval) => Some(approval.turn_id),
+            Self::QuestionAsked(question)
+            | Self::QuestionAnswered(question)
+            | Self::QuestionExpired(question)
+            | Self::QuestionCancelled(question) => Some(question.turn_id),
+            Self::EffectIntended(effect)
+            | Self::EffectStarted(effect)
+            | Self::EffectSettled(effect)
+            | Self::EffectUncertain(effect)
+            | Self::EffectReconciled(effect) => Some(effect.turn_id),
+            Self::CompactionStarted(compaction)
+            | Self::CompactionCompleted(compaction)
+            | Self::CompactionFailed(compaction) => Some(compaction.turn_id),
         }
     }
 
@@ -164,6 +269,20 @@ impl Event {
         match self {
             Self::ItemStarted(item) | Self::ItemCompleted(item) => Some(item.id),
             Self::ItemDelta(delta) => Some(delta.item),
+            Self::ApprovalRequired(approval)
+            | Self::ApprovalDecided(approval)
+            | Self::ApprovalExpired(approval)
+            | Self::ApprovalCancelled(approval) => Some(approval.item_id),
+            Self::QuestionAsked(question)
+            | Self::QuestionAnswered(question)
+            | Self::QuestionExpired(question)
+            | Self::QuestionCancelled(question) => Some(question.item_id),
+            Self::EffectIntended(effect)
+            | Self::EffectStarted(effect)
+            | Self::EffectSettled(effect)
+            | Self::EffectUncertain(effect)
+            | Self::EffectReconciled(effect) => Some(effect.item_id),
+            Self::CompactionCompleted(compaction) => compaction.item_id,
             _ => None,
         }
     }
@@ -199,6 +318,37 @@ struct OfDelta<T> {
 struct OfUsage<T> {
     usage: T,
 }
+#[derive(Serialize, Deserialize)]
+struct OfEdit<T> {
+    admission: T,
+    position: u32,
+}
+#[derive(Serialize, Deserialize)]
+struct OfApproval<T> {
+    approval: T,
+}
+#[derive(Serialize)]
+struct OfDecision<'a> {
+    approval: &'a Approval,
+    decision: Option<Decision>,
+    by: Option<DecidedBy>,
+}
+#[derive(Serialize, Deserialize)]
+struct OfQuestion<T> {
+    question: T,
+}
+#[derive(Serialize, Deserialize)]
+struct OfEffect<T> {
+    effect: T,
+}
+#[derive(Serialize, Deserialize)]
+struct OfCompaction<T> {
+    compaction: T,
+}
+#[derive(Serialize, Deserialize)]
+struct OfCheckpoint<T> {
+    checkpoint: T,
+}
 
 impl Serialize for Record {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
@@ -226,15 +376,23 @@ impl Record {
             | Event::ThreadUpdated(thread)
             | Event::ThreadStatus(thread)
             | Event::ThreadArchived(thread)
+            | Event::ThreadForked(thread)
             | Event::ThreadDeleted(thread) => map.serialize_entry("payload", &OfThread { thread: &**thread })?,
-            Event::PromptAdmitted(admission) | Event::PromptPromoted(admission) => {
+            Event::PromptAdmitted(admission)
+            | Event::PromptPromoted(admission)
+            | Event::PromptWithdrawn(admission)
+            | Event::PromptNotDelivered(admission) => {
                 map.serialize_entry("payload", &OfAdmission { admission: &**admission })?;
             }
-            Event::TurnStarted(turn) | Event::TurnResumed(turn) | Event::TurnInterruptRequested(turn) => {
-                map.serialize_entry("payload", &OfTurn { turn: &**turn })?;
+            Event::PromptEdited(admission, position) => {
+                map.serialize_entry("payload", &OfEdit { admission: &**admission, position: *position })?;
             }
+            Event::TurnStarted(turn)
+            | Event::TurnResumed(turn)
+            | Event::TurnSteered(turn)
+            | Event::TurnInterruptRequested(turn) => map.serialize_entry("payload", &OfTurn { turn: &**turn })?,
             Event::TurnRetrying(retrying) => map.serialize_entry("payload", &**retrying)?,
-            Event::TurnCompleted(turn) => {
+            Event::TurnCompleted(turn) | Event::TurnRolledBack(turn) => {
                 map.serialize_entry("payload", &OfEnd { turn, status: turn.status })?;
             }
             Event::ItemStarted(item) | Event::ItemCompleted(item) => {
@@ -244,6 +402,36 @@ impl Record {
                 map.serialize_entry("payload", &OfDelta { kind: delta.kind, delta: delta.delta.as_str() })?;
             }
             Event::UsageRecorded(_, usage) => map.serialize_entry("payload", &OfUsage { usage: &**usage })?,
+            Event::ApprovalDecided(approval) => {
+                let (decision, by) = (approval.decision, approval.by);
+                map.serialize_entry("payload", &OfDecision { approval, decision, by })?;
+            }
+            Event::ApprovalRequired(approval)
+            | Event::ApprovalExpired(approval)
+            | Event::ApprovalCancelled(approval) => {
+                map.serialize_entry("payload", &OfApproval { approval: &**approval })?;
+            }
+            Event::QuestionAsked(question)
+            | Event::QuestionAnswered(question)
+            | Event::QuestionExpired(question)
+            | Event::QuestionCancelled(question) => {
+                map.serialize_entry("payload", &OfQuestion { question: &**question })?;
+            }
+            Event::EffectIntended(effect)
+            | Event::EffectStarted(effect)
+            | Event::EffectSettled(effect)
+            | Event::EffectUncertain(effect)
+            | Event::EffectReconciled(effect) => {
+                map.serialize_entry("payload", &OfEffect { effect: &**effect })?;
+            }
+            Event::CompactionStarted(compaction)
+            | Event::CompactionCompleted(compaction)
+            | Event::CompactionFailed(compaction) => {
+                map.serialize_entry("payload", &OfCompaction { compaction: &**compaction })?;
+            }
+            Event::CheckpointSaved(checkpoint) | Event::CheckpointDeleted(checkpoint) => {
+                map.serialize_entry("payload", &OfCheckpoint { checkpoint: &**checkpoint })?;
+            }
         }
         map.end()
     }
@@ -300,19 +488,33 @@ impl Envelope<'_> {
         let admission = || self.payload::<OfAdmission<Box<Admission>>>().map(|payload| payload.admission);
         let turn = || self.payload::<OfTurn<Box<Turn>>>().map(|payload| payload.turn);
         let item = || self.payload::<OfItem<Box<Item>>>().map(|payload| payload.item);
+        let approval = || self.payload::<OfApproval<Box<Approval>>>().map(|payload| payload.approval);
+        let question = || self.payload::<OfQuestion<Box<Question>>>().map(|payload| payload.question);
+        let effect = || self.payload::<OfEffect<Box<Effect>>>().map(|payload| payload.effect);
+        let compaction = || self.payload::<OfCompaction<Box<Compaction>>>().map(|payload| payload.compaction);
+        let checkpoint = || self.payload::<OfCheckpoint<Box<Checkpoint>>>().map(|payload| payload.checkpoint);
         Ok(match &*self.event {
             "thread.created" => Event::ThreadCreated(thread()?),
             "thread.updated" => Event::ThreadUpdated(thread()?),
             "thread.status" => Event::ThreadStatus(thread()?),
             "thread.archived" => Event::ThreadArchived(thread()?),
+            "thread.forked" => Event::ThreadForked(thread()?),
             "thread.deleted" => Event::ThreadDeleted(thread()?),
             "prompt.admitted" => Event::PromptAdmitted(admission()?),
             "prompt.promoted" => Event::PromptPromoted(admission()?),
+            "prompt.edited" => {
+                let OfEdit { admission, position } = self.payload()?;
+                Event::PromptEdited(admission, position)
+            }
+            "prompt.withdrawn" => Event::PromptWithdrawn(admission()?),
+            "prompt.not_delivered" => Event::PromptNotDelivered(admission()?),
             "turn.started" => Event::TurnStarted(turn()?),
             "turn.resumed" => Event::TurnResumed(turn()?),
             "turn.retrying" => Event::TurnRetrying(self.payload()?),
+            "turn.steered" => Event::TurnSteered(turn()?),
             "turn.interrupt_requested" => Event::TurnInterruptRequested(turn()?),
             "turn.completed" => Event::TurnCompleted(turn()?),
+            "turn.rolled_back" => Event::TurnRolledBack(turn()?),
             "item.started" => Event::ItemStarted(item()?),
             "item.delta" => {
                 let OfDelta { kind, delta } = self.payload()?;
@@ -325,6 +527,24 @@ impl Envelope<'_> {
                 let OfUsage { usage } = self.payload()?;
                 Event::UsageRecorded(self.needs(self.turn_id, "turn")?, usage)
             }
+            "approval.required" => Event::ApprovalRequired(approval()?),
+            "approval.decided" => Event::ApprovalDecided(approval()?),
+            "approval.expired" => Event::ApprovalExpired(approval()?),
+            "approval.cancelled" => Event::ApprovalCancelled(approval()?),
+            "question.asked" => Event::QuestionAsked(question()?),
+            "question.answered" => Event::QuestionAnswered(question()?),
+            "question.expired" => Event::QuestionExpired(question()?),
+            "question.cancelled" => Event::QuestionCancelled(question()?),
+            "effect.intended" => Event::EffectIntended(effect()?),
+            "effect.started" => Event::EffectStarted(effect()?),
+            "effect.settled" => Event::EffectSettled(effect()?),
+            "effect.uncertain" => Event::EffectUncertain(effect()?),
+            "effect.reconciled" => Event::EffectReconciled(effect()?),
+            "compaction.started" => Event::CompactionStarted(compaction()?),
+            "compaction.completed" => Event::CompactionCompleted(compaction()?),
+            "compaction.failed" => Event::CompactionFailed(compaction()?),
+            "checkpoint.saved" => Event::CheckpointSaved(checkpoint()?),
+            "checkpoint.deleted" => Event::CheckpointDeleted(checkpoint()?),
             unknown => return Err(BadRecord::Unknown(unknown.to_owned())),
         })
     }

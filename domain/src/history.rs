@@ -7,12 +7,16 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::record::{Item, ItemKind, MAX_DEPTH, nests_deeper};
+use crate::record::{Item, ItemKind, MAX_DEPTH, TurnStatus, nests_deeper};
 
 /// Metadata key of an item whose answer was cut off and requested again.
 pub const SUPERSEDED: &str = "superseded";
 /// Metadata key: which model call of its turn made the item, from 1.
 pub const CALL: &str = "call";
+/// Metadata key: the arguments of a tool call in the model's own words, where `arguments` says the same differently.
+pub const ARGUMENTS: &str = "arguments_text";
+/// What stands before a summary, so that the model knows what it is.
+pub const SUMMARY: &str = "[Summary of the conversation so far; what it replaces is not shown again]";
 
 /// One message of a conversation, in the terms that chat models share.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +55,7 @@ pub struct History {
     /// The assistant message that is being put together, and the call that made it.
     open: Option<(Option<u64>, Message)>,
     results: Vec<Message>,
+    turn_start: usize,
 }
 
 impl History {
@@ -63,6 +68,9 @@ impl History {
     /// Adds the next item.
     pub fn push(&mut self, item: &Item) {
         if item.metadata.get(SUPERSEDED).is_some() {
+            // Only the last item of an answer that was cut off says so; what its call said before goes with it.
+            let call = item.metadata.get(CALL).and_then(Value::as_u64);
+            self.open.take_if(|(open, _)| *open == call);
             return;
         }
         match item.kind {
@@ -74,7 +82,7 @@ impl History {
             ItemKind::Reasoning => self.assistant(item, |_, reasoning, _| reasoning.push_str(&item.detail)),
             ItemKind::ToolCall | ItemKind::CommandExecution | ItemKind::FileChange => {
                 let text = |key: &str| item.metadata.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-                let arguments = match item.metadata.get("arguments") {
+                let arguments = match item.metadata.get(ARGUMENTS).or_else(|| item.metadata.get("arguments")) {
                     Some(Value::String(raw)) => raw.clone(),
                     Some(value) => value.to_string(),
                     None => String::new(),
@@ -83,15 +91,31 @@ impl History {
                 self.results.push(Message::Tool { call_id: call.call_id.clone(), content: item.detail.clone() });
                 self.assistant(item, |_, _, calls| calls.push(call));
             }
+            ItemKind::ContextCompaction if item.status == TurnStatus::Completed => self.compact(&item.detail),
             // Told to people, not to models.
             ItemKind::ContextCompaction | ItemKind::Status | ItemKind::Error => {}
         }
     }
 
-    /// Ends what was being put together; returns how many messages there are.
-    pub fn settle(&mut self) -> usize {
+    /// Begins the next turn.
+    pub fn turn(&mut self) {
         self.close();
-        self.messages.len()
+        self.turn_start = self.messages.len();
+    }
+
+    /// Where in the messages the turn begins that was begun last.
+    pub const fn turn_start(&self) -> usize {
+        self.turn_start
+    }
+
+    /// Replaces what came before by its summary: all but the system prompt, and what users said in this turn.
+    fn compact(&mut self, summary: &str) {
+        self.close();
+        let said = self.messages.split_off(self.turn_start);
+        self.messages.retain(|message| matches!(message, Message::System { .. }));
+        self.messages.push(Message::User { content: format!("{SUMMARY}\n\n{summary}") });
+        self.turn_start = self.messages.len();
+        self.messages.extend(said.into_iter().filter(|message| matches!(message, Message::User { .. })));
     }
 
     /// The messages so far.
@@ -132,7 +156,6 @@ mod tests {
     use super::*;
     use crate::{
         id::{ItemId, TurnId},
-        record::TurnStatus,
         time::UnixMs,
     };
 
@@ -198,6 +221,19 @@ mod tests {
                 assistant("done", "", &[]),
             ]
         );
+    }
+
+    #[test]
+    fn what_an_answer_said_before_it_was_cut_off_is_not_shown_either() {
+        let items = [
+            item(ItemKind::UserMessage, "hi", json!({})),
+            item(ItemKind::AgentMessage, "one", json!({"call": 1})),
+            item(ItemKind::Reasoning, "hm", json!({"call": 2})),
+            item(ItemKind::AgentMessage, "tw", json!({"call": 2})),
+            item(ItemKind::Reasoning, "mh", json!({"call": 2, "superseded": true})),
+            item(ItemKind::AgentMessage, "two", json!({"call": 3})),
+        ];
+        assert_eq!(history(&items)[2..], [assistant("one", "", &[]), assistant("two", "", &[])]);
     }
 
     #[test]

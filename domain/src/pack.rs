@@ -81,6 +81,30 @@ pub fn pack(schema: u8, first: Seq, events: Vec<StoredEvent>) -> Result<Vec<Pack
     Ok(packed)
 }
 
+/// The beginning of a joined delta, up to `last`, for a reader whose newest event is the one at `prev`: what that
+/// reader gets at once is `whole`, and what one gets whose newest event is the one at `last` is `rest`.
+/// `schema` is the schema under which they were stored.
+pub fn beginning(
+    schema: u8,
+    whole: &StoredEvent,
+    rest: &StoredEvent,
+    prev: Seq,
+    last: Seq,
+) -> Result<StoredEvent, BadRecord> {
+    let bad = || BadRecord::Json("two parts of a log do not belong to one run of deltas".to_owned());
+    let (mut record, rest) = (Record::decode(schema, &whole.json)?, Record::decode(schema, &rest.json)?);
+    let Event::ItemDelta(end) = &rest.event else { return Err(bad()) };
+    match &mut record.event {
+        Event::ItemDelta(delta) if delta.item == end.item && record.seq == rest.seq && last < rest.seq => {
+            let length = delta.delta.strip_suffix(end.delta.as_str()).ok_or_else(bad)?.len();
+            delta.delta.truncate(length);
+        }
+        _ => return Err(bad()),
+    }
+    record.seq = last;
+    Ok(stored(&record, prev))
+}
+
 /// Deltas that are being joined.
 struct Joining {
     first: Seq,
@@ -204,6 +228,25 @@ mod tests {
             }
             prop_assert_eq!(before, last);
         }
+    }
+
+    #[test]
+    fn a_run_is_cut_at_its_end_as_it_is_at_its_beginning() {
+        let texts = ["é", "", "é", "☃é"];
+        let events: Vec<_> = (5..).zip(texts).map(|(seq, text)| delta(seq, 1, text)).collect();
+        let packed = pack(SCHEMA, 5, events).unwrap();
+        let [Packed::Run(run)] = packed.as_slice() else { panic!("{packed:?}") };
+        for after in 4..7 {
+            for last in after + 1..8 {
+                let [whole, rest] = [after, last].map(|after| run.rest(SCHEMA, after).unwrap());
+                let part = beginning(SCHEMA, &whole, &rest, after, last).unwrap();
+                let text = texts[(after - 4) as usize..(last - 4) as usize].concat();
+                assert_eq!(replay(&[Packed::Event(part)], last, after), [(last, after, text)]);
+            }
+        }
+        let (whole, other) = (run.rest(SCHEMA, 4).unwrap(), delta(8, 2, "é"));
+        assert!(beginning(SCHEMA, &whole, &other, 4, 7).is_err());
+        assert!(beginning(SCHEMA, &whole, &whole, 4, 8).is_err());
     }
 
     #[test]

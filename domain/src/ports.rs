@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use crate::{
     history::{Message, ToolCall},
-    id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    id::{OperationId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
     price::Totals,
-    record::{ModelChoice, Usage},
+    record::{EffectClass, ModelChoice, Permit, Purpose, TurnSettings, Usage},
     time::UnixMs,
 };
 
@@ -37,6 +37,9 @@ pub struct ModelRequest {
     pub messages: Vec<Message>,
     /// Where in `messages` the open turn begins, with its prompt. What users say behind it are steers.
     pub turn_start: usize,
+    pub purpose: Purpose,
+    /// The tools that the model may call.
+    pub tools: Vec<ToolSpec>,
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
     pub max_tokens: Option<u32>,
@@ -88,7 +91,14 @@ pub struct Answered {
     pub reason: FinishReason,
     /// `None` when the provider reported none.
     pub usage: Option<Usage>,
-    pub tool_calls: Vec<ToolCall>,
+    pub tool_calls: Vec<Requested>,
+}
+
+/// A tool call as the model asked for it, and what is to be made of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Requested {
+    pub call: ToolCall,
+    pub judgement: Judgement,
 }
 
 /// Why a model call failed.
@@ -176,6 +186,128 @@ pub trait Models: Send + Sync + 'static {
 #[error("{0}")]
 pub struct UnknownModel(pub String);
 
+// ---- tools ---------------------------------------------------------------------------------------
+
+/// What a model is told about a tool.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolSpec {
+    pub name: String,
+    pub description: String,
+    /// JSON Schema of the arguments, which are an object.
+    pub schema: serde_json::Value,
+}
+
+/// What is to be made of a tool call, before anything happens.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Judgement {
+    /// There is no such tool.
+    Unknown,
+    /// The arguments do not fit the tool; the sentence is for the model.
+    Invalid(String),
+    /// A rule forbids it.
+    Forbidden { reason: String, rule: String },
+    /// It is a question to a person.
+    Question { question: String, options: Vec<String> },
+    /// It is to be run, if it may.
+    Run(Box<Planned>),
+}
+
+/// A tool call that can be run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    pub class: EffectClass,
+    pub gate: Gate,
+    pub arguments: serde_json::Value,
+    /// Over the canonical form (RFC 8785) of `arguments`; lower-case hex.
+    pub arguments_sha256: String,
+    /// For people: what will be run, and where.
+    pub command: Option<String>,
+    pub cwd: Option<String>,
+    /// The words of the command, where it is one that could be read.
+    pub words: Option<Vec<String>>,
+    /// Why it has to be asked, where it has to be.
+    pub reason: String,
+    /// What a lasting approval would let pass.
+    pub amendment: Option<Permit>,
+    /// The rule of the tenant that lets it pass.
+    pub permitted_by: Option<String>,
+}
+
+/// Who has to agree to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// Nobody.
+    Open,
+    /// A person, unless the turn approves by itself.
+    Ask,
+    /// A person, unless the turn approves by itself and is trusted.
+    FullAccess,
+}
+
+/// One attempt of one tool call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Invocation {
+    pub key: ThreadKey,
+    pub turn: TurnId,
+    /// The same for every attempt: what makes an idempotent tool idempotent.
+    pub operation: OperationId,
+    /// From 1.
+    pub attempt: u32,
+    pub tool: String,
+    pub arguments: serde_json::Value,
+    pub workspace: Option<String>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToolEnd {
+    /// It happened; the output is for the model.
+    Done(String),
+    /// It is over and did not succeed; the sentence is for the model.
+    Failed(String),
+    /// It did not happen, which only a tool that was asked can say.
+    NotDone,
+    /// Nobody knows whether it happened.
+    Unknown(String),
+}
+
+/// A tool at work. Dropping it gives it up, whatever it has done.
+pub type ToolRun = Pin<Box<dyn Future<Output = ToolEnd> + Send>>;
+
+/// The tools that are configured.
+pub trait Tools: Send + Sync + 'static {
+    /// What may be offered to the model of such a turn.
+    fn specs(&self, key: ThreadKey, settings: &TurnSettings) -> Vec<ToolSpec>;
+
+    /// Judges a call. `permits` are the calls that the tenant approved for ever, by the names of the rules.
+    fn judge(&self, call: &ToolCall, settings: &TurnSettings, permits: &[(String, Permit)]) -> Judgement;
+
+    /// Runs a call that was judged, as often as its class allows.
+    fn run(&self, invocation: Invocation) -> ToolRun;
+
+    /// Asks a reconcilable tool what became of an operation that it was started with.
+    fn reconcile(&self, invocation: Invocation) -> ToolRun;
+}
+
+/// No tools at all.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoTools;
+
+impl Tools for NoTools {
+    fn specs(&self, _: ThreadKey, _: &TurnSettings) -> Vec<ToolSpec> {
+        Vec::new()
+    }
+    fn judge(&self, _: &ToolCall, _: &TurnSettings, _: &[(String, Permit)]) -> Judgement {
+        Judgement::Unknown
+    }
+    fn run(&self, invocation: Invocation) -> ToolRun {
+        Box::pin(async move { ToolEnd::Failed(format!("unknown tool: {}", invocation.tool)) })
+    }
+    fn reconcile(&self, _: Invocation) -> ToolRun {
+        Box::pin(async { ToolEnd::Unknown("the tool is no longer configured".to_owned()) })
+    }
+}
+
 // ---- the log -------------------------------------------------------------------------------------
 
 /// Serialised events that stand side by side in a log.
@@ -261,6 +393,7 @@ pub struct Receipt {
 
 /// One step of one thread, to be stored whole or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "almost every write is an append: a box for each would save nothing")]
 pub enum Write {
     Append(Append),
     /// Removes what can be found of a thread whose row cannot be read, which no writer can own. Refused as a
@@ -362,6 +495,8 @@ pub enum RecordKind {
     Question = 2,
     /// Effects whose outcome is, or was, uncertain.
     Effect = 3,
+    /// Prompts that have left the inbox.
+    Input = 4,
 }
 
 /// What a thread spent on a day with one model: added to what is there.
@@ -437,7 +572,7 @@ pub trait LogStore: Send + Sync + 'static {
     /// refuses all of them, and unless it is [`StoreError::Full`] any prefix may nevertheless be stored.
     ///
     /// An append that is stored has a position in its tenant's feed: 1, 2, 3 … in the order of the commits, and of
-    /// the writes of one commit. What is not an append has none, and is answered with 0.
+    /// the writes of one commit. What is not an append, or brings no event, has none, and is answered with 0.
     fn commit(&self, writes: &[Write]) -> Result<Vec<Result<u64, WriteRefused>>, StoreError>;
 
     /// The most writes that one commit should hold.

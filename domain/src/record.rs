@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    id::{InputId, ItemId, Seq, ThreadId, TurnId},
+    id::{ApprovalId, InputId, ItemId, OperationId, QuestionId, Seq, ThreadId, TurnId},
+    price::{Cost, Price},
     time::UnixMs,
 };
 
@@ -33,7 +34,13 @@ pub struct Thread {
     pub active_turn: Option<TurnId>,
     /// Prompts that wait in the inbox.
     pub queued: u32,
+    /// Whether they go on waiting when no turn is open.
+    #[serde(default)]
+    pub queue_paused: bool,
     pub pending_approvals: u32,
+    /// Where the thread began, if it is a fork.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forked_from: Option<ForkedFrom>,
     pub created_at: UnixMs,
     /// When a turn last began or ended, or the settings last changed.
     pub updated_at: UnixMs,
@@ -43,12 +50,20 @@ pub struct Thread {
     pub metadata: Metadata,
 }
 
+/// The thread whose log a fork continues, and the last event that they share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ForkedFrom {
+    pub thread_id: ThreadId,
+    pub seq: Seq,
+}
+
 /// What a thread is doing now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ThreadStatus {
     Idle,
     Running,
+    /// A turn is open, and goes on when a person has decided, or answered.
     AwaitingApproval,
     Archived,
 }
@@ -88,6 +103,8 @@ pub struct ModelChoice {
 pub struct Turn {
     pub id: TurnId,
     pub thread_id: ThreadId,
+    #[serde(default)]
+    pub kind: TurnKind,
     pub status: TurnStatus,
     /// The caller's summary of the prompt, or its beginning.
     pub input_summary: String,
@@ -101,10 +118,24 @@ pub struct Turn {
     pub steer_count: u32,
     /// Times the turn was continued after the process that ran it was gone.
     pub resume_count: u32,
+    /// Steers that came too late for the turn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_delivered: Vec<InputId>,
     pub created_at: UnixMs,
     pub started_at: Option<UnixMs>,
     pub ended_at: Option<UnixMs>,
     pub duration_ms: Option<u64>,
+}
+
+/// What a turn is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TurnKind {
+    /// A prompt is answered.
+    #[default]
+    Prompt,
+    /// The conversation so far is replaced by a summary of it.
+    Compaction,
 }
 
 /// What one turn runs with.
@@ -119,6 +150,9 @@ pub struct TurnSettings {
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
     pub max_tokens: Option<u32>,
+    /// What the model cost when the turn began; absent when nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<Price>,
 }
 
 /// What a start request sets for its own turn; what it leaves open, the thread's settings fill at the start.
@@ -142,6 +176,9 @@ pub struct TurnOverrides {
     pub max_tokens: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_summary: Option<String>,
+    /// The intent by which the tenant's routing rules chose the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route_intent: Option<String>,
 }
 
 /// Where a turn, or an item, stands.
@@ -214,8 +251,23 @@ impl Usage {
 pub struct UsageEntry {
     pub engine: String,
     pub model: String,
+    #[serde(default)]
+    pub purpose: Purpose,
     #[serde(flatten)]
     pub usage: Usage,
+    /// By the price in the turn's settings; absent when there is none, or no usage was reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+}
+
+/// What a model call is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    #[default]
+    Answer,
+    /// The summary that takes the place of the conversation so far.
+    Compaction,
 }
 
 /// A visible unit of a turn.
@@ -251,17 +303,29 @@ pub enum ItemKind {
     Error,
 }
 
+impl ItemKind {
+    /// Whether it is a tool call, whose text is the tool's output.
+    pub const fn is_tool(self) -> bool {
+        matches!(self, Self::ToolCall | Self::CommandExecution | Self::FileChange)
+    }
+}
+
 /// A prompt in the thread's inbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Admission {
     pub id: InputId,
     pub thread_id: ThreadId,
+    #[serde(default)]
+    pub kind: TurnKind,
     pub delivery: Delivery,
     pub status: AdmissionStatus,
+    /// What becomes of a steer that comes too late.
+    #[serde(default, skip_serializing_if = "Undelivered::is_report")]
+    pub undelivered: Undelivered,
     pub prompt: String,
     /// The rest of the start request, as given.
     pub overrides: TurnOverrides,
-    /// The turn it became.
+    /// The turn it became; of a steer, the turn that it is meant for.
     pub turn_id: Option<TurnId>,
     pub created_at: UnixMs,
 }
@@ -283,7 +347,281 @@ pub enum Delivery {
 #[serde(rename_all = "snake_case")]
 pub enum AdmissionStatus {
     Pending,
+    /// It became a turn, or a part of one.
     Promoted,
+    /// Its caller took it back.
+    Withdrawn,
+    /// A steer whose turn ended before the model could see it.
+    NotDelivered,
+}
+
+/// What becomes of a steer whose turn ends before the model saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Undelivered {
+    /// It is reported, and that is all.
+    #[default]
+    Report,
+    /// It is reported, and becomes the next queued prompt.
+    Queue,
+}
+
+impl Undelivered {
+    const fn is_report(&self) -> bool {
+        matches!(self, Self::Report)
+    }
+}
+
+/// Something that a tool must not do before a person, or a rule made by one, lets it. Bound to one call: other
+/// arguments are another approval.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Approval {
+    pub id: ApprovalId,
+    pub thread_id: ThreadId,
+    pub turn_id: TurnId,
+    pub item_id: ItemId,
+    /// The model's name for the call.
+    pub call_id: String,
+    pub operation_id: OperationId,
+    pub tool: String,
+    pub effect_class: EffectClass,
+    #[schema(value_type = Object)]
+    pub arguments: serde_json::Value,
+    /// Over the canonical form (RFC 8785) of `arguments`; lower-case hex.
+    pub arguments_sha256: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Why it is asked.
+    pub reason: String,
+    /// The rule that made it necessary, or that answered it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matched_rule: Option<String>,
+    pub available_decisions: Vec<Decision>,
+    /// What `approved_for_session` and `approved_always` let pass from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amendment: Option<Permit>,
+    pub status: ApprovalStatus,
+    pub decision: Option<Decision>,
+    /// Who decided: `caller`, or `auto`, `session`, `policy` where nobody had to be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<DecidedBy>,
+    /// What the decider said; of a denial, shown to the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision_reason: Option<String>,
+    pub requested_at: UnixMs,
+    pub expires_at: UnixMs,
+    pub decided_at: Option<UnixMs>,
+}
+
+/// Where an approval stands. One that nobody decided is never recorded as a person's denial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ApprovalStatus {
+    Pending,
+    Approved,
+    Denied,
+    Aborted,
+    Expired,
+    /// Its turn ended first.
+    Cancelled,
+}
+
+/// What may be decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    /// This call, once.
+    Approved,
+    /// This call, and what its amendment permits on this thread.
+    ApprovedForSession,
+    /// This call, and what its amendment permits for the whole tenant.
+    ApprovedAlways,
+    /// Not this call; the model is told.
+    Denied,
+    /// Not this call, and the turn ends.
+    Abort,
+}
+
+/// Who decided an approval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DecidedBy {
+    Caller,
+    Auto,
+    Session,
+    Policy,
+}
+
+/// Which calls need not be asked about again. What is absent is not looked at; one that names neither arguments nor
+/// a command permits nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Permit {
+    pub tool: String,
+    /// Exactly these arguments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments_sha256: Option<String>,
+    /// Commands that begin with these words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command_prefix: Option<Vec<String>>,
+}
+
+impl Permit {
+    /// Whether a call of `tool` is covered. `words` are those of its command, where it has one that could be read.
+    pub fn covers(&self, tool: &str, arguments_sha256: &str, words: Option<&[String]>) -> bool {
+        let narrowed =
+            self.arguments_sha256.is_some() || self.command_prefix.as_ref().is_some_and(|words| !words.is_empty());
+        narrowed
+            && self.tool == tool
+            && self.arguments_sha256.as_deref().is_none_or(|digest| digest == arguments_sha256)
+            && self.command_prefix.as_ref().is_none_or(|prefix| words.is_some_and(|words| words.starts_with(prefix)))
+    }
+}
+
+/// Something the agent asks a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Question {
+    pub id: QuestionId,
+    pub thread_id: ThreadId,
+    pub turn_id: TurnId,
+    pub item_id: ItemId,
+    pub call_id: String,
+    pub question: String,
+    /// Answers that the agent proposes; any other is as good.
+    pub options: Vec<String>,
+    pub status: QuestionStatus,
+    pub answer: Option<String>,
+    pub asked_at: UnixMs,
+    pub expires_at: UnixMs,
+    pub answered_at: Option<UnixMs>,
+}
+
+/// Where a question stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QuestionStatus {
+    Pending,
+    Answered,
+    Expired,
+    /// Its turn ended first.
+    Cancelled,
+}
+
+/// How often something may be done without harm. Declared by the tool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EffectClass {
+    /// Changes nothing.
+    Read,
+    /// Done twice with the same operation id, it is as if done once.
+    Idempotent,
+    /// The tool can say later whether an operation happened.
+    Reconcilable,
+    /// Must not be done twice, and nobody can say whether it was done.
+    Once,
+}
+
+/// One effect on the world, from intent to outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Effect {
+    /// The same for every attempt.
+    pub operation_id: OperationId,
+    pub thread_id: ThreadId,
+    pub turn_id: TurnId,
+    pub item_id: ItemId,
+    pub call_id: String,
+    pub tool: String,
+    pub class: EffectClass,
+    pub status: EffectStatus,
+    /// Times it was started.
+    pub attempt: u32,
+    pub outcome: Option<EffectOutcome>,
+    /// Why it is uncertain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What was decided about an uncertain one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolution: Option<Resolution>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved_by: Option<ResolvedBy>,
+    /// Of an uncertain one: its turn has ended, so that nothing can be done about it here any more.
+    #[serde(default)]
+    pub closed: bool,
+    pub intended_at: UnixMs,
+    pub started_at: Option<UnixMs>,
+    pub ended_at: Option<UnixMs>,
+}
+
+/// Where an effect stands. `intended → started → settled | uncertain`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EffectStatus {
+    /// Nothing has happened yet.
+    Intended,
+    /// It may have happened.
+    Started,
+    /// Its outcome is known.
+    Settled,
+    /// It was started, and nobody knows whether it happened.
+    Uncertain,
+}
+
+/// How a settled effect ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EffectOutcome {
+    Succeeded,
+    Failed,
+    /// It was not done: its turn ended first.
+    Canceled,
+}
+
+/// What is to become of an uncertain effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Resolution {
+    /// Start it again: it did not happen, or doing it again does no harm.
+    Retry,
+    /// It happened, with this output.
+    Settle,
+    /// End the turn.
+    Abort,
+}
+
+/// Who resolved an uncertain effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ResolvedBy {
+    Caller,
+    /// The tool was asked, and knew.
+    Tool,
+}
+
+/// The replacement of a conversation by its summary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Compaction {
+    pub turn_id: TurnId,
+    /// Whether the conversation's size called for it, not a caller.
+    pub automatic: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Tokens of the last model call before it, where they were reported.
+    pub tokens_before: Option<u64>,
+    /// The item that holds the summary, once there is one.
+    pub item_id: Option<ItemId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<TurnError>,
+}
+
+/// A named place in a thread's log, from which a fork can begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Checkpoint {
+    pub name: String,
+    pub thread_id: ThreadId,
+    /// The last event that a fork from here shares.
+    pub seq: Seq,
+    pub created_at: UnixMs,
 }
 
 /// What an interrupt did: the turn as it ended, and where in the log.
@@ -292,9 +630,8 @@ pub struct InterruptReceipt {
     pub turn: Turn,
     /// The `seq` of the turn's terminal event.
     pub ended_seq: Seq,
-    /// Every effect that the turn had started, with its state. Empty while no tool can have one.
-    #[schema(value_type = Vec<Object>)]
-    pub effects: Vec<serde_json::Value>,
+    /// Every effect that the turn had started, with its state.
+    pub effects: Vec<Effect>,
 }
 
 /// How deep JSON that comes from outside may nest: far below what a reader of our records can follow.

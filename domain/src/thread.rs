@@ -4,28 +4,43 @@
 //!            start                    answer without tool calls, failure, interrupt
 //!   idle ───────────────▶ calling ─────────────────────────────────────────────────▶ idle, or the
 //!                         ▲  ▲  │ │                                                  next prompt's turn
-//!      answer with calls, │  │  │ └─ transient failure ─▶ waiting ─┐
-//!      all of them settled└──┼──┘                                  │ tick at `retry_at`
-//!                            └─────────────────────────────────────┘
-//!   any ── recover (its engine is gone) ─▶ calling again, with a fresh call number; or interrupted
+//!                         │  │  │ └─ transient failure ─▶ pausing ─┐
+//!                         │  └──┼───────────── tick at `retry_at` ─┘
+//!                         │     │ answer with tool calls
+//!        every call done: │     ▼
+//!        steers are seen, └─ working ◀───────── decision, answer, resolution ────────┐
+//!        a long history      │ the first call that is not done asks a person: ─▶ waiting
+//!        is compacted        └ otherwise it is run ([`Owed::tools`])                (no engine)
+//!
+//!   any ── recover (its engine is gone) ─▶ calling again, with a fresh call number; tools by their class
+//!   any ── interrupt, abort, deadline ──▶ idle, or the next prompt's turn; everything open is closed first
 //! ```
+//!
+//! A tool call is `approval? → intended → started → settled | uncertain` (`tools`). A compaction is a model call
+//! whose answer takes the place of what came before; it runs in a turn of its own, or before a call of another
+//! (`compaction`).
 //!
 //! [`ThreadState::step`] judges a request and, when it accepts, emits events; an event changes the state only
 //! through [`ThreadState::apply`], which recovery uses too, so live and replayed states are equal.
 //! [`ThreadState::owed`] says what must happen while a state lasts; asking twice for it is harmless.
 //!
-//! Invariants: seqs are dense; at most one turn is open; a turn, and an item, ends exactly once; nothing of a turn
-//! follows its end; a refused request changes nothing; queued prompts run in the order in which they were admitted.
+//! Invariants: seqs are dense; at most one turn is open; a turn, an item, an approval, a question and a tool call
+//! end exactly once; nothing of a turn follows its end but its reversal; a refused request changes nothing; queued
+//! prompts run in the order of the inbox; an effect of class `once` is started at most once without a person's word.
 //!
-//! Absent on purpose: clocks, fresh ids (both come with [`Cx`]), I/O, and any memory of settled turns, which
-//! are found in the log.
+//! Absent on purpose: clocks, fresh ids (both come with [`Cx`]), I/O, and any memory of settled turns but the last,
+//! which can be edited; the others are found in the log.
 
 mod apply;
+mod compaction;
+mod fork;
+mod inbox;
 mod settings;
 mod start;
 mod step;
 #[cfg(test)]
 mod tests;
+mod tools;
 mod turn;
 
 use std::collections::VecDeque;
@@ -34,15 +49,24 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     apply::Impossible,
+    compaction::INSTRUCTION,
+    fork::ForkPoint,
     step::{Rest, Step},
 };
 use crate::{
     command::Limits,
-    id::{InputId, Seq, ThreadId, TurnId},
-    ports::Ids,
-    record::{Admission, Item, Thread, Turn},
+    id::{ApprovalId, InputId, OperationId, QuestionId, Seq, ThreadId, ThreadKey, TurnId},
+    ports::{Ids, Invocation},
+    price::Prices,
+    record::{
+        Admission, Approval, ApprovalStatus, Checkpoint, Compaction, Effect, EffectClass, EffectStatus, Item,
+        OnRestart, Permit, Purpose, Question, Thread, Turn,
+    },
     time::UnixMs,
 };
+
+/// The checkpoint that is the newest, whatever its name.
+pub const LATEST: &str = "latest";
 
 /// What a step may know of the world.
 #[derive(Clone, Copy)]
@@ -50,6 +74,7 @@ pub struct Cx<'a> {
     pub now: UnixMs,
     pub ids: &'a dyn Ids,
     pub limits: &'a Limits,
+    pub prices: &'a Prices,
 }
 
 /// A loaded thread.
@@ -59,6 +84,15 @@ pub struct ThreadState {
     view: Thread,
     inbox: VecDeque<Queued>,
     open: Option<OpenTurn>,
+    /// The last turn of the conversation, if it ended and can be taken out of it.
+    last: Option<Last>,
+    /// The `started_seq` of the turn that holds the newest compaction: what came before it, no model sees. 0: all.
+    context_seq: Seq,
+    /// Tokens of the last model call, where they were reported.
+    context_tokens: Option<u64>,
+    /// Calls that need not be asked about again on this thread.
+    grants: Vec<Permit>,
+    checkpoints: Vec<Checkpoint>,
 }
 
 /// A prompt that waits, and the event that holds it.
@@ -66,6 +100,16 @@ pub struct ThreadState {
 struct Queued {
     seq: Seq,
     admission: Admission,
+}
+
+/// The last turn that answered a prompt, and the compaction that came after it, if one did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Last {
+    pub turn: Turn,
+    pub started_seq: Seq,
+    /// [`ThreadState::context_seq`] when it began.
+    pub context_seq: Seq,
+    compaction: Option<(Turn, Seq)>,
 }
 
 /// The turn that is not over yet.
@@ -83,6 +127,22 @@ pub struct OpenTurn {
     retry_at: Option<UnixMs>,
     /// Times the turn was continued since it last got anywhere.
     resumes: u32,
+    /// Tool calls of the last answer that are not done, in the model's order.
+    calls: Vec<OpenCall>,
+    /// Effects that were started, of calls that are done, in the order in which these came to their end.
+    effects: Vec<Effect>,
+    /// What the model is to see at the next step.
+    steers: VecDeque<Queued>,
+    /// The compaction that the due model call is for.
+    compacting: Option<Compaction>,
+    /// Whether one was completed in this turn.
+    compacted: bool,
+    /// [`ThreadState::context_seq`] when the turn began.
+    context_seq: Seq,
+    /// Since when it waits for a person.
+    waiting_since: Option<UnixMs>,
+    /// How long it waited before.
+    waited_ms: u64,
 }
 
 /// An item of the open turn; `settled` is the seq of its `item.completed`.
@@ -92,6 +152,18 @@ struct OpenItem {
     settled: Option<Seq>,
 }
 
+/// A tool call that is not done.
+#[derive(Debug, Clone, PartialEq)]
+enum OpenCall {
+    Approval(Box<Approval>),
+    Question(Question),
+    Effect {
+        effect: Effect,
+        /// The tool is to be asked what became of it before anything else.
+        reconcile: bool,
+    },
+}
+
 /// A turn that just ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settled {
@@ -99,28 +171,71 @@ pub struct Settled {
     pub started_seq: Seq,
     /// The seqs of its items' final events, in item order.
     pub items: Vec<Seq>,
+    /// Where the conversation before it begins.
+    pub context_seq: Seq,
 }
 
 /// What a state demands of its host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Owed {
     /// Run this model call of the open turn; any other must not run.
     pub call: Option<(TurnId, u32)>,
+    /// Send [`crate::command::Command::Begin`]: tools are ready to be started.
+    pub begin: bool,
+    /// Run these tools; any other must not run.
+    pub tools: Vec<Due>,
     /// Send a tick then, even if the thread must be loaded for it.
     pub wake_at: Option<UnixMs>,
 }
 
-/// The state of a thread without an open turn, as it is stored. Prompts that wait are named by the event that holds them.
+/// One attempt of one tool call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    pub operation: OperationId,
+    pub attempt: u32,
+    /// Ask the tool what became of it instead of running it.
+    pub reconcile: bool,
+}
+
+/// The state of a thread without an open turn, as it is stored. Prompts that wait are named by the event that holds
+/// them, the last turn by its start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     view: Thread,
     inbox: Vec<(InputId, Seq)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last: Option<LastRef>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    context_seq: Seq,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    context_tokens: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    grants: Vec<Permit>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    checkpoints: Vec<Checkpoint>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct LastRef {
+    started_seq: Seq,
+    context_seq: Seq,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    compaction: Option<Seq>,
+}
+
+fn is_zero(seq: &Seq) -> bool {
+    *seq == 0
 }
 
 impl Snapshot {
     /// The events that [`ThreadState::restore`] needs beside the snapshot, in this order.
     pub fn needs(&self) -> impl Iterator<Item = Seq> {
         self.inbox.iter().map(|(_, seq)| *seq)
+    }
+
+    /// The settled turns that it needs, by their `started_seq`, in this order.
+    pub fn needs_turns(&self) -> impl Iterator<Item = Seq> {
+        self.last.into_iter().flat_map(|last| [Some(last.started_seq), last.compaction]).flatten()
     }
 }
 
@@ -140,28 +255,72 @@ impl ThreadState {
         self.open.as_ref()
     }
 
+    /// The last turn of the conversation, unless one is open or it was taken out.
+    pub const fn last(&self) -> Option<&Last> {
+        self.last.as_ref()
+    }
+
+    /// The `started_seq` of the turn from which on a model sees the conversation; 0 for all of it.
+    pub const fn context_seq(&self) -> Seq {
+        self.context_seq
+    }
+
     /// Prompts that wait, first to run first.
     pub fn inbox(&self) -> impl Iterator<Item = &Admission> {
         self.inbox.iter().map(|queued| &queued.admission)
     }
 
+    /// Named places in the log, oldest first.
+    pub fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> {
+        self.checkpoints.iter()
+    }
+
     /// What must happen while this state lasts.
     pub fn owed(&self) -> Owed {
-        match &self.open {
-            None => Owed::default(),
-            Some(OpenTurn { retry_at: Some(at), .. }) => Owed { call: None, wake_at: Some(*at) },
-            Some(open) => Owed { call: Some((open.turn.id, open.call)), wake_at: None },
+        let Some(open) = &self.open else { return Owed::default() };
+        let mut owed = Owed { wake_at: open.wake_at(), ..Owed::default() };
+        if open.calls.is_empty() && open.retry_at.is_none() {
+            owed.call = Some((open.turn.id, open.call));
         }
+        for (effect, reconcile) in open.due() {
+            match effect.status {
+                EffectStatus::Started => {
+                    owed.tools.push(Due { operation: effect.operation_id, attempt: effect.attempt, reconcile });
+                }
+                _ => owed.begin = true,
+            }
+        }
+        owed
     }
 
     /// Since when the thread has had work that must go on by itself.
     pub fn owes_since(&self) -> Option<UnixMs> {
-        self.open.as_ref().map(|open| open.turn.created_at)
+        let open = self.open.as_ref()?;
+        // What waits for a person need not be loaded for it, unless a restart is to end it.
+        let owes = !open.waits() || self.view.on_restart == OnRestart::Interrupt;
+        owes.then_some(open.turn.created_at)
     }
 
-    /// When the open turn has taken too long.
+    /// When the open turn has taken too long. Time in which it waits for a person does not count.
     pub fn deadline(&self, limits: &Limits) -> Option<UnixMs> {
-        self.open.as_ref().map(|open| open.deadline(limits))
+        self.open.as_ref().filter(|open| !open.waits()).map(|open| open.deadline(limits))
+    }
+
+    /// What the tool is told that is due.
+    pub fn invocation(&self, key: ThreadKey, due: Due) -> Option<(Invocation, EffectClass)> {
+        let open = self.open.as_ref()?;
+        let (effect, _) = open.due().find(|(effect, _)| effect.operation_id == due.operation)?;
+        let item = open.items().find(|item| item.id == effect.item_id)?;
+        let invocation = Invocation {
+            key,
+            turn: open.turn.id,
+            operation: due.operation,
+            attempt: due.attempt,
+            tool: effect.tool.clone(),
+            arguments: item.metadata.get("arguments").cloned().unwrap_or_default(),
+            workspace: self.view.workspace.clone(),
+        };
+        Some((invocation, effect.class))
     }
 
     /// About how many bytes of memory the state holds.
@@ -169,13 +328,24 @@ impl ThreadState {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         let view = text(&self.view.title) + text(&self.view.system_prompt) + text(&self.view.workspace);
         let inbox: usize = self.inbox.iter().map(|queued| queued.admission.prompt.len() + 512).sum();
-        let open = self.open.as_ref().map_or(0, |open| open.items().map(|item| item.detail.len() + 512).sum());
-        1024 + view + inbox + open
+        let lists = 256 * (self.grants.len() + self.checkpoints.len());
+        2048 + view + inbox + lists + self.open.as_ref().map_or(0, OpenTurn::held_bytes)
     }
 
     fn snapshot(&self) -> Snapshot {
-        let inbox = self.inbox.iter().map(|queued| (queued.admission.id, queued.seq)).collect();
-        Snapshot { view: self.view.clone(), inbox }
+        Snapshot {
+            view: self.view.clone(),
+            inbox: self.inbox.iter().map(|queued| (queued.admission.id, queued.seq)).collect(),
+            last: self.last.as_ref().map(|last| LastRef {
+                started_seq: last.started_seq,
+                context_seq: last.context_seq,
+                compaction: last.compaction.as_ref().map(|(_, seq)| *seq),
+            }),
+            context_seq: self.context_seq,
+            context_tokens: self.context_tokens,
+            grants: self.grants.clone(),
+            checkpoints: self.checkpoints.clone(),
+        }
     }
 
     fn id(&self) -> ThreadId {
@@ -199,12 +369,98 @@ impl OpenTurn {
         self.items.iter().map(|open| &open.item)
     }
 
-    fn deadline(&self, limits: &Limits) -> UnixMs {
-        UnixMs(self.turn.created_at.0.saturating_add(limits.turn_ms))
+    /// What the due model call is for.
+    pub const fn purpose(&self) -> Purpose {
+        match self.compacting {
+            Some(_) => Purpose::Compaction,
+            None => Purpose::Answer,
+        }
     }
 
-    /// The item that text may still be added to. At most one is open at a time.
-    fn open_item(&self) -> Option<&Item> {
-        self.items.last().filter(|open| open.settled.is_none()).map(|open| &open.item)
+    /// The compaction that is under way.
+    pub const fn compacting(&self) -> Option<&Compaction> {
+        self.compacting.as_ref()
+    }
+
+    /// Approvals that wait for a decision.
+    pub fn approvals(&self) -> impl Iterator<Item = &Approval> {
+        self.calls.iter().filter_map(|call| match call {
+            OpenCall::Approval(approval) if approval.status == ApprovalStatus::Pending => Some(&**approval),
+            _ => None,
+        })
+    }
+
+    fn approval(&self, id: ApprovalId) -> Option<&Approval> {
+        self.approvals().find(|approval| approval.id == id)
+    }
+
+    fn questions(&self) -> impl Iterator<Item = &Question> {
+        self.calls.iter().filter_map(|call| match call {
+            OpenCall::Question(question) => Some(question),
+            _ => None,
+        })
+    }
+
+    fn question(&self, id: QuestionId) -> Option<&Question> {
+        self.questions().find(|question| question.id == id)
+    }
+
+    /// Effects of calls that are not done.
+    fn open_effects(&self) -> impl Iterator<Item = &Effect> {
+        self.calls.iter().filter_map(|call| match call {
+            OpenCall::Effect { effect, .. } => Some(effect),
+            _ => None,
+        })
+    }
+
+    fn open_effect(&self, operation: OperationId) -> Option<&Effect> {
+        self.open_effects().find(|effect| effect.operation_id == operation)
+    }
+
+    /// The effects that may run now, and whether the tool is to be asked first: calls run one after the other, but
+    /// those that only read, together.
+    fn due(&self) -> impl Iterator<Item = (&Effect, bool)> {
+        let mut alone = false;
+        self.calls.iter().enumerate().map_while(move |(at, call)| match call {
+            OpenCall::Effect { effect, reconcile }
+                if matches!(effect.status, EffectStatus::Intended | EffectStatus::Started) && !alone =>
+            {
+                let reads = effect.class == EffectClass::Read;
+                alone = !reads;
+                (reads || at == 0).then_some((effect, *reconcile))
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether nothing can happen before a person has spoken.
+    fn waits(&self) -> bool {
+        !self.calls.is_empty() && self.due().next().is_none()
+    }
+
+    fn wake_at(&self) -> Option<UnixMs> {
+        let approvals = self.approvals().map(|approval| approval.expires_at);
+        let questions = self.questions().map(|question| question.expires_at);
+        self.retry_at.into_iter().chain(approvals).chain(questions).min()
+    }
+
+    fn deadline(&self, limits: &Limits) -> UnixMs {
+        UnixMs(self.turn.created_at.0.saturating_add(limits.turn_ms).saturating_add(self.waited_ms))
+    }
+
+    /// The item that streamed text may still be added to. At most one is open at a time.
+    fn open_text(&self) -> Option<&Item> {
+        let open = self.items.iter().rev().find(|open| open.settled.is_none() && !open.item.kind.is_tool());
+        open.map(|open| &open.item)
+    }
+
+    fn item(&self, id: crate::id::ItemId) -> Option<&Item> {
+        self.items().find(|item| item.id == id)
+    }
+
+    fn held_bytes(&self) -> usize {
+        let items: usize = self.items().map(|item| item.detail.len() + 512).sum();
+        let steers: usize = self.steers.iter().map(|queued| queued.admission.prompt.len() + 512).sum();
+        items + steers + 1024 * (self.calls.len() + self.effects.len())
     }
 }

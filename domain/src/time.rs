@@ -10,9 +10,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct UnixMs(pub u64);
 
 impl UnixMs {
-    /// The instant `span` later.
-    pub const fn after(self, span: Duration) -> Self {
-        Self(self.0.saturating_add(span.as_millis() as u64))
+    /// The last instant that the text form can name.
+    pub const LAST: Self = Self(253_402_300_799_999);
+
+    /// The instant `span` later, or the last one.
+    pub fn after(self, span: Duration) -> Self {
+        let span = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(span)).min(Self::LAST)
     }
 
     /// Milliseconds from `earlier` to here; zero when the clock went backwards.
@@ -23,10 +27,8 @@ impl UnixMs {
 
 impl fmt::Display for UnixMs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match i64::try_from(self.0).ok().and_then(DateTime::from_timestamp_millis) {
-            Some(instant) => f.write_str(&instant.to_rfc3339_opts(SecondsFormat::Millis, true)),
-            None => f.write_str("9999-12-31T23:59:59.999Z"),
-        }
+        let instant = DateTime::from_timestamp_millis((*self).min(Self::LAST).0 as i64).unwrap_or_default();
+        f.write_str(&instant.to_rfc3339_opts(SecondsFormat::Millis, true))
     }
 }
 
@@ -66,5 +68,15 @@ mod tests {
         let text = serde_json::to_string(&instant).unwrap();
         assert_eq!(text, "\"2026-11-18T11:06:40.007Z\"");
         assert_eq!(serde_json::from_str::<UnixMs>(&text).unwrap(), instant);
+    }
+
+    #[test]
+    fn nothing_is_later_than_what_can_be_written_and_read_back() {
+        let last = UnixMs(1_000).after(Duration::MAX);
+        assert_eq!(last, UnixMs::LAST);
+        let text = serde_json::to_string(&last).unwrap();
+        assert_eq!(text, "\"9999-12-31T23:59:59.999Z\"");
+        assert_eq!(serde_json::from_str::<UnixMs>(&text).unwrap(), last);
+        assert_eq!(UnixMs(u64::MAX).to_string(), "9999-12-31T23:59:59.999Z");
     }
 }

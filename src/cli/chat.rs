@@ -3,19 +3,30 @@
 //! Everything that is shown comes from the thread's events, so a cut connection costs nothing: the stream goes on
 //! at its cursor. Answers go to stdout; the thread's id, prompts and remarks go to stderr.
 
-use std::io::{IsTerminal, Write};
+use std::{
+    collections::VecDeque,
+    io::{IsTerminal, Write},
+};
 
 use clap::Args;
-use raddle_domain::id::Seq;
+use raddle_domain::{
+    id::{InputId, Seq},
+    record::{Approval, Decision, Question, Undelivered},
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
 };
 
-use super::{Failure, Remote, plain, say, write};
-use crate::client::{Client, ClientError, EventView, NewThread, StartTurn};
+use super::{Failure, Remote, approvals, plain, say, word, write};
+use crate::client::{Client, ClientError, EventView, NewThread, Refusal, StartTurn};
 
 /// Talk; an empty line is skipped, Ctrl-C interrupts an answer, Ctrl-D leaves.
+///
+/// In a terminal a line that is typed while an answer streams is shown to the model at its next step. When the
+/// agent asks for something, the next line is the answer.
 #[derive(Debug, Args)]
 pub struct Chat {
     /// Go on with this thread instead of a new one
@@ -38,16 +49,27 @@ impl Chat {
         };
         let (id, mut after) = (thread.id.to_string(), thread.seq);
         eprintln!("thread {id}");
-        // A thread that is busy: its turn is shown first.
+        let mut person = Person::new()?;
+        let mut waits = VecDeque::new();
+        // A thread that is busy: its turn is shown first, and what it waits for.
         let mut open = thread.active_turn.map(|turn| turn.to_string());
-        let mut lines = lines();
-        let mut interrupts = signal(SignalKind::interrupt())?;
+        if let Some(turn) = &open {
+            waits = asked(&client, &id, turn).await?;
+        }
+        // What was meant for a turn that ended first.
+        let mut late = VecDeque::new();
         loop {
             let turn = match open.take() {
                 Some(turn) => turn,
                 None => {
-                    let Some(prompt) = ask(&mut lines, &mut interrupts).await? else { return Ok(()) };
-                    match client.start_turn(&id, &StartTurn { prompt: &prompt, model }).await {
+                    let prompt = match late.pop_front() {
+                        Some(prompt) => prompt,
+                        None => match person.prompt().await? {
+                            Some(prompt) => prompt,
+                            None => return Ok(()),
+                        },
+                    };
+                    match client.start_turn(&id, &StartTurn { prompt: &prompt, model, ..StartTurn::default() }).await {
                         Ok(turn) => turn.id.to_string(),
                         // Somebody else is talking in this thread: say so, and let the person decide.
                         Err(ClientError::Refused(refusal)) if refusal.code == "turn-open" => {
@@ -58,9 +80,9 @@ impl Chat {
                     }
                 }
             };
-            let mut show = Show::new(&turn, self.remote.json);
-            match answer(&client, &id, &mut after, &mut show, &mut interrupts).await? {
-                Ended::Turn => {}
+            let mut talk = Talk::new(&client, &id, Show::new(&turn, self.remote.json), std::mem::take(&mut waits));
+            match talk.follow(&mut after, &mut person).await? {
+                Ended::Turn => late.append(&mut talk.late),
                 Ended::Thread => return Err(Failure::Failed("the thread was deleted".into())),
                 Ended::Person => return Ok(()),
             }
@@ -73,7 +95,7 @@ pub(super) async fn first_turn(client: &Client, prompt: &str) -> Result<(), Fail
     let thread = client.create_thread(&NewThread::default()).await?;
     let id = thread.id.to_string();
     eprintln!("\nthread {id}\n> {}", plain(prompt));
-    let turn = client.start_turn(&id, &StartTurn { prompt, model: None }).await?.id.to_string();
+    let turn = client.start_turn(&id, &StartTurn { prompt, ..StartTurn::default() }).await?.id.to_string();
     let mut show = Show::new(&turn, false);
     let mut events = client.follow(&id, thread.seq);
     while let Some((_, json)) = events.next().await? {
@@ -95,43 +117,280 @@ enum Ended {
     Person,
 }
 
-/// Shows a turn until it ends.
-async fn answer(
-    client: &Client,
-    thread: &str,
-    after: &mut Seq,
-    show: &mut Show<'_>,
-    interrupts: &mut Signal,
-) -> Result<Ended, Failure> {
-    let mut events = client.follow(thread, *after);
-    let mut interrupted = false;
-    loop {
-        let next = tokio::select! {
-            next = events.next() => next?,
-            _ = interrupts.recv() => {
-                if std::mem::replace(&mut interrupted, true) {
-                    show.end()?;
-                    return Ok(Ended::Person);
-                }
-                match client.interrupt(thread, show.turn).await {
-                    Ok(_) => {}
-                    // It has just ended by itself; the stream will say so.
-                    Err(ClientError::Refused(refusal)) if refusal.code == "turn-not-active" => {}
-                    Err(err) => return Err(err.into()),
-                }
-                continue;
-            }
-        };
-        let Some((name, json)) = next else { return Ok(Ended::Thread) };
-        if name == "thread.deleted" {
-            continue;
-        }
-        let event = read(&json)?;
-        *after = event.seq;
-        if show.event(&event, &json)? {
-            return Ok(Ended::Turn);
+/// What a turn waits for a person to say.
+#[derive(Debug, Clone, PartialEq)]
+enum Wait {
+    Approval(Box<Approval>),
+    Question(Box<Question>),
+}
+
+impl Wait {
+    fn id(&self) -> String {
+        match self {
+            Self::Approval(approval) => approval.id.to_string(),
+            Self::Question(question) => question.id.to_string(),
         }
     }
+
+    /// Tells the person what is asked, and what may be said.
+    fn show(&self) {
+        match self {
+            Self::Approval(approval) => {
+                eprintln!("[may this be done? {}]", approvals::call(approval));
+                eprintln!("[{}]", plain(&approval.reason));
+                eprint!("{} ", choices(approval));
+            }
+            Self::Question(question) => {
+                eprintln!("[{}]", plain(&question.question));
+                question.options.iter().for_each(|option| eprintln!("- {}", plain(option)));
+                eprint!("answer> ");
+            }
+        }
+        // What cannot be shown cannot be helped either.
+        let _ = std::io::stderr().flush();
+    }
+}
+
+/// The words that decide, as far as the approval allows them.
+const WORDS: [(&str, Decision); 5] = [
+    ("y", Decision::Approved),
+    ("n", Decision::Denied),
+    ("session", Decision::ApprovedForSession),
+    ("always", Decision::ApprovedAlways),
+    ("abort", Decision::Abort),
+];
+
+fn choices(approval: &Approval) -> String {
+    let allowed = WORDS.iter().filter(|(_, decision)| approval.available_decisions.contains(decision));
+    format!("[{}]", allowed.map(|(word, _)| *word).collect::<Vec<_>>().join("/"))
+}
+
+/// What a line decides, and why; `None` when it is no clear word. A refusal may give a reason, `n not there`; nothing
+/// but the bare word lets a call pass.
+fn decision(line: &str, allowed: &[Decision]) -> Option<(Decision, Option<String>)> {
+    let line = line.trim();
+    let (first, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let first = match first.to_lowercase().as_str() {
+        "yes" => "y".to_owned(),
+        "no" => "n".to_owned(),
+        other => other.to_owned(),
+    };
+    let (_, decision) = WORDS.into_iter().find(|(word, _)| *word == first)?;
+    let reason = Some(rest.trim().to_owned()).filter(|rest| !rest.is_empty());
+    let refuses = matches!(decision, Decision::Denied | Decision::Abort);
+    (allowed.contains(&decision) && (refuses || reason.is_none())).then_some((decision, reason))
+}
+
+/// What a turn that was open before we came waits for.
+async fn asked(client: &Client, thread: &str, turn: &str) -> Result<VecDeque<Wait>, Failure> {
+    let query = [("thread", thread.to_owned()), ("status", "pending".to_owned()), ("limit", "500".to_owned())];
+    let approvals = client.approvals(&query).await?.data.into_iter().filter(|asked| asked.turn_id.to_string() == turn);
+    let questions = client.questions(&query).await?.data.into_iter().filter(|asked| asked.turn_id.to_string() == turn);
+    let approvals = approvals.map(|approval| Wait::Approval(Box::new(approval)));
+    Ok(approvals.chain(questions.map(|question| Wait::Question(Box::new(question)))).collect())
+}
+
+/// One turn, between its events and a person.
+struct Talk<'a> {
+    client: &'a Client,
+    thread: &'a str,
+    show: Show<'a>,
+    /// The first is the one that the person was asked.
+    waits: VecDeque<Wait>,
+    /// Lines that were said into the turn.
+    steers: Vec<InputId>,
+    /// Those of them that came too late.
+    late: VecDeque<String>,
+}
+
+impl<'a> Talk<'a> {
+    fn new(client: &'a Client, thread: &'a str, show: Show<'a>, waits: VecDeque<Wait>) -> Self {
+        Self { client, thread, show, waits, steers: Vec::new(), late: VecDeque::new() }
+    }
+
+    /// Shows the turn until it ends, and passes on what the person says meanwhile.
+    async fn follow(&mut self, after: &mut Seq, person: &mut Person) -> Result<Ended, Failure> {
+        let mut events = self.client.follow(self.thread, *after);
+        let mut interrupted = false;
+        self.waits.front().inspect(|wait| wait.show());
+        loop {
+            // From a pipe only what was asked for is taken early: the rest are prompts, each for its own turn.
+            let listens = !person.silent && (person.types || !self.waits.is_empty());
+            let next = tokio::select! {
+                next = events.next() => next?,
+                _ = person.interrupts.recv() => {
+                    if std::mem::replace(&mut interrupted, true) {
+                        self.show.end()?;
+                        return Ok(Ended::Person);
+                    }
+                    match self.client.interrupt(self.thread, self.show.turn, false).await {
+                        Ok(_) => {}
+                        // It has just ended by itself; the stream will say so.
+                        Err(ClientError::Refused(refusal)) if refusal.code == "turn-not-active" => {}
+                        Err(err) => return Err(err.into()),
+                    }
+                    continue;
+                }
+                line = person.lines.recv(), if listens => {
+                    match line {
+                        Some(line) => self.line(&line.map_err(unreadable)?).await?,
+                        None => person.silent = true,
+                    }
+                    if let (true, Some(wait)) = (person.silent, self.waits.front()) {
+                        return nobody(person.types, wait);
+                    }
+                    continue;
+                }
+            };
+            let Some((name, json)) = next else { return Ok(Ended::Thread) };
+            if name == "thread.deleted" {
+                continue;
+            }
+            let event = read(&json)?;
+            *after = event.seq;
+            let over = self.show.event(&event, &json)?;
+            self.event(event)?;
+            if over {
+                return Ok(Ended::Turn);
+            }
+            if let (true, Some(wait)) = (person.silent, self.waits.front()) {
+                return nobody(person.types, wait);
+            }
+        }
+    }
+
+    /// Notes what the turn waits for, and what it waits for no more.
+    fn event(&mut self, event: EventView) -> Result<(), Failure> {
+        if event.turn_id.as_deref() != Some(self.show.turn) {
+            return Ok(());
+        }
+        match event.event.as_str() {
+            "approval.required" => self.asks(Wait::Approval(record(event, "approval")?)),
+            "question.asked" => self.asks(Wait::Question(record(event, "question")?)),
+            "approval.decided" | "approval.expired" | "approval.cancelled" => {
+                let approval: Box<Approval> = record(event, "approval")?;
+                self.settled(&approval.id.to_string(), &word(&approval.status))
+            }
+            "question.answered" | "question.expired" | "question.cancelled" => {
+                let question: Box<Question> = record(event, "question")?;
+                self.settled(&question.id.to_string(), &word(&question.status))
+            }
+            "effect.uncertain" => {
+                self.show.end()?;
+                let text = |name: &str| plain(event.payload["effect"][name].as_str().unwrap_or_default());
+                eprintln!("[nobody knows whether {} happened: {}]", text("tool"), text("reason"));
+                eprintln!("[to go on: raddle effects resolve {} retry|settle|abort]", text("operation_id"));
+                Ok(())
+            }
+            "prompt.not_delivered" => {
+                let admission: Box<raddle_domain::record::Admission> = record(event, "admission")?;
+                if self.steers.contains(&admission.id) {
+                    self.late.push_back(admission.prompt);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn asks(&mut self, wait: Wait) -> Result<(), Failure> {
+        // It may be known from before the stream began.
+        if self.waits.iter().any(|known| known.id() == wait.id()) {
+            return Ok(());
+        }
+        self.waits.push_back(wait);
+        if let [first] = self.waits.make_contiguous() {
+            self.show.end()?;
+            first.show();
+        }
+        Ok(())
+    }
+
+    /// Somebody else decided, or nobody may any more.
+    fn settled(&mut self, id: &str, how: &str) -> Result<(), Failure> {
+        let Some(at) = self.waits.iter().position(|wait| wait.id() == id) else { return Ok(()) };
+        self.waits.remove(at);
+        if at == 0 {
+            self.show.end()?;
+            eprintln!("\n[{how}]");
+            self.waits.front().inspect(|wait| wait.show());
+        }
+        Ok(())
+    }
+
+    /// Does what a line says: it decides, answers, or steers.
+    async fn line(&mut self, line: &str) -> Result<(), Failure> {
+        let said = match self.waits.front() {
+            Some(Wait::Approval(approval)) => match decision(line, &approval.available_decisions) {
+                Some((decision, reason)) => {
+                    self.client.decide(&approval.id.to_string(), decision, reason.as_deref()).await.map(drop)
+                }
+                None => {
+                    eprint!("{} ", choices(approval));
+                    return Ok(());
+                }
+            },
+            _ if line.trim().is_empty() => return Ok(()),
+            Some(Wait::Question(question)) => self.client.answer(&question.id.to_string(), line).await.map(drop),
+            None => return self.steer(line).await,
+        };
+        match said {
+            Ok(()) => {}
+            Err(ClientError::Refused(refusal)) if over(&refusal) => eprintln!("{refusal}"),
+            Err(ClientError::Refused(refusal)) => {
+                eprintln!("{refusal}");
+                self.waits.front().inspect(|wait| wait.show());
+                return Ok(());
+            }
+            Err(err) => return Err(err.into()),
+        }
+        self.waits.pop_front();
+        self.waits.front().inspect(|wait| wait.show());
+        Ok(())
+    }
+
+    async fn steer(&mut self, line: &str) -> Result<(), Failure> {
+        match self.client.steer(self.thread, self.show.turn, line, Undelivered::Report).await {
+            Ok(admission) => {
+                self.steers.push(admission.id);
+                Ok(())
+            }
+            // The turn has just ended: what was meant for it is the next prompt.
+            Err(ClientError::Refused(refusal)) if refusal.code == "turn-not-active" => {
+                self.late.push_back(line.to_owned());
+                Ok(())
+            }
+            Err(ClientError::Refused(refusal)) => {
+                eprintln!("{refusal}");
+                Ok(())
+            }
+            Err(err) => Err(err.into()),
+        }
+    }
+}
+
+/// Whether what was to be decided is decided, or gone.
+fn over(refusal: &Refusal) -> bool {
+    matches!(refusal.code.as_str(), "already-decided" | "not-found" | "thread-deleted")
+}
+
+/// The turn waits, and nobody is left to decide here. It goes on waiting without us.
+fn nobody(types: bool, wait: &Wait) -> Result<Ended, Failure> {
+    eprintln!();
+    if types {
+        return Ok(Ended::Person);
+    }
+    let what = match wait {
+        Wait::Approval(_) => "approvals",
+        Wait::Question(_) => "questions",
+    };
+    Err(Failure::Failed(format!("the turn waits for {}, and the input has ended; see `raddle {what} ls`", wait.id())))
+}
+
+/// The record that an event holds.
+fn record<T: DeserializeOwned>(mut event: EventView, name: &str) -> Result<Box<T>, Failure> {
+    serde_json::from_value(event.payload.get_mut(name).map_or(Value::Null, Value::take))
+        .map_err(|err| Failure::Failed(format!("an event is not as expected: {err}")))
 }
 
 /// One turn on its way to the terminal.
@@ -206,27 +465,46 @@ impl<'a> Show<'a> {
     }
 }
 
-/// The next prompt; `None` when the person leaves.
-async fn ask(
-    lines: &mut mpsc::Receiver<std::io::Result<String>>,
-    interrupts: &mut Signal,
-) -> Result<Option<String>, Failure> {
-    loop {
-        if std::io::stdin().is_terminal() {
-            eprint!("> ");
-            std::io::stderr().flush()?;
-        }
-        let line = tokio::select! {
-            line = lines.recv() => line,
-            _ = interrupts.recv() => None,
-        };
-        match line {
-            None => return Ok(None),
-            Some(Err(err)) => return Err(Failure::Failed(format!("cannot read: {err}"))),
-            Some(Ok(line)) if line.trim().is_empty() => {}
-            Some(Ok(line)) => return Ok(Some(line)),
+/// Who talks.
+struct Person {
+    lines: mpsc::Receiver<std::io::Result<String>>,
+    interrupts: Signal,
+    /// At a terminal, where a line is meant for the moment in which it is typed.
+    types: bool,
+    /// There are no more lines.
+    silent: bool,
+}
+
+impl Person {
+    fn new() -> Result<Self, Failure> {
+        let interrupts = signal(SignalKind::interrupt())?;
+        Ok(Self { lines: lines(), interrupts, types: std::io::stdin().is_terminal(), silent: false })
+    }
+
+    /// The next prompt; `None` when the person leaves.
+    async fn prompt(&mut self) -> Result<Option<String>, Failure> {
+        loop {
+            if self.types {
+                eprint!("> ");
+                std::io::stderr().flush()?;
+            }
+            let line = tokio::select! {
+                line = self.lines.recv() => line,
+                _ = self.interrupts.recv() => None,
+            };
+            match line {
+                None => return Ok(None),
+                Some(line) => match line.map_err(unreadable)? {
+                    line if line.trim().is_empty() => {}
+                    line => return Ok(Some(line)),
+                },
+            }
         }
     }
+}
+
+fn unreadable(err: std::io::Error) -> Failure {
+    Failure::Failed(format!("cannot read: {err}"))
 }
 
 /// Lines of stdin. A thread of its own: a read from a terminal cannot be called off, and must not hold up the exit.
@@ -241,4 +519,32 @@ fn lines() -> mpsc::Receiver<std::io::Result<String>> {
         }
     });
     receive
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_bare_word_lets_a_call_pass() {
+        let all = WORDS.map(|(_, decision)| decision);
+        let said = |line: &str| decision(line, &all);
+        for yes in ["y", " Y ", "yes", "YES"] {
+            assert_eq!(said(yes), Some((Decision::Approved, None)), "{yes}");
+        }
+        assert_eq!(said("always"), Some((Decision::ApprovedAlways, None)));
+        assert_eq!(said("session"), Some((Decision::ApprovedForSession, None)));
+        assert_eq!(said("n"), Some((Decision::Denied, None)));
+        assert_eq!(said("no  not there "), Some((Decision::Denied, Some("not there".into()))));
+        assert_eq!(said("abort"), Some((Decision::Abort, None)));
+        for unclear in ["", "yeah", "y but wait", "always not", "yn", "why?"] {
+            assert_eq!(said(unclear), None, "{unclear}");
+        }
+    }
+
+    #[test]
+    fn what_the_approval_does_not_allow_is_no_decision() {
+        assert_eq!(decision("always", &[Decision::Approved, Decision::Denied]), None);
+        assert_eq!(decision("y", &[]), None);
+    }
 }

@@ -1,11 +1,15 @@
-//! `raddle threads`: list, show, follow, delete.
+//! `raddle threads`: list, show, follow, delete; and what is done to a conversation.
 
 use clap::{Args, Subcommand};
-use raddle_domain::id::Seq;
+use raddle_domain::{
+    command::IfIdle,
+    id::Seq,
+    record::{Delivery, Thread, Turn, Undelivered},
+};
 use serde_json::{Value, json};
 
-use super::{Failure, Remote, plain, say, say_json};
-use crate::client::EventView;
+use super::{Failure, Parameters, Remote, collect, plain, say, say_json, word};
+use crate::client::{EventView, Fork, PatchThread, StartTurn, Started};
 
 /// What to do with threads.
 #[derive(Debug, Args)]
@@ -51,12 +55,154 @@ enum Verb {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Make a thread that goes on from this one
+    Fork {
+        thread: String,
+        /// After this item
+        #[arg(long, value_name = "ITEM", conflicts_with_all = ["before_turn", "checkpoint"])]
+        at_item: Option<String>,
+        /// Before this turn
+        #[arg(long, value_name = "TURN", conflicts_with = "checkpoint")]
+        before_turn: Option<String>,
+        /// At this checkpoint; `latest` is the newest one
+        #[arg(long, value_name = "NAME")]
+        checkpoint: Option<String>,
+        /// What the new thread is called
+        #[arg(long)]
+        title: Option<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Replace the conversation so far by a summary
+    Compact {
+        thread: String,
+        /// What the summary is for
+        #[arg(long)]
+        reason: Option<String>,
+        /// Wait for the open turn instead of being refused
+        #[arg(long)]
+        queue: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Ask the last question in other words: its turn leaves the conversation
+    Edit {
+        thread: String,
+        prompt: String,
+        /// Which model answers
+        #[arg(long, value_name = "M")]
+        model: Option<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Tell the model of the open turn something while it works
+    Steer {
+        thread: String,
+        prompt: String,
+        /// If it comes too late, let it wait as the next prompt
+        #[arg(long)]
+        queue: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// End the open turn
+    Interrupt {
+        thread: String,
+        /// And let queued prompts wait until the thread is resumed
+        #[arg(long)]
+        pause: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Let queued prompts wait although no turn is open
+    Pause {
+        thread: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Let queued prompts run again
+    Resume {
+        thread: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Save, list, forget and restore checkpoints
+    Checkpoint(Checkpoint),
     /// Delete a thread and everything in it
     Rm {
         thread: String,
         #[command(flatten)]
         remote: Remote,
     },
+}
+
+/// What to do with the checkpoints of a thread.
+#[derive(Debug, Args)]
+struct Checkpoint {
+    #[command(subcommand)]
+    verb: CheckpointVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum CheckpointVerb {
+    /// Name the thread's last settled moment
+    Save {
+        thread: String,
+        name: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// List checkpoints, oldest first
+    Ls {
+        thread: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Forget a checkpoint
+    Rm {
+        thread: String,
+        name: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Make a thread that goes on from a checkpoint
+    Restore {
+        thread: String,
+        /// `latest` is the newest one
+        name: String,
+        /// What the new thread is called
+        #[arg(long)]
+        title: Option<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+impl Checkpoint {
+    async fn run(self) -> Result<(), Failure> {
+        match self.verb {
+            CheckpointVerb::Save { thread, name, remote } => {
+                let saved = remote.client()?.save_checkpoint(&thread, &name).await?;
+                if remote.json { say_json(&saved) } else { say(&format!("{}  seq {}", plain(&saved.name), saved.seq)) }
+            }
+            CheckpointVerb::Ls { thread, remote } => {
+                let saved = remote.client()?.checkpoints(&thread).await?.data;
+                if remote.json {
+                    return say_json(&saved);
+                }
+                saved.iter().try_for_each(|saved| {
+                    say(&format!("{:>6}  {}  {}", saved.seq, saved.created_at, plain(&saved.name)))
+                })
+            }
+            CheckpointVerb::Rm { thread, name, remote } => {
+                remote.client()?.delete_checkpoint(&thread, &name).await?;
+                if remote.json { say_json(&json!({ "deleted": name })) } else { Ok(()) }
+            }
+            CheckpointVerb::Restore { thread, name, title, remote } => {
+                made(&remote, &remote.client()?.restore(&thread, &name, title.as_deref()).await?)
+            }
+        }
+    }
 }
 
 impl Threads {
@@ -80,6 +226,43 @@ impl Threads {
                     follow(&remote, &thread, after).await
                 }
             }
+            Verb::Fork { thread, at_item, before_turn, checkpoint, title, remote } => {
+                let fork = Fork {
+                    at_item: at_item.as_deref(),
+                    before_turn: before_turn.as_deref(),
+                    checkpoint: checkpoint.as_deref(),
+                    title: title.as_deref(),
+                };
+                made(&remote, &remote.client()?.fork(&thread, &fork).await?)
+            }
+            Verb::Compact { thread, reason, queue, remote } => {
+                started(&remote, &remote.client()?.compact(&thread, reason.as_deref(), queue).await?)
+            }
+            Verb::Edit { thread, prompt, model, remote } => {
+                let turn = remote.client()?.edit(&thread, &prompt, model.as_deref()).await?;
+                if remote.json { say_json(&turn) } else { stands(&turn) }
+            }
+            Verb::Steer { thread, prompt, queue, remote } => {
+                let start = StartTurn {
+                    prompt: &prompt,
+                    delivery: Some(Delivery::Steer),
+                    if_idle: Some(IfIdle::Reject),
+                    undelivered: queue.then_some(Undelivered::Queue),
+                    ..StartTurn::default()
+                };
+                started(&remote, &remote.client()?.deliver(&thread, &start).await?)
+            }
+            Verb::Interrupt { thread, pause, remote } => {
+                let client = remote.client()?;
+                let Some(turn) = client.thread(&thread).await?.active_turn else {
+                    return Err(Failure::Refused("no turn is open".to_owned()));
+                };
+                let receipt = client.interrupt(&thread, &turn.to_string(), pause).await?;
+                if remote.json { say_json(&receipt) } else { stands(&receipt.turn) }
+            }
+            Verb::Pause { thread, remote } => pause(&remote, &thread, true).await,
+            Verb::Resume { thread, remote } => pause(&remote, &thread, false).await,
+            Verb::Checkpoint(checkpoint) => checkpoint.run().await,
             Verb::Rm { thread, remote } => {
                 remote.client()?.delete_thread(&thread).await?;
                 if remote.json { say_json(&json!({ "deleted": thread })) } else { Ok(()) }
@@ -88,25 +271,44 @@ impl Threads {
     }
 }
 
-async fn list(remote: &Remote, filter: Vec<(&str, String)>, limit: usize) -> Result<(), Failure> {
+/// The new thread's id, and nothing else: it is what a script goes on with.
+fn made(remote: &Remote, thread: &Thread) -> Result<(), Failure> {
+    if remote.json { say_json(thread) } else { say(&thread.id.to_string()) }
+}
+
+fn started(remote: &Remote, started: &Started) -> Result<(), Failure> {
+    match started {
+        started if remote.json => say_json(started),
+        Started::Turn { turn } => stands(turn),
+        Started::Queued { admission, active_turn } => say(&format!("{}  waits for {active_turn}", admission.id)),
+    }
+}
+
+fn stands(turn: &Turn) -> Result<(), Failure> {
+    say(&format!("{}  {}", turn.id, word(&turn.status)))
+}
+
+async fn pause(remote: &Remote, thread: &str, queue_paused: bool) -> Result<(), Failure> {
+    let patch = PatchThread { queue_paused: Some(queue_paused), ..PatchThread::default() };
+    let thread = remote.client()?.patch_thread(thread, &patch).await?;
+    if remote.json {
+        return say_json(&thread);
+    }
+    let how = if thread.queue_paused { "paused" } else { "not paused" };
+    say(&format!("{}  {how}, {} queued", thread.id, thread.queued))
+}
+
+async fn list(remote: &Remote, filter: Parameters, limit: usize) -> Result<(), Failure> {
     let client = remote.client()?;
-    let mut threads = Vec::new();
-    let mut cursor = None;
-    loop {
-        let mut query = filter.clone();
-        query.push(("limit", (limit - threads.len()).min(500).to_string()));
-        query.extend(cursor.map(|cursor| ("cursor", cursor)));
+    let threads = collect(limit, filter, async |query| {
         let page = client.threads(&query).await?;
-        threads.extend(page.data);
-        for lost in page.unavailable {
+        for lost in &page.unavailable {
             let text = |name: &str| plain(lost[name].as_str().unwrap_or_default());
             eprintln!("{} is unavailable: {}", text("id"), text("detail"));
         }
-        cursor = page.next_cursor;
-        if cursor.is_none() || threads.len() >= limit {
-            break;
-        }
-    }
+        Ok(page)
+    });
+    let threads = threads.await?;
     if remote.json {
         return say_json(&threads);
     }
@@ -124,8 +326,9 @@ fn show(snapshot: &Value) -> Result<(), Failure> {
     let thread = &snapshot["thread"];
     say(&format!("{}  {}", text(&thread["id"]), text(&thread["title"])))?;
     say(&format!(
-        "{}, {}/{}, seq {}",
+        "{}{}, {}/{}, seq {}",
         text(&thread["status"]),
+        if thread["queue_paused"] == true { ", queue paused" } else { "" },
         text(&thread["engine"]),
         text(&thread["model"]),
         snapshot["seq"]
@@ -139,6 +342,9 @@ fn show(snapshot: &Value) -> Result<(), Failure> {
         if let Some(why) = turn["error"]["message"].as_str() {
             say(&format!("error: {}", plain(why)))?;
         }
+    }
+    for approval in rows("approvals") {
+        say(&format!("\napproval {}: {}", text(&approval["id"]), text(&approval["tool"])))?;
     }
     for entry in rows("inbox") {
         say(&format!("\nwaiting {}: {}", entry["position"], text(&entry["prompt"])))?;
@@ -185,7 +391,11 @@ fn event(remote: &Remote, json: &str) -> Result<(), Failure> {
         "item.delta" => payload["delta"].as_str(),
         "item.started" | "item.completed" => payload["item"]["summary"].as_str(),
         "turn.completed" => payload["status"].as_str(),
-        "prompt.admitted" | "prompt.promoted" => payload["admission"]["prompt"].as_str(),
+        name if name.starts_with("prompt.") => payload["admission"]["prompt"].as_str(),
+        name if name.starts_with("approval.") => payload["approval"]["tool"].as_str(),
+        name if name.starts_with("question.") => payload["question"]["question"].as_str(),
+        name if name.starts_with("effect.") => payload["effect"]["tool"].as_str(),
+        name if name.starts_with("checkpoint.") => payload["checkpoint"]["name"].as_str(),
         name if name.starts_with("turn.") => payload["turn"]["input_summary"].as_str(),
         name if name.starts_with("thread.") => payload["thread"]["status"].as_str(),
         _ => None,

@@ -6,13 +6,14 @@
 
 use std::fmt::Write as _;
 
-use raddle_actors::ItemPlace;
+use raddle_actors::{ItemPlace, TenantCursor};
 use raddle_domain::{
     id::{InputId, Seq, TenantId, ThreadId, ThreadKey},
     ports::Place,
     time::UnixMs,
 };
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::problem::Problem;
 
@@ -26,6 +27,10 @@ pub enum List {
     Turns(ThreadKey),
     Items(ThreadKey),
     Inbox(ThreadKey),
+    Approvals(TenantId),
+    Questions(TenantId),
+    Effects(TenantId),
+    Events(TenantId),
 }
 
 /// A place in a list, as fixed-width bytes.
@@ -65,12 +70,32 @@ impl Point for ItemPlace {
     }
 }
 
+impl Point for TenantCursor {
+    fn write(&self, into: &mut Vec<u8>) {
+        into.extend(self.position.to_be_bytes());
+        into.extend(self.seq.to_be_bytes());
+    }
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (position, seq) = bytes.split_first_chunk()?;
+        Some(Self { position: u64::from_be_bytes(*position), seq: u64::from_be_bytes(seq.try_into().ok()?) })
+    }
+}
+
 impl Point for InputId {
     fn write(&self, into: &mut Vec<u8>) {
         into.extend(self.as_bytes());
     }
     fn read(bytes: &[u8]) -> Option<Self> {
         Some(Self::from_bytes(bytes.try_into().ok()?))
+    }
+}
+
+impl Point for Uuid {
+    fn write(&self, into: &mut Vec<u8>) {
+        into.extend(self.as_bytes());
+    }
+    fn read(bytes: &[u8]) -> Option<Self> {
+        Self::from_slice(bytes).ok()
     }
 }
 
@@ -88,7 +113,12 @@ pub fn encode<P: Point>(list: List, place: &P) -> String {
 
 /// The place that `text` stands for in `list`.
 pub fn decode<P: Point>(list: List, text: &str) -> Result<P, Problem> {
-    read(list, text).ok_or_else(|| Problem::invalid("cursor", "is not a cursor of this list"))
+    decode_in("cursor", list, text)
+}
+
+/// The same for a text that came as `field`.
+pub fn decode_in<P: Point>(field: &str, list: List, text: &str) -> Result<P, Problem> {
+    read(list, text).ok_or_else(|| Problem::invalid(field, "is not a cursor of this list"))
 }
 
 fn read<P: Point>(list: List, text: &str) -> Option<P> {
@@ -126,6 +156,11 @@ fn check(list: List, body: &[u8]) -> [u8; CHECK] {
         List::Turns(key) => name(2, key.tenant, Some(key.thread)),
         List::Items(key) => name(3, key.tenant, Some(key.thread)),
         List::Inbox(key) => name(4, key.tenant, Some(key.thread)),
+        // Records are in one order, whether of a thread or of the tenant: a place in the one is a place in the other.
+        List::Approvals(tenant) => name(5, tenant, None),
+        List::Questions(tenant) => name(6, tenant, None),
+        List::Effects(tenant) => name(7, tenant, None),
+        List::Events(tenant) => name(8, tenant, None),
     }
     digest.update(body);
     let whole: [u8; 32] = digest.finalize().into();
@@ -137,7 +172,6 @@ fn check(list: List, body: &[u8]) -> [u8; CHECK] {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use uuid::Uuid;
 
     use super::*;
 
@@ -155,6 +189,10 @@ mod tests {
             List::Items(key(1)),
             List::Inbox(key(1)),
             List::Threads(TenantId::DEFAULT),
+            List::Approvals(TenantId::DEFAULT),
+            List::Questions(TenantId::DEFAULT),
+            List::Effects(TenantId::DEFAULT),
+            List::Events(TenantId::DEFAULT),
             List::Turns(ThreadKey { tenant: other, ..key(1) }),
         ] {
             assert!(decode::<Seq>(foreign, &text).is_err(), "{foreign:?}");
@@ -169,9 +207,17 @@ mod tests {
         let item = ItemPlace { turn_started: 3, items: 5 };
         let list = List::Items(key(1));
         assert_eq!(decode(list, &encode(list, &item)), Ok(item));
+        let place = TenantCursor { position: 7, seq: 9 };
+        let list = List::Events(TenantId::DEFAULT);
+        assert_eq!(decode(list, &encode(list, &place)), Ok(place));
+        let other = List::Events("other".parse().unwrap());
+        assert!(decode::<TenantCursor>(other, &encode(list, &place)).is_err());
         let input = InputId::new(Uuid::from_u128(11));
         let list = List::Inbox(key(1));
         assert_eq!(decode(list, &encode(list, &input)), Ok(input));
+        let record = Uuid::from_u128(13);
+        let list = List::Effects(TenantId::DEFAULT);
+        assert_eq!(decode(list, &encode(list, &record)), Ok(record));
     }
 
     proptest! {

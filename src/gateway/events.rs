@@ -1,10 +1,10 @@
-//! A thread's events: a stream that replays and goes on live, or a page.
+//! A thread's events: a stream that replays and goes on live, or a page. How streams are sent, for every route.
 //!
 //! A stream is made of shared bytes. What was committed while it is open is framed once for all watchers; what
 //! is replayed is framed from the stored bytes; nothing is parsed. A stream ends on its own when the runtime
 //! says so, which is what lets a graceful shutdown finish.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::{Stream, StreamExt, stream};
-use raddle_actors::{Next, Subscription};
+use raddle_actors::{Error, Next, Subscription, batch::Audience};
 use raddle_domain::id::{Seq, ThreadId};
 
 use super::{
@@ -63,13 +63,7 @@ pub async fn list_events(
         let page = frame::page(&events.chunks, events.head);
         return Ok(([(header::CONTENT_TYPE, "application/json")], page).into_response());
     }
-    let subscription = gateway.runtime.subscribe(key, after).await?;
-    let headers = [
-        (header::CONTENT_TYPE.as_str(), "text/event-stream"),
-        (header::CACHE_CONTROL.as_str(), "no-store"),
-        ("x-accel-buffering", "no"),
-    ];
-    Ok((headers, Body::from_stream(body(subscription))).into_response())
+    Ok(stream(gateway.runtime.subscribe(key, after).await?))
 }
 
 /// A place in the log, as the caller wrote it.
@@ -78,7 +72,7 @@ fn seq(name: &str, text: &str) -> Result<Seq, Problem> {
 }
 
 /// Whether the caller names the stream's media type and does not refuse it with `q=0`.
-fn wants_stream(headers: &HeaderMap) -> bool {
+pub fn wants_stream(headers: &HeaderMap) -> bool {
     let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     ranges.flat_map(|value| value.split(',')).any(|range| {
         let mut parts = range.split(';').map(str::trim);
@@ -91,19 +85,36 @@ fn wants_stream(headers: &HeaderMap) -> bool {
     })
 }
 
-/// The bytes of a stream, until there is nothing more to say.
-fn body(subscription: Subscription) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    let pieces = stream::unfold(Some(subscription), |open| async move {
-        let mut subscription = open?;
-        // `next` is cancel-safe: what a silence interrupts is not lost.
-        let Ok(next) = tokio::time::timeout(SILENCE, subscription.next()).await else {
-            return Some((frame::KEEP_ALIVE, Some(subscription)));
+/// What a stream is made of.
+pub trait Pieces: Send + 'static {
+    /// The next bytes, and whether anything follows. Cancel-safe: a dropped call loses nothing.
+    fn next(&mut self) -> impl Future<Output = Result<(Bytes, bool), Error>> + Send;
+
+    /// Said at the beginning, and whenever nothing else was for a while.
+    fn place(&self) -> Bytes {
+        Bytes::new()
+    }
+}
+
+/// A response that goes on until there is nothing more to say.
+pub fn stream(pieces: impl Pieces) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE.as_str(), "text/event-stream"),
+        (header::CACHE_CONTROL.as_str(), "no-store"),
+        ("x-accel-buffering", "no"),
+    ];
+    (headers, Body::from_stream(body(pieces))).into_response()
+}
+
+fn body(pieces: impl Pieces) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    let begin = [frame::PREAMBLE, pieces.place()];
+    let rest = stream::unfold(Some(pieces), |open| async move {
+        let mut pieces = open?;
+        let Ok(next) = tokio::time::timeout(SILENCE, pieces.next()).await else {
+            return Some(([frame::KEEP_ALIVE, pieces.place()], Some(pieces)));
         };
         match next {
-            Ok(next) => {
-                let (bytes, goes_on) = piece(next);
-                Some((bytes, goes_on.then_some(subscription)))
-            }
+            Ok((bytes, goes_on)) => Some(([bytes, Bytes::new()], goes_on.then_some(pieces))),
             Err(err) => {
                 // The client comes back with its cursor, and meets the error as a reply if it still stands.
                 tracing::warn!(error = %err, "a stream was cut");
@@ -111,14 +122,23 @@ fn body(subscription: Subscription) -> impl Stream<Item = Result<Bytes, Infallib
             }
         }
     });
-    stream::once(async { frame::PREAMBLE }).chain(pieces).filter(|bytes| std::future::ready(!bytes.is_empty())).map(Ok)
+    let all = stream::iter([begin]).chain(rest).flat_map(stream::iter);
+    all.filter(|bytes| std::future::ready(!bytes.is_empty())).map(Ok)
+}
+
+impl Pieces for Subscription {
+    async fn next(&mut self) -> Result<(Bytes, bool), Error> {
+        Subscription::next(self).await.map(piece)
+    }
 }
 
 /// What to send, and whether anything follows.
 fn piece(next: Next) -> (Bytes, bool) {
     match next {
         Next::Stored(chunks) => (frame::replay(&chunks), true),
-        Next::Live { batch, skip: 0 } => (batch.rendered(|chunk| frame::frames(chunk, 0)), true),
+        Next::Live { batch, skip: 0 } => {
+            (batch.rendered(Audience::Thread, |batch| frame::frames(&batch.chunk, 0)), true)
+        }
         // Only the first batch after a replay can overlap it: not worth sharing.
         Next::Live { batch, skip } => (frame::frames(&batch.chunk, skip), true),
         Next::Gap { after } => (frame::gap(after), false),
@@ -173,7 +193,7 @@ mod tests {
     #[test]
     fn a_committed_batch_is_framed_once_for_all_watchers() {
         let key = ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::new(Uuid::from_u128(1)) };
-        let batch = Arc::new(Batch::new(key, chunk(4, 2)));
+        let batch = Arc::new(Batch::new(key, chunk(4, 2), 1));
         let live = |skip| piece(Next::Live { batch: batch.clone(), skip }).0;
         assert_eq!(live(0).as_ptr(), live(0).as_ptr());
         assert_eq!(live(1), "id: 5\nevent: item.delta\ndata: {}\n\n");

@@ -34,29 +34,6 @@ use Verb::{Delete, Get, Patch, Post, Put};
 /// Everything that is missing.
 pub const TABLE: &[Part] = &[
     Part { what: "the console", tag: "service", routes: &[(Get, "/")] },
-    Part { what: "forking a thread", tag: "threads", routes: &[(Post, "/v1/threads/{thread}/fork")] },
-    Part { what: "compaction", tag: "threads", routes: &[(Post, "/v1/threads/{thread}/compact")] },
-    Part { what: "editing the last message", tag: "threads", routes: &[(Post, "/v1/threads/{thread}/edit")] },
-    Part { what: "steering a turn", tag: "turns", routes: &[(Post, "/v1/threads/{thread}/turns/{turn}/steer")] },
-    Part {
-        what: "changing queued prompts",
-        tag: "inbox",
-        routes: &[(Patch, "/v1/threads/{thread}/inbox/{input}"), (Delete, "/v1/threads/{thread}/inbox/{input}")],
-    },
-    Part {
-        what: "approvals",
-        tag: "approvals",
-        routes: &[(Get, "/v1/approvals"), (Get, "/v1/approvals/{approval}"), (Post, "/v1/approvals/{approval}")],
-    },
-    Part { what: "questions", tag: "approvals", routes: &[(Get, "/v1/questions"), (Post, "/v1/questions/{question}")] },
-    Part {
-        what: "uncertain effects",
-        tag: "approvals",
-        routes: &[(Get, "/v1/effects"), (Post, "/v1/effects/{operation}")],
-    },
-    Part { what: "the event stream of a tenant", tag: "events", routes: &[(Get, "/v1/events")] },
-    Part { what: "usage reports", tag: "usage", routes: &[(Get, "/v1/usage")] },
-    Part { what: "routing rules", tag: "usage", routes: &[(Get, "/v1/routing-rules"), (Put, "/v1/routing-rules")] },
     Part {
         what: "jobs",
         tag: "jobs",

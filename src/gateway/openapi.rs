@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
 use utoipa::{
-    IntoResponses,
+    IntoParams, IntoResponses,
     openapi::{
-        ContentBuilder, Header, OpenApi, Ref, RefOr, Response, ResponseBuilder, Schema,
-        schema::{ObjectBuilder, SchemaType, Type},
+        ContentBuilder, Header, OpenApi, Ref, RefOr, Required, Response, ResponseBuilder, Schema,
+        path::{Parameter, ParameterBuilder, ParameterIn},
+        schema::{KnownFormat, ObjectBuilder, SchemaFormat, SchemaType, Type},
     },
 };
 
-use super::problem::{CONTENT_TYPE, Document};
+use super::{
+    problem::{CONTENT_TYPE, Document},
+    request::MAX_PAGE,
+};
 
 /// What the document says before any route is added.
 #[derive(utoipa::OpenApi)]
@@ -53,6 +57,48 @@ impl IntoResponses for Writes {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
         problems(&[400, 403, 404, 409, 410, 412, 413, 422, 429, 500, 501, 503, 507])
     }
+}
+
+/// The header that makes a repeated request harmless: every POST takes it.
+pub struct Once;
+/// The precondition that every change of a thread takes.
+pub struct IfMatch;
+/// What every list takes.
+pub struct Paged;
+
+impl IntoParams for Once {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let text = text().min_length(Some(1)).max_length(Some(255)).pattern(Some("^[!-~]+$"));
+        vec![optional(ParameterIn::Header, "Idempotency-Key", "Makes a repeated request harmless", text)]
+    }
+}
+
+impl IntoParams for IfMatch {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let text = text().pattern(Some("^(\"[0-9]+\"|\\*)$"));
+        vec![optional(ParameterIn::Header, "If-Match", "The thread's `seq` that the caller saw, in quotes", text)]
+    }
+}
+
+impl IntoParams for Paged {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let number = ObjectBuilder::new().schema_type(Type::Integer);
+        let number = number.format(Some(SchemaFormat::KnownFormat(KnownFormat::Int32)));
+        let number = number.minimum(Some(1)).maximum(Some(MAX_PAGE));
+        vec![
+            optional(ParameterIn::Query, "limit", "50 unless given", number),
+            optional(ParameterIn::Query, "cursor", "`next_cursor` of the page before", text()),
+        ]
+    }
+}
+
+fn text() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String)
+}
+
+fn optional(place: ParameterIn, name: &str, description: &str, schema: ObjectBuilder) -> Parameter {
+    let parameter = ParameterBuilder::new().name(name).parameter_in(place).required(Required::False);
+    parameter.description(Some(description)).schema(Some(schema)).build()
 }
 
 fn problems(statuses: &[u16]) -> BTreeMap<String, RefOr<Response>> {

@@ -61,6 +61,9 @@ codes! {
     TurnOpen = 409, "turn-open", "Another turn is open";
     ThreadArchived = 409, "thread-archived", "The thread is archived";
     TurnNotActive = 409, "turn-not-active", "The turn is not the active one";
+    AlreadyDecided = 409, "already-decided", "It is decided already";
+    AlreadyPromoted = 409, "already-promoted", "The prompt waits no more";
+    Conflict = 409, "conflict", "The thread's state does not allow it";
     InFlight = 409, "in-flight", "The same request is still in flight";
     ThreadDeleted = 410, "thread-deleted", "The thread was deleted";
     PreconditionFailed = 412, "precondition-failed", "The thread has moved on";
@@ -152,6 +155,11 @@ impl Problem {
     }
 }
 
+/// A record, or a word of one, as the API writes it everywhere else.
+fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}
+
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         let sentence = refused.to_string();
@@ -171,6 +179,16 @@ impl From<Refused> for Problem {
             Refused::TooLarge { field, size, limit } => {
                 Problem::new(Code::TooLarge, sentence).with("field", field).with("size", size).with("limit", limit)
             }
+            Refused::NothingToSteer => Problem::new(Code::TurnNotActive, sentence).with("active_turn", Value::Null),
+            Refused::NothingToEdit | Refused::NothingToCompact => Problem::new(Code::Conflict, sentence),
+            Refused::NotQueued { .. } | Refused::NoCheckpoint { .. } => Problem::new(Code::NotFound, sentence),
+            // Nobody's word was the first: there is no decision to name.
+            Refused::Expired { at } => {
+                Problem::new(Code::AlreadyDecided, sentence).with("decision", Value::Null).with("expires_at", json(&at))
+            }
+            Refused::NotPending { .. } | Refused::NotAsked { .. } | Refused::NotUncertain { .. } => {
+                Problem::new(Code::AlreadyDecided, sentence)
+            }
             Refused::NotImplemented(_) => Problem::new(Code::NotImplemented, sentence),
         }
     }
@@ -186,6 +204,18 @@ impl From<Error> for Problem {
             Error::InFlight => Problem::new(Code::InFlight, sentence),
             Error::IdempotencyMismatch => Problem::new(Code::IdempotencyMismatch, sentence),
             Error::Busy { what: _, retry_after } => Problem::new(Code::Busy, sentence).after(retry_after),
+            Error::AlreadyPromoted(admission) => Problem::new(Code::AlreadyPromoted, sentence)
+                .with("turn_id", json(&admission.turn_id))
+                .with("admission", json(&admission)),
+            Error::AlreadyDecided(approval) => Problem::new(Code::AlreadyDecided, sentence)
+                .with("decision", json(&approval.decision))
+                .with("approval", json(&approval)),
+            Error::AlreadyAnswered(question) => Problem::new(Code::AlreadyDecided, sentence)
+                .with("answer", json(&question.answer))
+                .with("question", json(&question)),
+            Error::AlreadyResolved(effect) => Problem::new(Code::AlreadyDecided, sentence)
+                .with("resolution", json(&effect.resolution))
+                .with("effect", json(&effect)),
             Error::Draining => Problem::new(Code::Draining, sentence).after(Duration::from_secs(5)),
             Error::ThreadUnavailable(_) => {
                 tracing::error!(%sentence, "a thread is unavailable");
@@ -235,13 +265,57 @@ impl IntoResponse for Problem {
 
 #[cfg(test)]
 mod tests {
-    use raddle_domain::{id::TurnId, ports::Corrupt};
+    use raddle_domain::{
+        id::{ApprovalId, InputId, OperationId, QuestionId, TurnId},
+        ports::Corrupt,
+        record::{Admission, Approval, Effect, Question},
+        time::UnixMs,
+    };
+    use serde_json::json;
     use uuid::Uuid;
 
     use super::*;
 
     fn turn() -> TurnId {
         TurnId::new(Uuid::from_u128(7))
+    }
+
+    const AT: &str = "2026-01-02T03:04:05.678Z";
+
+    /// A record with the parts that all of these share.
+    fn record<T: serde::de::DeserializeOwned>(parts: Value) -> Box<T> {
+        let mut all = json!({
+            "thread_id": format!("thr_{}", Uuid::from_u128(1)), "turn_id": turn(), "call_id": "c", "tool": "t",
+            "item_id": format!("item_{}", Uuid::from_u128(2)), "operation_id": format!("op_{}", Uuid::from_u128(3)),
+            "created_at": AT, "asked_at": AT, "requested_at": AT, "expires_at": AT, "intended_at": AT,
+            "started_at": AT, "ended_at": AT, "answered_at": AT, "decided_at": AT,
+        });
+        all.as_object_mut().unwrap().extend(parts.as_object().unwrap().clone());
+        serde_json::from_value(all).unwrap()
+    }
+
+    fn approval(decision: Option<&str>, status: &str) -> Box<Approval> {
+        record(json!({
+            "id": ApprovalId::new(Uuid::from_u128(7)), "effect_class": "once", "arguments": {}, "arguments_sha256": "",
+            "reason": "r", "available_decisions": [], "status": status, "decision": decision,
+        }))
+    }
+
+    fn question() -> Box<Question> {
+        let id = QuestionId::new(Uuid::from_u128(7));
+        record(json!({"id": id, "question": "which?", "options": [], "status": "answered", "answer": "blue"}))
+    }
+
+    fn effect() -> Box<Effect> {
+        let how = json!({"class": "once", "status": "settled", "attempt": 1, "outcome": "succeeded"});
+        let mut effect: Box<Effect> = record(how);
+        effect.resolution = Some(raddle_domain::record::Resolution::Settle);
+        effect
+    }
+
+    fn admission() -> Box<Admission> {
+        let id = InputId::new(Uuid::from_u128(7));
+        record(json!({"id": id, "delivery": "queue", "status": "promoted", "prompt": "x", "overrides": {}}))
     }
 
     #[test]
@@ -253,6 +327,19 @@ mod tests {
             (Refused::TurnNotActive { turn: turn(), active: None }.into(), 409, "turn-not-active"),
             (Refused::Precondition { expected: 3, head: 9 }.into(), 412, "precondition-failed"),
             (Refused::InboxFull { limit: 100 }.into(), 429, "inbox-full"),
+            (Refused::NothingToSteer.into(), 409, "turn-not-active"),
+            (Refused::NothingToEdit.into(), 409, "conflict"),
+            (Refused::NothingToCompact.into(), 409, "conflict"),
+            (Refused::NotQueued { input: InputId::new(Uuid::nil()) }.into(), 404, "not-found"),
+            (Refused::NoCheckpoint { name: "x".into() }.into(), 404, "not-found"),
+            (Refused::Expired { at: UnixMs(7) }.into(), 409, "already-decided"),
+            (Refused::NotPending { approval: ApprovalId::new(Uuid::nil()) }.into(), 409, "already-decided"),
+            (Refused::NotAsked { question: QuestionId::new(Uuid::nil()) }.into(), 409, "already-decided"),
+            (Refused::NotUncertain { operation: OperationId::new(Uuid::nil()) }.into(), 409, "already-decided"),
+            (Error::AlreadyPromoted(admission()), 409, "already-promoted"),
+            (Error::AlreadyDecided(approval(Some("denied"), "denied")), 409, "already-decided"),
+            (Error::AlreadyAnswered(question()), 409, "already-decided"),
+            (Error::AlreadyResolved(effect()), 409, "already-decided"),
             (Refused::Invalid { field: "prompt", why: "is empty".into() }.into(), 422, "invalid"),
             (Refused::TooLarge { field: "prompt", size: 9, limit: 8 }.into(), 413, "too-large"),
             (Refused::NotImplemented("steering").into(), 501, "not-implemented"),
@@ -271,6 +358,10 @@ mod tests {
         for (error, status, code) in rows {
             let problem = Problem::from(error.clone());
             assert_eq!((problem.code.status().as_u16(), problem.code.as_str()), (status, code), "{error:?}");
+            // A field of its own must not stand in the way of one that every problem has.
+            for taken in ["type", "title", "status", "code", "detail", "request_id"] {
+                assert!(!problem.extra.contains_key(taken), "{error:?}");
+            }
             let response = problem.into_response();
             let waits = response.headers().contains_key(header::RETRY_AFTER);
             assert_eq!(waits, matches!(status, 429 | 503), "{error:?}");
@@ -294,6 +385,30 @@ mod tests {
     fn an_open_turn_is_named_in_a_field_of_its_own() {
         let problem = Problem::from(Refused::TurnOpen { turn: turn() });
         assert_eq!(problem.extra["active_turn"], turn().to_string());
+    }
+
+    #[test]
+    fn who_comes_too_late_is_told_the_first_decision() {
+        let first = Problem::from(Error::AlreadyDecided(approval(Some("approved_always"), "approved")));
+        assert_eq!(first.extra["decision"], "approved_always");
+        assert_eq!(first.extra["approval"]["status"], "approved");
+        assert_eq!(first.extra["approval"]["id"], "apr_00000000-0000-0000-0000-000000000007");
+        // Nobody decided: that is no denial.
+        let expired = Problem::from(Error::AlreadyDecided(approval(None, "expired")));
+        assert_eq!(expired.extra["decision"], Value::Null);
+        assert_eq!(expired.extra["approval"]["status"], "expired");
+        let passed = Problem::from(Refused::Expired { at: UnixMs(7) });
+        assert_eq!(passed.extra["decision"], Value::Null);
+
+        let answered = Problem::from(Error::AlreadyAnswered(question()));
+        assert_eq!(answered.extra["answer"], "blue");
+        assert_eq!(answered.extra["question"]["status"], "answered");
+        let resolved = Problem::from(Error::AlreadyResolved(effect()));
+        assert_eq!(resolved.extra["resolution"], "settle");
+        assert_eq!(resolved.extra["effect"]["status"], "settled");
+        let promoted = Problem::from(Error::AlreadyPromoted(admission()));
+        assert_eq!(promoted.extra["turn_id"], turn().to_string());
+        assert_eq!(promoted.extra["admission"]["status"], "promoted");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use axum::{
 };
 use futures_util::StreamExt;
 use raddle_actors::{Call, Idempotency};
-use raddle_domain::id::{Seq, TenantId, ThreadId, ThreadKey, TurnId};
+use raddle_domain::id::{ApprovalId, InputId, OperationId, QuestionId, Seq, TenantId, ThreadId, ThreadKey, TurnId};
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -82,12 +82,47 @@ pub struct OfThread(pub ThreadKey);
 #[derive(Debug, Clone, Copy)]
 pub struct OfTurn(pub ThreadKey, pub TurnId);
 
+/// The prompt in the thread's inbox that the path names.
+#[derive(Debug, Clone, Copy)]
+pub struct OfInput(pub ThreadKey, pub InputId);
+
+/// The thread's checkpoint that the path names.
+#[derive(Debug, Clone)]
+pub struct OfCheckpoint(pub ThreadKey, pub String);
+
+/// Something of the caller's tenant that the path names without its thread: a person who decides knows no more.
+#[derive(Debug, Clone, Copy)]
+pub struct OfTenant<T>(pub TenantId, pub T);
+
+/// An id that stands in a path without the thread's.
+pub trait Alone: FromStr {
+    /// The path's name for it.
+    const NAME: &'static str;
+    /// What there is none of, for a caller.
+    const WHAT: &'static str;
+}
+
+impl Alone for ApprovalId {
+    const NAME: &'static str = "approval";
+    const WHAT: &'static str = "approval";
+}
+
+impl Alone for QuestionId {
+    const NAME: &'static str = "question";
+    const WHAT: &'static str = "question";
+}
+
+impl Alone for OperationId {
+    const NAME: &'static str = "operation";
+    const WHAT: &'static str = "effect";
+}
+
 impl FromRequestParts<Arc<Gateway>> for OfThread {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
         let Caller { tenant } = Caller::from_request_parts(parts, gateway).await?;
-        let thread: ThreadId = in_path(parts, "thread").await?;
+        let thread: ThreadId = in_path(parts, "thread", "thread").await?;
         Ok(Self(ThreadKey { tenant, thread }))
     }
 }
@@ -97,15 +132,42 @@ impl FromRequestParts<Arc<Gateway>> for OfTurn {
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
         let OfThread(key) = OfThread::from_request_parts(parts, gateway).await?;
-        Ok(Self(key, in_path(parts, "turn").await?))
+        Ok(Self(key, in_path(parts, "turn", "turn").await?))
     }
 }
 
-/// An id in the path. A text that is no id names nothing, exactly like an id that nobody has.
-async fn in_path<T: FromStr>(parts: &mut Parts, name: &'static str) -> Result<T, Problem> {
-    let params = RawPathParams::from_request_parts(parts, &()).await.map_err(|_| Problem::not_found(name))?;
+impl FromRequestParts<Arc<Gateway>> for OfInput {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+        let OfThread(key) = OfThread::from_request_parts(parts, gateway).await?;
+        Ok(Self(key, in_path(parts, "input", "prompt in the inbox").await?))
+    }
+}
+
+impl FromRequestParts<Arc<Gateway>> for OfCheckpoint {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+        let OfThread(key) = OfThread::from_request_parts(parts, gateway).await?;
+        Ok(Self(key, in_path(parts, "name", "checkpoint").await?))
+    }
+}
+
+impl<T: Alone> FromRequestParts<Arc<Gateway>> for OfTenant<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+        let Caller { tenant } = Caller::from_request_parts(parts, gateway).await?;
+        Ok(Self(tenant, in_path(parts, T::NAME, T::WHAT).await?))
+    }
+}
+
+/// A name in the path. A text that is no id names nothing, exactly like an id that nobody has.
+async fn in_path<T: FromStr>(parts: &mut Parts, name: &str, what: &str) -> Result<T, Problem> {
+    let params = RawPathParams::from_request_parts(parts, &()).await.map_err(|_| Problem::not_found(what))?;
     let found = params.iter().find_map(|(key, value)| (key == name).then(|| value.parse().ok())?);
-    found.ok_or_else(|| Problem::not_found(name))
+    found.ok_or_else(|| Problem::not_found(what))
 }
 
 // ---- parameters ----------------------------------------------------------------------------------
@@ -123,7 +185,7 @@ impl<S: Sync> FromRequestParts<S> for Params {
 }
 
 impl Params {
-    fn parse(query: &str) -> Result<Self, Problem> {
+    pub fn parse(query: &str) -> Result<Self, Problem> {
         let mut params = BTreeMap::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             if params.contains_key(&*name) {

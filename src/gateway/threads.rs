@@ -1,4 +1,4 @@
-//! Threads: make, list, read, change, delete; the snapshot and the inbox.
+//! Threads: make, list, read, change, delete; the snapshot.
 
 use std::sync::Arc;
 
@@ -10,17 +10,17 @@ use axum::{
 };
 use raddle_actors::{Archived, Done, ThreadQuery};
 use raddle_domain::{
-    id::{InputId, Seq, ThreadId},
+    id::{Seq, ThreadId},
     record::{Thread, ThreadStatus},
 };
 
 use super::{
     Gateway,
     cursor::{self, List as Of},
-    openapi::{Reads, Writes},
+    openapi::{IfMatch, Once, Paged, Reads, Writes},
     problem::Problem,
     request::{Caller, OfThread, Params, Verb},
-    wire::{self, InboxEntry, List, NewThread, Nothing, PatchThread, Snapshot, ThreadList, Unavailable, positions},
+    wire::{self, NewThread, Nothing, PatchThread, Snapshot, ThreadList, Unavailable, positions},
 };
 
 /// Says that a reply was given before.
@@ -32,7 +32,7 @@ const QUERY_CHARS: usize = 256;
 /// Make a thread.
 #[utoipa::path(
     post, path = "/v1/threads", tag = "threads", request_body = NewThread,
-    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$", description = "Makes a repeated request harmless")),
+    params(Once),
     responses(
         (status = 201, body = Thread, description = "Made, and durable",
             headers(("Location" = String), ("ETag" = String), ("Idempotent-Replayed" = Option<String>))),
@@ -54,8 +54,7 @@ pub async fn create_thread(
 #[utoipa::path(
     get, path = "/v1/threads", tag = "threads",
     params(
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "50 unless given"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        Paged,
         ("archived" = inline(Option<wire::Archived>), Query, description = "`false` (default), `true` (all), `only`"),
         ("status" = Option<ThreadStatus>, Query),
         ("q" = Option<String>, Query, max_length = 256, description = "Part of the title or of the id, in any case"),
@@ -116,7 +115,7 @@ pub async fn get_thread(
     patch, path = "/v1/threads/{thread}", tag = "threads", request_body = PatchThread,
     params(
         ("thread" = ThreadId, Path),
-        ("If-Match" = Option<String>, Header, pattern = "^(\"[0-9]+\"|\\*)$", description = "The `seq` that the caller saw, in quotes"),
+        IfMatch,
     ),
     responses((status = 200, body = Thread, description = "As changed", headers(("ETag" = String))), Writes),
 )]
@@ -135,7 +134,7 @@ pub async fn patch_thread(
     delete, path = "/v1/threads/{thread}", tag = "threads",
     params(
         ("thread" = ThreadId, Path),
-        ("If-Match" = Option<String>, Header, pattern = "^(\"[0-9]+\"|\\*)$", description = "The `seq` that the caller saw, in quotes"),
+        IfMatch,
     ),
     responses((status = 204, description = "Gone"), Writes),
 )]
@@ -164,45 +163,11 @@ pub async fn get_snapshot(
         thread: whole.thread,
         turns: whole.turns,
         items: whole.items,
-        approvals: [],
+        approvals: whole.approvals,
         inbox: positions(whole.inbox),
         seq: whole.seq,
     };
     Ok((etag(snapshot.seq), Json(snapshot)).into_response())
-}
-
-/// List the prompts that wait, in the order in which they will run.
-#[utoipa::path(
-    get, path = "/v1/threads/{thread}/inbox", tag = "inbox",
-    params(
-        ("thread" = ThreadId, Path),
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "50 unless given"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
-    ),
-    responses((status = 200, body = List<InboxEntry>, description = "A page"), Reads),
-)]
-pub async fn list_inbox(
-    State(gateway): State<Arc<Gateway>>,
-    OfThread(key): OfThread,
-    mut params: Params,
-) -> Result<Json<List<InboxEntry>>, Problem> {
-    let of = Of::Inbox(key);
-    let limit = params.limit()?;
-    let after = params.text("cursor").map(|text| cursor::decode(of, &text)).transpose()?;
-    params.end()?;
-    let inbox = positions(gateway.runtime.inbox(key).await?);
-    let (data, next) = inbox_page(inbox, after, limit);
-    Ok(Json(List { data, next_cursor: next.map(|input| cursor::encode(of, &input)) }))
-}
-
-/// The `limit` entries after `after`. A prompt that left the inbox took all before it along: the rest starts at the front.
-fn inbox_page(inbox: Vec<InboxEntry>, after: Option<InputId>, limit: usize) -> (Vec<InboxEntry>, Option<InputId>) {
-    let seen = |entry: &InboxEntry| Some(entry.admission.id) == after;
-    let from = inbox.iter().position(seen).map_or(0, |at| at + 1);
-    let more = inbox.len() > from + limit;
-    let data: Vec<_> = inbox.into_iter().skip(from).take(limit).collect();
-    let next = data.last().filter(|_| more).map(|last| last.admission.id);
-    (data, next)
 }
 
 /// The reply to a command: its record, where the thread stands, and whether all this was said before.
@@ -231,46 +196,7 @@ pub(super) fn etag(seq: Seq) -> [(HeaderName, String); 1] {
 
 #[cfg(test)]
 mod tests {
-    use raddle_domain::{
-        record::{Admission, AdmissionStatus, Delivery, TurnOverrides},
-        time::UnixMs,
-    };
-    use uuid::Uuid;
-
     use super::*;
-
-    fn inbox(ids: &[u128]) -> Vec<InboxEntry> {
-        let admission = |id: &u128| Admission {
-            id: InputId::new(Uuid::from_u128(*id)),
-            thread_id: ThreadId::new(Uuid::from_u128(1)),
-            delivery: Delivery::Queue,
-            status: AdmissionStatus::Pending,
-            prompt: "x".into(),
-            overrides: TurnOverrides::default(),
-            turn_id: None,
-            created_at: UnixMs(0),
-        };
-        positions(ids.iter().map(admission).collect())
-    }
-
-    fn page(ids: &[u128], after: Option<u128>, limit: usize) -> (Vec<usize>, bool) {
-        let after = after.map(|id| InputId::new(Uuid::from_u128(id)));
-        let (data, next) = inbox_page(inbox(ids), after, limit);
-        (data.iter().map(|entry| entry.position).collect(), next.is_some())
-    }
-
-    #[test]
-    fn an_inbox_is_paged_without_a_repeat_or_a_hole() {
-        assert_eq!(page(&[1, 2, 3], None, 2), (vec![0, 1], true));
-        assert_eq!(page(&[1, 2, 3], Some(2), 2), (vec![2], false));
-        assert_eq!(page(&[1, 2, 3], None, 3), (vec![0, 1, 2], false));
-        assert_eq!(page(&[], None, 3), (vec![], false));
-    }
-
-    #[test]
-    fn a_cursor_whose_prompt_was_promoted_goes_on_at_the_front() {
-        assert_eq!(page(&[3, 4], Some(2), 2), (vec![0, 1], false));
-    }
 
     #[test]
     fn a_replayed_reply_says_so() {

@@ -1,4 +1,4 @@
-//! Turns and their items: start, interrupt, read, list, wait.
+//! Turns and their items: start, steer, interrupt, compact, edit, read, list, wait.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,6 +10,7 @@ use axum::{
 };
 use raddle_actors::{Done, ItemQuery, Started};
 use raddle_domain::{
+    command,
     id::{ThreadId, TurnId},
     record::{InterruptReceipt, Item, ItemKind, Turn},
 };
@@ -17,28 +18,31 @@ use raddle_domain::{
 use super::{
     Gateway,
     cursor::{self, List as Of},
-    openapi::{Reads, Writes},
+    openapi::{IfMatch, Once, Paged, Reads, Writes},
     problem::Problem,
     request::{OfThread, OfTurn, Params, Verb},
     threads::reply,
-    wire::{Interrupt, List, PromptQueued, StartTurn, TurnStarted},
+    wire::{
+        CompactThread, Compacting, EditThread, Interrupt, List, PromptQueued, StartTurn, SteerAccepted, SteerTurn,
+        TurnStarted,
+    },
 };
 
 const WAIT_DEFAULT_MS: u64 = 30_000;
 const WAIT_MAX_MS: u64 = 300_000;
 
-/// Start a turn, or queue its prompt.
+/// Start a turn, or say what an open one makes of the prompt: nothing, a place in the inbox, or its own end.
 #[utoipa::path(
     post, path = "/v1/threads/{thread}/turns", tag = "turns", request_body = StartTurn,
     params(
         ("thread" = ThreadId, Path),
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$", description = "Makes a repeated request harmless"),
-        ("If-Match" = Option<String>, Header, pattern = "^(\"[0-9]+\"|\\*)$", description = "The thread's `seq` that the caller saw, in quotes"),
+        Once,
+        IfMatch,
     ),
     responses(
         (status = 201, body = TurnStarted, description = "Started, and durable",
             headers(("Location" = String), ("ETag" = String), ("Idempotent-Replayed" = Option<String>))),
-        (status = 202, body = PromptQueued, description = "Queued, and durable",
+        (status = 202, body = PromptQueued, description = "In the inbox, and durable",
             headers(("ETag" = String), ("Idempotent-Replayed" = Option<String>))),
         Writes,
     ),
@@ -51,11 +55,7 @@ pub async fn start_turn(
     let start = body.into_command(&**gateway.runtime.models())?;
     let Done { value, seq, replayed } = gateway.runtime.start_turn(key, start, call).await?;
     Ok(match value {
-        Started::Turn(turn) => {
-            let location = format!("/v1/threads/{}/turns/{}", turn.thread_id, turn.id);
-            let done = Done { value: TurnStarted { turn: *turn }, seq, replayed };
-            reply(StatusCode::CREATED, done, Some(location), Json)
-        }
+        Started::Turn(turn) => started(Done { value: *turn, seq, replayed }),
         Started::Queued { admission, active_turn } => {
             let done = Done { value: PromptQueued { admission: *admission, active_turn }, seq, replayed };
             reply(StatusCode::ACCEPTED, done, None, Json)
@@ -63,13 +63,81 @@ pub async fn start_turn(
     })
 }
 
+/// The reply to a request whose turn runs.
+fn started(Done { value: turn, seq, replayed }: Done<Turn>) -> Response {
+    let location = format!("/v1/threads/{}/turns/{}", turn.thread_id, turn.id);
+    reply(StatusCode::CREATED, Done { value: TurnStarted { turn }, seq, replayed }, Some(location), Json)
+}
+
+/// Take the last prompt's turn out of the conversation, and start another in its place.
+#[utoipa::path(
+    post, path = "/v1/threads/{thread}/edit", tag = "threads", request_body = EditThread,
+    params(("thread" = ThreadId, Path), Once, IfMatch),
+    responses(
+        (status = 201, body = TurnStarted, description = "Started, and durable",
+            headers(("Location" = String), ("ETag" = String), ("Idempotent-Replayed" = Option<String>))),
+        Writes,
+    ),
+)]
+pub async fn edit_thread(
+    State(gateway): State<Arc<Gateway>>,
+    OfThread(key): OfThread,
+    Verb { body, call }: Verb<EditThread>,
+) -> Result<Response, Problem> {
+    let start = StartTurn::from(body).into_command(&**gateway.runtime.models())?;
+    gateway.runtime.edit_last(key, start, call).await.map(started).map_err(Problem::from)
+}
+
+/// Replace the conversation so far by a summary, in a turn of its own.
+#[utoipa::path(
+    post, path = "/v1/threads/{thread}/compact", tag = "threads", request_body = CompactThread,
+    params(("thread" = ThreadId, Path), Once, IfMatch),
+    responses(
+        (status = 202, body = Compacting, description = "It runs, or waits for the open turn; durable either way",
+            headers(("ETag" = String), ("Idempotent-Replayed" = Option<String>))),
+        Writes,
+    ),
+)]
+pub async fn compact_thread(
+    State(gateway): State<Arc<Gateway>>,
+    OfThread(key): OfThread,
+    Verb { body, call }: Verb<CompactThread>,
+) -> Result<Response, Problem> {
+    let Done { value, seq, replayed } = gateway.runtime.compact(key, body.into_command(), call).await?;
+    let value = match value {
+        Started::Turn(turn) => Compacting::Started(Box::new(TurnStarted { turn: *turn })),
+        Started::Queued { admission, active_turn } => {
+            Compacting::Queued(Box::new(PromptQueued { admission: *admission, active_turn }))
+        }
+    };
+    Ok(reply(StatusCode::ACCEPTED, Done { value, seq, replayed }, None, Json))
+}
+
+/// Give the model of the turn, which must be the active one, something to see at its next step.
+#[utoipa::path(
+    post, path = "/v1/threads/{thread}/turns/{turn}/steer", tag = "turns", request_body = SteerTurn,
+    params(("thread" = ThreadId, Path), ("turn" = TurnId, Path), Once, IfMatch),
+    responses(
+        (status = 202, body = SteerAccepted, description = "Durable; the model sees it, or the turn's end reports it",
+            headers(("ETag" = String), ("Idempotent-Replayed" = Option<String>))),
+        Writes,
+    ),
+)]
+pub async fn steer_turn(
+    State(gateway): State<Arc<Gateway>>,
+    OfTurn(key, turn): OfTurn,
+    Verb { body, call }: Verb<SteerTurn>,
+) -> Result<Response, Problem> {
+    let Done { value, seq, replayed } = gateway.runtime.steer(key, body.into_command(turn)?, call).await?;
+    Ok(reply(StatusCode::ACCEPTED, Done { value: SteerAccepted { admission: value }, seq, replayed }, None, Json))
+}
+
 /// List turns, oldest first.
 #[utoipa::path(
     get, path = "/v1/threads/{thread}/turns", tag = "turns",
     params(
         ("thread" = ThreadId, Path),
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "50 unless given"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        Paged,
     ),
     responses((status = 200, body = List<Turn>, description = "A page"), Reads),
 )]
@@ -107,8 +175,8 @@ pub async fn get_turn(
     params(
         ("thread" = ThreadId, Path),
         ("turn" = TurnId, Path),
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$", description = "Makes a repeated request harmless"),
-        ("If-Match" = Option<String>, Header, pattern = "^(\"[0-9]+\"|\\*)$", description = "The thread's `seq` that the caller saw, in quotes"),
+        Once,
+        IfMatch,
     ),
     responses(
         (status = 200, body = InterruptReceipt, description = "Ended, and durable",
@@ -121,10 +189,8 @@ pub async fn interrupt_turn(
     OfTurn(key, turn): OfTurn,
     Verb { body, call }: Verb<Interrupt>,
 ) -> Result<Response, Problem> {
-    if body.pause_queue == Some(true) {
-        return Err(Problem::not_built("pausing the queue with `pause_queue`"));
-    }
-    let done = gateway.runtime.interrupt(key, turn, call).await?;
+    let interrupt = command::Interrupt { turn, pause_queue: body.pause_queue.unwrap_or_default() };
+    let done = gateway.runtime.interrupt(key, interrupt, call).await?;
     Ok(reply(StatusCode::OK, done, None, Json))
 }
 
@@ -165,8 +231,7 @@ pub async fn wait_turn(
         ("thread" = ThreadId, Path),
         ("turn" = Option<TurnId>, Query, description = "Of this turn only"),
         ("kind" = Option<ItemKind>, Query, description = "Of this kind only"),
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "50 unless given"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        Paged,
     ),
     responses((status = 200, body = List<Item>, description = "A page"), Reads),
 )]

@@ -3,11 +3,15 @@
 //! Requests refuse unknown fields. `null` means "not given", except in a PATCH, where it clears a field that may
 //! be empty.
 
+use raddle_actors::ForkAt;
 use raddle_domain::{
-    command::ThreadPatch,
-    id::{Seq, ThreadId, TurnId},
+    command::{self, IfIdle, ThreadPatch},
+    id::{InputId, ItemId, Seq, ThreadId, TurnId},
     ports::{Models, UnknownModel},
-    record::{Admission, Delivery, Item, Metadata, ModelChoice, OnRestart, Thread, Turn, TurnOverrides},
+    record::{
+        Admission, Approval, Decision, Delivery, Item, Metadata, ModelChoice, OnRestart, Resolution, Thread, Turn,
+        TurnOverrides, Undelivered,
+    },
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
@@ -35,9 +39,9 @@ pub struct NewThread {
 }
 
 impl NewThread {
-    pub fn into_command(self, models: &dyn Models) -> Result<raddle_domain::command::NewThread, Problem> {
+    pub fn into_command(self, models: &dyn Models) -> Result<command::NewThread, Problem> {
         let choice = resolve(models, self.engine.as_deref(), self.model.as_deref())?;
-        Ok(raddle_domain::command::NewThread {
+        Ok(command::NewThread {
             title: self.title,
             mode: self.mode,
             system_prompt: self.system_prompt,
@@ -47,7 +51,7 @@ impl NewThread {
             trust_mode: self.trust_mode.unwrap_or_default(),
             on_restart: self.on_restart.unwrap_or_default(),
             metadata: self.metadata.unwrap_or_default(),
-            ..raddle_domain::command::NewThread::with(choice)
+            ..command::NewThread::with(choice)
         })
     }
 }
@@ -72,6 +76,8 @@ pub struct PatchThread {
     pub trust_mode: Option<bool>,
     pub on_restart: Option<OnRestart>,
     pub archived: Option<bool>,
+    /// Whether queued prompts go on waiting when no turn is open.
+    pub queue_paused: Option<bool>,
     /// Replaces all of it.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Metadata>,
@@ -91,6 +97,7 @@ impl PatchThread {
             trust_mode: self.trust_mode,
             on_restart: self.on_restart,
             archived: self.archived,
+            queue_paused: self.queue_paused,
             metadata: self.metadata,
         })
     }
@@ -105,11 +112,16 @@ pub struct StartTurn {
     pub delivery: Option<Delivery>,
     /// What `delivery: steer` does on an idle thread.
     pub if_idle: Option<IfIdle>,
+    /// Refuse unless this turn is open.
+    pub expected_turn: Option<TurnId>,
+    /// What becomes of a prompt with `delivery: steer` that comes too late for its turn.
+    pub undelivered: Option<Undelivered>,
     pub model: Option<String>,
     pub mode: Option<String>,
     pub allow_shell: Option<bool>,
     pub auto_approve: Option<bool>,
     pub trust_mode: Option<bool>,
+    /// What the turn is for: the tenant's routing rules say which model that is.
     pub route_intent: Option<String>,
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
@@ -117,23 +129,19 @@ pub struct StartTurn {
     pub input_summary: Option<String>,
 }
 
-/// What a steer does when there is no turn to steer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum IfIdle {
-    Start,
-    Reject,
-}
-
 impl StartTurn {
-    pub fn into_command(self, models: &dyn Models) -> Result<raddle_domain::command::StartTurn, Problem> {
-        let prompt = self.prompt.ok_or_else(|| Problem::invalid("prompt", "is required"))?;
+    pub fn into_command(self, models: &dyn Models) -> Result<command::StartTurn, Problem> {
+        let prompt = required("prompt", self.prompt)?;
         let delivery = self.delivery.unwrap_or_default();
-        if self.route_intent.is_some() {
-            return Err(Problem::not_built("routing by `route_intent`"));
-        }
-        if self.if_idle == Some(IfIdle::Reject) && delivery != Delivery::Steer {
-            return Err(Problem::invalid("if_idle", "means something with delivery `steer` only"));
+        let (if_idle, undelivered) = (self.if_idle.unwrap_or_default(), self.undelivered.unwrap_or_default());
+        if delivery != Delivery::Steer {
+            let only = "means something with delivery `steer` only";
+            if if_idle == IfIdle::Reject {
+                return Err(Problem::invalid("if_idle", only));
+            }
+            if undelivered == Undelivered::Queue {
+                return Err(Problem::invalid("undelivered", only));
+            }
         }
         let choice = self.model.as_deref().map(|model| resolve(models, None, Some(model))).transpose()?;
         let overrides = TurnOverrides {
@@ -146,8 +154,68 @@ impl StartTurn {
             top_p: self.top_p,
             max_tokens: self.max_tokens,
             input_summary: self.input_summary,
+            route_intent: self.route_intent,
         };
-        Ok(raddle_domain::command::StartTurn { prompt, delivery, overrides })
+        let expected_turn = self.expected_turn;
+        Ok(command::StartTurn { prompt, delivery, if_idle, expected_turn, undelivered, overrides })
+    }
+}
+
+/// A prompt in the place of the last one, and how its turn is to run.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EditThread {
+    #[schema(value_type = String)]
+    pub prompt: Option<String>,
+    pub model: Option<String>,
+    pub mode: Option<String>,
+    pub allow_shell: Option<bool>,
+    pub auto_approve: Option<bool>,
+    pub trust_mode: Option<bool>,
+    /// What the turn is for: the tenant's routing rules say which model that is.
+    pub route_intent: Option<String>,
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub max_tokens: Option<u32>,
+    pub input_summary: Option<String>,
+}
+
+impl From<EditThread> for StartTurn {
+    fn from(edit: EditThread) -> Self {
+        Self {
+            prompt: edit.prompt,
+            delivery: None,
+            if_idle: None,
+            expected_turn: None,
+            undelivered: None,
+            model: edit.model,
+            mode: edit.mode,
+            allow_shell: edit.allow_shell,
+            auto_approve: edit.auto_approve,
+            trust_mode: edit.trust_mode,
+            route_intent: edit.route_intent,
+            temperature: edit.temperature,
+            top_p: edit.top_p,
+            max_tokens: edit.max_tokens,
+            input_summary: edit.input_summary,
+        }
+    }
+}
+
+/// Something for the model to see while it works.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SteerTurn {
+    #[schema(value_type = String)]
+    pub prompt: Option<String>,
+    /// What becomes of it when the turn ends first.
+    pub undelivered: Option<Undelivered>,
+}
+
+impl SteerTurn {
+    pub fn into_command(self, turn: TurnId) -> Result<command::Steer, Problem> {
+        let prompt = required("prompt", self.prompt)?;
+        Ok(command::Steer { turn, prompt, undelivered: self.undelivered.unwrap_or_default() })
     }
 }
 
@@ -155,14 +223,165 @@ impl StartTurn {
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Interrupt {
-    /// Not built yet: only `false` is accepted.
+    /// Whether queued prompts then wait until the queue is resumed.
     pub pause_queue: Option<bool>,
+}
+
+/// Why the conversation is shortened, and whether that may wait.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CompactThread {
+    pub reason: Option<String>,
+    pub delivery: Option<CompactDelivery>,
+}
+
+/// What a compaction does when a turn is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CompactDelivery {
+    Reject,
+    Queue,
+}
+
+impl CompactThread {
+    pub fn into_command(self) -> command::Compact {
+        let delivery = match self.delivery {
+            None | Some(CompactDelivery::Reject) => Delivery::Reject,
+            Some(CompactDelivery::Queue) => Delivery::Queue,
+        };
+        command::Compact { reason: self.reason, delivery }
+    }
+}
+
+/// Where a fork leaves its parent: at one place at most, and after everything that is settled unless one is named.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForkThread {
+    /// After this item.
+    pub at_item: Option<ItemId>,
+    /// Before this turn began.
+    pub before_turn: Option<TurnId>,
+    /// At this checkpoint; `latest` is the newest one.
+    pub checkpoint: Option<String>,
+    pub title: Option<String>,
+}
+
+impl ForkThread {
+    pub fn into_place(self) -> Result<(ForkAt, Option<String>), Problem> {
+        let at = match (self.at_item, self.before_turn, self.checkpoint) {
+            (None, None, None) => ForkAt::Settled,
+            (Some(item), None, None) => ForkAt::Item(item),
+            (None, Some(turn), None) => ForkAt::BeforeTurn(turn),
+            (None, None, Some(name)) => ForkAt::Checkpoint(name),
+            (at_item, _, _) => {
+                let second = if at_item.is_some() { "at_item" } else { "before_turn" };
+                return Err(Problem::invalid(second, "names a second place: a fork has one"));
+            }
+        };
+        Ok((at, self.title))
+    }
+}
+
+/// A name for the thread's last settled moment.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SaveCheckpoint {
+    #[schema(value_type = String)]
+    pub name: Option<String>,
+}
+
+impl SaveCheckpoint {
+    pub fn into_name(self) -> Result<String, Problem> {
+        required("name", self.name)
+    }
+}
+
+/// What the thread that goes on from a checkpoint is called.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreCheckpoint {
+    pub title: Option<String>,
+}
+
+/// What to change about a prompt that waits; what is absent stays.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PatchInput {
+    pub prompt: Option<String>,
+    /// 0 runs next; beyond the end is the end.
+    pub position: Option<u32>,
+}
+
+impl PatchInput {
+    pub fn into_command(self, input: InputId) -> command::EditPrompt {
+        command::EditPrompt { input, prompt: self.prompt, position: self.position }
+    }
+}
+
+/// A person's word on an approval.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DecideApproval {
+    #[schema(value_type = Decision)]
+    pub decision: Option<Decision>,
+    /// Of a denial, shown to the model.
+    pub reason: Option<String>,
+}
+
+impl DecideApproval {
+    pub fn into_decision(self) -> Result<(Decision, Option<String>), Problem> {
+        Ok((required("decision", self.decision)?, self.reason))
+    }
+}
+
+/// A person's answer to a question.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerQuestion {
+    #[schema(value_type = String)]
+    pub answer: Option<String>,
+}
+
+impl AnswerQuestion {
+    pub fn into_answer(self) -> Result<String, Problem> {
+        required("answer", self.answer)
+    }
+}
+
+/// A person's word on an uncertain effect.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveEffect {
+    #[schema(value_type = Resolution)]
+    pub resolution: Option<Resolution>,
+    /// With `settle`, and required there: what the tool would have said.
+    pub output: Option<String>,
+}
+
+impl ResolveEffect {
+    pub fn into_resolution(self) -> Result<(Resolution, Option<String>), Problem> {
+        let resolution = required("resolution", self.resolution)?;
+        match (resolution, &self.output) {
+            (Resolution::Settle, None) => Err(Problem::invalid("output", "is required with resolution `settle`")),
+            (Resolution::Retry | Resolution::Abort, Some(_)) => {
+                Err(Problem::invalid("output", "means something with resolution `settle` only"))
+            }
+            (Resolution::Settle, Some(_)) | (Resolution::Retry | Resolution::Abort, None) => {
+                Ok((resolution, self.output))
+            }
+        }
+    }
 }
 
 /// A request without fields.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
+
+/// A field that must be there.
+fn required<T>(name: &str, field: Option<T>) -> Result<T, Problem> {
+    field.ok_or_else(|| Problem::invalid(name, "is required"))
+}
 
 fn resolve(models: &dyn Models, engine: Option<&str>, model: Option<&str>) -> Result<ModelChoice, Problem> {
     models.resolve(engine, model).map_err(|UnknownModel(why)| {
@@ -233,6 +452,20 @@ pub struct PromptQueued {
     pub active_turn: TurnId,
 }
 
+/// A prompt that the model of an open turn will see.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SteerAccepted {
+    pub admission: Admission,
+}
+
+/// A compaction that runs, or waits.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Compacting {
+    Started(Box<TurnStarted>),
+    Queued(Box<PromptQueued>),
+}
+
 /// A prompt in the inbox, and its place there.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct InboxEntry {
@@ -248,9 +481,8 @@ pub struct Snapshot {
     pub thread: Thread,
     pub turns: Vec<Turn>,
     pub items: Vec<Item>,
-    /// Empty while no approval can be asked for.
-    #[schema(value_type = Vec<Object>)]
-    pub approvals: [(); 0],
+    /// Those that are pending.
+    pub approvals: Vec<Approval>,
     pub inbox: Vec<InboxEntry>,
     /// Events after this one continue the snapshot exactly.
     pub seq: Seq,
@@ -262,6 +494,17 @@ pub struct EventPage {
     pub data: Vec<EventRecord>,
     /// Where the log ended when it was read.
     pub head: Seq,
+}
+
+/// Events of a tenant's threads, in an order that keeps each thread's own.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TenantEventPage {
+    pub data: Vec<EventRecord>,
+    /// Where to go on. Never `null`: there is no end. A page may be short, or empty, with more behind it; who finds
+    /// this cursor to be the one they asked with has read everything.
+    pub next_cursor: String,
+    /// Threads of this part whose events cannot be read.
+    pub unavailable: Vec<Unavailable>,
 }
 
 /// One event of a thread's log. The shape of `payload` follows from `event`.
@@ -312,9 +555,20 @@ mod tests {
         }
     }
 
-    fn start(json: &str) -> Result<raddle_domain::command::StartTurn, Code> {
+    fn start(json: &str) -> Result<command::StartTurn, Code> {
         let request: StartTurn = serde_json::from_str(json).unwrap();
         request.into_command(&OneModel).map_err(|problem| problem.code)
+    }
+
+    /// The field that a refused request is told about.
+    fn field<T: std::fmt::Debug>(refused: Result<T, Problem>) -> String {
+        let problem = refused.unwrap_err();
+        assert_eq!(problem.code, Code::Invalid);
+        problem.extra["field"].as_str().unwrap().to_owned()
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(json: &str) -> T {
+        serde_json::from_str(json).unwrap()
     }
 
     #[test]
@@ -326,10 +580,90 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_said_and_not_ignored() {
-        assert_eq!(start(r#"{"prompt":"x","route_intent":"code"}"#), Err(Code::NotImplemented));
-        assert_eq!(start(r#"{"prompt":"x","if_idle":"reject"}"#), Err(Code::Invalid));
-        assert_eq!(start(r#"{"prompt":"x","if_idle":"start"}"#).map(|start| start.delivery), Ok(Delivery::Reject));
+    fn what_only_a_steer_has_is_refused_elsewhere() {
+        for only in [r#""if_idle":"reject""#, r#""undelivered":"queue""#] {
+            for other in ["reject", "queue", "interrupt", "rollback"] {
+                assert_eq!(start(&format!(r#"{{"prompt":"x","delivery":"{other}",{only}}}"#)), Err(Code::Invalid));
+            }
+            assert!(start(&format!(r#"{{"prompt":"x","delivery":"steer",{only}}}"#)).is_ok());
+        }
+        // Saying what holds anyway is no mistake.
+        let plain = start(r#"{"prompt":"x","if_idle":"start","undelivered":"report"}"#);
+        assert_eq!(plain.map(|start| start.delivery), Ok(Delivery::Reject));
+    }
+
+    #[test]
+    fn everything_that_a_start_says_reaches_its_command() {
+        let turn = TurnId::new(uuid::Uuid::from_u128(7));
+        let found = start(&format!(
+            r#"{{"prompt":"x","delivery":"steer","if_idle":"reject","undelivered":"queue","expected_turn":"{turn}",
+            "route_intent":"Code"}}"#
+        ));
+        let overrides = TurnOverrides { route_intent: Some("Code".into()), ..TurnOverrides::default() };
+        let expected = command::StartTurn {
+            prompt: "x".into(),
+            delivery: Delivery::Steer,
+            if_idle: IfIdle::Reject,
+            expected_turn: Some(turn),
+            undelivered: Undelivered::Queue,
+            overrides,
+        };
+        assert_eq!(found, Ok(expected));
+    }
+
+    #[test]
+    fn an_edit_takes_every_setting_of_a_turn_and_nothing_about_delivery() {
+        let settings = r#""model":"echo","mode":"m","allow_shell":true,"auto_approve":true,"trust_mode":true,
+            "route_intent":"r","temperature":0.5,"top_p":0.5,"max_tokens":5,"input_summary":"s""#;
+        let edit: EditThread = read(&format!(r#"{{"prompt":"x",{settings}}}"#));
+        let edit = StartTurn::from(edit).into_command(&OneModel).unwrap();
+        assert_eq!(Ok(edit), start(&format!(r#"{{"prompt":"x",{settings}}}"#)));
+        assert!(serde_json::from_str::<EditThread>(r#"{"prompt":"x","delivery":"queue"}"#).is_err());
+    }
+
+    #[test]
+    fn a_fork_has_one_place_at_most() {
+        let item = ItemId::new(uuid::Uuid::from_u128(1));
+        let turn = TurnId::new(uuid::Uuid::from_u128(2));
+        let place = |json: &str| read::<ForkThread>(json).into_place();
+        assert_eq!(place(r#"{"title":"t"}"#), Ok((ForkAt::Settled, Some("t".into()))));
+        let (at_item, before_turn) = (format!(r#""at_item":"{item}""#), format!(r#""before_turn":"{turn}""#));
+        let checkpoint = r#""checkpoint":"c""#;
+        assert_eq!(place(&format!("{{{at_item}}}")), Ok((ForkAt::Item(item), None)));
+        assert_eq!(place(&format!("{{{before_turn}}}")), Ok((ForkAt::BeforeTurn(turn), None)));
+        assert_eq!(place(&format!("{{{checkpoint}}}")), Ok((ForkAt::Checkpoint("c".into()), None)));
+        assert_eq!(field(place(&format!("{{{at_item},{before_turn}}}"))), "at_item");
+        assert_eq!(field(place(&format!("{{{at_item},{checkpoint}}}"))), "at_item");
+        assert_eq!(field(place(&format!("{{{before_turn},{checkpoint}}}"))), "before_turn");
+    }
+
+    #[test]
+    fn an_output_goes_with_settling_and_with_nothing_else() {
+        let resolve = |json: &str| read::<ResolveEffect>(json).into_resolution();
+        let settle = resolve(r#"{"resolution":"settle","output":""}"#);
+        assert_eq!(settle, Ok((Resolution::Settle, Some(String::new()))));
+        assert_eq!(resolve(r#"{"resolution":"retry"}"#), Ok((Resolution::Retry, None)));
+        assert_eq!(field(resolve(r#"{"resolution":"settle"}"#)), "output");
+        assert_eq!(field(resolve(r#"{"resolution":"retry","output":"x"}"#)), "output");
+        assert_eq!(field(resolve(r#"{"resolution":"abort","output":"x"}"#)), "output");
+        assert_eq!(field(resolve(r#"{"output":"x"}"#)), "resolution");
+    }
+
+    #[test]
+    fn what_is_required_is_asked_for_by_name() {
+        let turn = TurnId::new(uuid::Uuid::from_u128(2));
+        assert_eq!(field(read::<SteerTurn>("{}").into_command(turn)), "prompt");
+        assert_eq!(field(read::<SaveCheckpoint>("{}").into_name()), "name");
+        assert_eq!(field(read::<DecideApproval>(r#"{"reason":"r"}"#).into_decision()), "decision");
+        assert_eq!(field(read::<AnswerQuestion>("{}").into_answer()), "answer");
+    }
+
+    #[test]
+    fn a_compaction_is_refused_or_queued_and_nothing_else() {
+        let compact = |json: &str| serde_json::from_str::<CompactThread>(json).map(CompactThread::into_command);
+        assert_eq!(compact("{}").unwrap().delivery, Delivery::Reject);
+        assert_eq!(compact(r#"{"delivery":"queue","reason":"r"}"#).unwrap().delivery, Delivery::Queue);
+        assert!(compact(r#"{"delivery":"steer"}"#).is_err());
     }
 
     #[test]

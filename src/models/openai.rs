@@ -22,7 +22,7 @@
 //! Behind a finish reason the answer is whole: that the connection breaks, stalls or lacks `[DONE]` is then no
 //! failure. Comments keep a stream alive; how long a whole answer may take is for its turn's deadline.
 //!
-//! Absent on purpose: retries, which belong to the turn, where they are visible; tool schemas, until calls carry them.
+//! Absent on purpose: retries, which belong to the turn, where they are visible.
 
 mod answer;
 mod problem;

@@ -1,12 +1,14 @@
 //! A model whose prompt is its script: deterministic, without a network.
 //!
-//! [`script`] reads a prompt, [`place`] finds what of it is due, and this file performs that. What a call
-//! answers depends on its messages alone, so the same call made again answers the same; time only decides when.
+//! [`script`] reads a prompt, [`place`] finds what of it is due, and this file performs that. A call that compacts is
+//! answered with a [`summary`], or plays the reason for it if that is a script. What a call answers depends on its
+//! messages and purpose alone, so the same call made again answers the same; time only decides when.
 //!
 //! Absent on purpose: sampling. Temperature, top-p, token limits and the model's name change nothing here.
 
 pub mod place;
 pub mod script;
+pub mod summary;
 
 use std::collections::VecDeque;
 
@@ -14,13 +16,14 @@ use futures_util::stream::{self, StreamExt};
 use raddle_domain::{
     history::{Message, ToolCall},
     ports::{FinishReason, Fragment, Model, ModelError, ModelErrorKind, ModelRequest, ModelStream},
-    record::Usage,
+    record::{Purpose, Usage},
 };
 use tokio::time::{Duration, Instant};
 
 use self::{
-    place::Place,
-    script::{End, Line},
+    place::{Lost, Place},
+    script::{End, Line, Script, Segment},
+    summary::{Asked, Played},
 };
 
 /// The scripted model. It keeps nothing between calls.
@@ -29,13 +32,20 @@ pub struct Scripted;
 
 impl Model for Scripted {
     fn call(&self, request: ModelRequest) -> ModelStream {
-        match Place::find(request.messages.get(request.turn_start..).unwrap_or_default()) {
+        let messages = &request.messages;
+        let turn = messages.get(request.turn_start..).unwrap_or_default();
+        let before = summary::before(request.turn_start.checked_sub(1).and_then(|last| messages.get(last)));
+        let place = match request.purpose {
+            Purpose::Answer => Place::find(turn, before),
+            Purpose::Compaction => compaction(messages, turn, before),
+        };
+        match place {
             Err(lost) => {
                 let error = failure(ModelErrorKind::Rejected, lost.to_string());
                 Box::pin(stream::iter([Err(error)]))
             }
             Ok(place) => {
-                let performance = Performance::new(place, &request.messages);
+                let performance = Performance::new(place, messages, before);
                 let played = stream::unfold(performance, |mut performance| async move {
                     let next = performance.next().await?;
                     Some((next, performance))
@@ -44,6 +54,24 @@ impl Model for Scripted {
             }
         }
     }
+}
+
+/// What a call that compacts has to play: its last message is the instruction, in the turn or all of it.
+fn compaction(messages: &[Message], turn: &[Message], before: Played) -> Result<Place, Lost> {
+    let Some((Message::User { content: instruction } | Message::System { content: instruction }, conversation)) =
+        messages.split_last()
+    else {
+        return Err(Lost::NoInstruction);
+    };
+    let segment = match summary::asked(instruction) {
+        Asked::Script(script) => Script::parse(script)?.segments.into_iter().next().unwrap_or_default(),
+        Asked::Summary => {
+            let turn = turn.split_last().map_or(turn, |(_, turn)| turn);
+            let summary = summary::of(conversation, place::played(turn, before));
+            Segment { lines: vec![Line::Say(summary)], ..Segment::default() }
+        }
+    };
+    Ok(Place { answers: Vec::new(), steers: Vec::new(), segment })
 }
 
 fn failure(kind: ModelErrorKind, message: String) -> ModelError {
@@ -63,7 +91,8 @@ fn kind_of(status: u16) -> ModelErrorKind {
 struct Performance {
     lines: VecDeque<Line>,
     end: Option<End>,
-    /// How the ids of this call's tool calls begin: no other call of the conversation has as many messages.
+    /// How the ids of this call's tool calls begin: no other call of the turn has as many messages, or as many
+    /// answers behind a summary.
     call_ids: String,
     reported: Option<(u64, u64)>,
     words_in: u64,
@@ -86,13 +115,16 @@ struct Counting {
 }
 
 impl Performance {
-    fn new(place: Place, messages: &[Message]) -> Self {
+    fn new(place: Place, messages: &[Message], before: Played) -> Self {
         let answers = place.answers.iter().map(|answer| Line::Say(format!("answer: {answer}")));
         let steers = place.steers.iter().map(|steer| Line::Say(format!("heard: {steer}")));
         Self {
             lines: answers.chain(steers).chain(place.segment.lines).collect(),
             end: Some(place.segment.end),
-            call_ids: format!("call_{}", messages.len()),
+            call_ids: match before.answers {
+                0 => format!("call_{}", messages.len()),
+                answers => format!("call_{}_{answers}", messages.len()),
+            },
             reported: place.segment.usage,
             words_in: messages.iter().map(words_of).sum(),
             words_out: 0,

@@ -16,7 +16,11 @@ use std::{
 
 use reqwest::{Method, RequestBuilder, Response, header::HeaderMap};
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 
 /// How long anything may take before a test calls it lost. Nothing is measured with it.
 pub const LOST: Duration = Duration::from_secs(60);
@@ -365,7 +369,10 @@ pub fn text(value: &Value) -> String {
 /// One event of a stream, as it came.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Frame {
+    /// Its `id:`, where that is a seq.
     pub id: Option<u64>,
+    /// Its `id:`, whatever it is.
+    pub cursor: Option<String>,
     pub event: String,
     pub data: String,
 }
@@ -378,21 +385,35 @@ impl Frame {
 
 /// Bytes in, whole frames out. Half a frame is never one.
 #[derive(Default)]
-pub struct Frames(Vec<u8>);
+pub struct Frames {
+    bytes: Vec<u8>,
+    /// A frame that is there and was not taken.
+    ready: Option<Frame>,
+    /// The newest `id:`, of a frame that was taken or alone: what a browser would resume with.
+    pub last_id: Option<String>,
+}
 
 impl Frames {
     pub fn feed(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(bytes);
     }
 
     pub fn next(&mut self) -> Option<Frame> {
-        loop {
-            let end = self.0.windows(2).position(|pair| pair == b"\n\n")?;
-            let block: Vec<u8> = self.0.drain(..end + 2).collect();
+        self.look();
+        let frame = self.ready.take()?;
+        self.last_id = frame.cursor.clone().or(self.last_id.take());
+        Some(frame)
+    }
+
+    /// Takes the remarks before the next frame: a block without an event.
+    fn look(&mut self) {
+        while self.ready.is_none() {
+            let Some(end) = self.bytes.windows(2).position(|pair| pair == b"\n\n") else { return };
+            let block: Vec<u8> = self.bytes.drain(..end + 2).collect();
             let mut frame = Frame::default();
             for line in std::str::from_utf8(&block).expect("a stream is UTF-8").lines() {
                 match line.split_once(": ") {
-                    Some(("id", id)) => frame.id = Some(id.parse().unwrap()),
+                    Some(("id", id)) => (frame.id, frame.cursor) = (id.parse().ok(), Some(id.to_owned())),
                     Some(("event", event)) => frame.event = event.to_owned(),
                     Some(("data", data)) => {
                         assert!(frame.data.is_empty(), "a record is one line");
@@ -402,9 +423,10 @@ impl Frames {
                     _ => {}
                 }
             }
-            // A block without an event is a remark.
-            if !frame.event.is_empty() {
-                return Some(frame);
+            if frame.event.is_empty() {
+                self.last_id = frame.cursor.or(self.last_id.take());
+            } else {
+                self.ready = Some(frame);
             }
         }
     }
@@ -417,7 +439,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    async fn open(request: RequestBuilder) -> Self {
+    pub async fn open(request: RequestBuilder) -> Self {
         let response = request.header("accept", "text/event-stream").send().await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -438,6 +460,18 @@ impl Stream {
         }
     }
 
+    /// Where to resume, once the server has said so.
+    pub async fn place(&mut self) -> String {
+        loop {
+            self.frames.look();
+            if let Some(id) = &self.frames.last_id {
+                return id.clone();
+            }
+            let bytes = timeout(LOST, self.response.chunk()).await.expect("the stream is silent").unwrap();
+            self.frames.feed(&bytes.expect("the stream ended before it said where it is"));
+        }
+    }
+
     /// The next frame of this name.
     pub async fn until(&mut self, event: &str) -> Frame {
         loop {
@@ -446,6 +480,42 @@ impl Stream {
                 return frame;
             }
         }
+    }
+}
+
+/// A watcher that holds as little as it can, and reads only when it is told to.
+pub struct RawWatcher {
+    tcp: TcpStream,
+}
+
+impl RawWatcher {
+    pub async fn open(server: &Server, path: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let address = server.url.strip_prefix("http://").unwrap();
+        let mut tcp = socket.connect(address.parse().unwrap()).await.unwrap();
+        // HTTP/1.0: no chunks, the body ends with the connection.
+        let ask = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n");
+        tcp.write_all(ask.as_bytes()).await.unwrap();
+        // The head of the reply says that it watches.
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(tcp.read_u8().await.unwrap());
+        }
+        assert!(head.starts_with(b"HTTP/1.0 200"), "{}", String::from_utf8_lossy(&head));
+        Self { tcp }
+    }
+
+    /// Reads on, to the end of the stream.
+    pub async fn rest(mut self) -> Vec<Frame> {
+        let mut body = Vec::new();
+        timeout(LOST, self.tcp.read_to_end(&mut body)).await.expect("the stream does not end").unwrap();
+        let (mut frames, mut all) = (Frames::default(), Vec::new());
+        frames.feed(&body);
+        while let Some(frame) = frames.next() {
+            all.push(frame);
+        }
+        all
     }
 }
 

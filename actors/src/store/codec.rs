@@ -578,5 +578,7 @@ pub(crate) fn read_epoch(bytes: &[u8]) -> Result<u64, Corrupt> {
     number(&MetaKey::epoch(), bytes)
 }
 
+pub(crate) mod tenant;
+
 #[cfg(test)]
 mod tests;

@@ -129,6 +129,8 @@ keys! {
     UnpackedKey[64] = "unpacked";
 }
 
+pub(crate) mod tenant;
+
 /// Sealed records.
 pub(crate) const LOG: TableDefinition<LogKey, &[u8]> = TableDefinition::new(LogKey::TABLE);
 pub(crate) const THREADS: TableDefinition<RowKey, &[u8]> = TableDefinition::new(RowKey::TABLE);
@@ -284,6 +286,11 @@ impl MetaKey {
     /// How often the store was opened.
     pub(crate) fn epoch() -> Self {
         Self::join(&[b"epoch\0\0\0"])
+    }
+
+    /// Which tables there are.
+    pub(crate) fn layout() -> Self {
+        Self::join(&[b"layout\0\0"])
     }
 
     fn show(&self) -> String {

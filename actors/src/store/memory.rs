@@ -27,6 +27,8 @@ use super::{
     unknown_turn, unordered,
 };
 
+mod tenant;
+
 /// The store.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
@@ -37,6 +39,7 @@ pub struct MemoryStore {
 struct State {
     threads: BTreeMap<ThreadKey, Arc<Stored>>,
     receipts: BTreeMap<(TenantId, [u8; 32]), Receipt>,
+    tenants: tenant::Tenants,
     /// What is to be packed: when the turn ended, and its number.
     unpacked: BTreeSet<(UnixMs, u64)>,
     /// Turns that were ever stored.
@@ -170,7 +173,7 @@ impl State {
         })
     }
 
-    fn append(&mut self, append: &Append) -> Result<(), WriteRefused> {
+    fn append(&mut self, append: &Append) -> Result<u64, WriteRefused> {
         let Append { key, expected, at, chunk, row, settled, reverted, receipts, fork, .. } = append;
         follows(append)?;
         let mut stored = match fork {
@@ -210,6 +213,7 @@ impl State {
         if receipts.iter().filter_map(known).any(|old| *at < old.expires_at) {
             return Err(WriteRefused::Repeated);
         }
+        self.tenants.check(append)?;
         if !chunk.events.is_empty() {
             stored.pieces.push(Piece::of(chunk));
         }
@@ -225,7 +229,7 @@ impl State {
         for receipt in receipts {
             self.receipts.insert((key.tenant, receipt.key), receipt.clone());
         }
-        Ok(())
+        Ok(self.tenants.append(append))
     }
 }
 
@@ -241,11 +245,15 @@ impl LogStore for MemoryStore {
         let mut held = self.state();
         let state = Arc::make_mut(&mut held);
         let apply = |write: &Write| match write {
-            Write::Append(append) => state.append(append).map(|()| 0),
-            Write::Documents { .. } => Ok(0),
+            Write::Append(append) => state.append(append),
+            Write::Documents { tenant, kind, documents } => {
+                state.tenants.replace_documents(*tenant, *kind, documents);
+                Ok(0)
+            }
             Write::Erase { key, fence, expected } => {
                 state.owned(*key, *fence, *expected)?;
                 state.threads.remove(key);
+                state.tenants.forget(*key);
                 let State { threads, unpacked, .. } = state;
                 let known =
                     |number| threads.values().any(|stored| stored.numbers.values().any(|known| *known == number));
@@ -409,42 +417,49 @@ impl View for MemoryView {
         Ok(self.timers().first().map(|(at, _)| *at))
     }
 
-    fn feed(&self, _tenant: TenantId, _after: u64, _limit: usize) -> Result<Vec<Fed>, StoreError> {
-        Ok(Vec::new())
+    fn feed(&self, tenant: TenantId, after: u64, limit: usize) -> Result<Vec<Fed>, StoreError> {
+        Ok(self.0.tenants.feed(tenant, after, limit))
     }
 
-    fn feed_head(&self, _tenant: TenantId) -> Result<u64, StoreError> {
-        Ok(0)
+    fn feed_head(&self, tenant: TenantId) -> Result<u64, StoreError> {
+        Ok(self.0.tenants.feed_head(tenant))
     }
 
-    fn record(&self, _tenant: TenantId, _kind: RecordKind, _id: Uuid) -> Result<Option<Found>, StoreError> {
-        Ok(None)
+    fn record(&self, tenant: TenantId, kind: RecordKind, id: Uuid) -> Result<Option<Found>, StoreError> {
+        Ok(self.0.tenants.record(tenant, kind, id))
     }
 
     fn records(
         &self,
-        _tenant: TenantId,
-        _kind: RecordKind,
-        _thread: Option<ThreadId>,
-        _open: bool,
-        _after: Option<Uuid>,
-        _limit: usize,
+        tenant: TenantId,
+        kind: RecordKind,
+        thread: Option<ThreadId>,
+        open: bool,
+        after: Option<Uuid>,
+        limit: usize,
     ) -> Result<Vec<Found>, StoreError> {
-        Ok(Vec::new())
+        let wanted = |found: &&Found| {
+            thread.is_none_or(|thread| found.thread == thread)
+                && (found.open || !open)
+                && after.is_none_or(|after| found.id > after)
+        };
+        Ok(self.0.tenants.records(tenant, kind).filter(wanted).take(limit).copied().collect())
     }
 
     fn spent(
         &self,
-        _tenant: TenantId,
-        _from: u32,
-        _to: u32,
-        _after: Option<(u32, ThreadId)>,
-        _limit: usize,
+        tenant: TenantId,
+        from: u32,
+        to: u32,
+        after: Option<(u32, ThreadId)>,
+        limit: usize,
     ) -> Result<Vec<SpentBy>, StoreError> {
-        Ok(Vec::new())
+        let wanted =
+            |by: &SpentBy| (from..=to).contains(&by.day) && after.is_none_or(|after| (by.day, by.thread) > after);
+        Ok(self.0.tenants.spent(tenant).filter(wanted).take(limit).collect())
     }
 
-    fn documents(&self, _tenant: TenantId, _kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
-        Ok(Vec::new())
+    fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
+        Ok(self.0.tenants.documents(tenant, kind))
     }
 }

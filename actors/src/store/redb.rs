@@ -41,10 +41,14 @@ use super::{
     backend::{FileMedium, Medium, MemoryMedium, Watch, Watched},
     codec,
     keys::{
-        EXPIRY, ExpiryKey, FORKS, LOG, META, MetaKey, OWING, RECEIPTS, RECENT, THREADS, TIMERS, TURN_IDS, TURNS,
-        UNPACKED,
+        EXPIRY, ExpiryKey, FORKS, LOG, META, MetaKey, OWING, RECEIPTS, RECENT, StoreKey, THREADS, TIMERS, TURN_IDS,
+        TURNS, UNPACKED,
+        tenant::{DOCUMENTS, FEED, RECORD_IDS, RECORDS, SPENT},
     },
 };
+
+/// Which tables this build makes; a store that was made before there were layouts has the first one.
+const LAYOUT: u64 = 2;
 
 /// A batch from here on is committed so that the next open is quick: it syncs twice anyway in proportion.
 const BIG_BATCH: usize = 64;
@@ -356,17 +360,24 @@ fn begin_epoch(database: &Database) -> Result<u64, Fault> {
     let mut txn = begin(database)?;
     // A server that dies before its first rest must not make the next one read the whole file.
     txn.set_quick_repair(true);
-    // Without this a database that lost a table would get a new, empty one.
     let fresh = names.is_empty();
+    let has = |table: &str| names.iter().any(|name| name == table);
+    let made_by = if fresh { 0 } else { layout(&txn, has(META.name()))? };
+    // A table that its layout has and the database has not was lost, and one that comes too early says that the
+    // layout was: neither may be hidden by a new, empty table.
     macro_rules! open_all {
-        ($($table:ident)*) => {$(
-            if !fresh && !names.iter().any(|name| name == $table.name()) {
-                return Err(Fault::Redb(::redb::Error::TableDoesNotExist($table.name().to_owned())));
+        ($($since:literal: $($table:ident)*;)*) => {$($(
+            if has($table.name()) != (made_by >= $since) {
+                let what = if made_by >= $since { "the table is missing" } else { "the layout is missing" };
+                return Err(Fault::Redb(::redb::Error::Corrupted(format!("{}: {what}", $table.name()))));
             }
             drop(txn.open_table($table)?);
-        )*};
+        )*)*};
     }
-    open_all!(LOG THREADS TURNS TURN_IDS RECEIPTS EXPIRY OWING RECENT TIMERS META FORKS UNPACKED);
+    open_all! {
+        1: LOG THREADS TURNS TURN_IDS RECEIPTS EXPIRY OWING RECENT TIMERS META;
+        2: FEED RECORD_IDS RECORDS SPENT DOCUMENTS FORKS UNPACKED;
+    }
     let epoch = {
         let mut meta = txn.open_table(META)?;
         let before = match meta.get(MetaKey::epoch())? {
@@ -376,10 +387,29 @@ fn begin_epoch(database: &Database) -> Result<u64, Fault> {
         };
         let epoch = before + 1;
         meta.insert(MetaKey::epoch(), codec::seal_epoch(epoch).as_slice())?;
+        if made_by != LAYOUT {
+            meta.insert(MetaKey::layout(), codec::tenant::seal_layout(LAYOUT).as_slice())?;
+        }
         epoch
     };
     txn.commit()?;
     Ok(epoch)
+}
+
+/// The layout of a database that is not new.
+fn layout(txn: &WriteTransaction, has_meta: bool) -> Result<u64, Fault> {
+    if !has_meta {
+        return Err(Fault::Redb(::redb::Error::TableDoesNotExist(META.name().to_owned())));
+    }
+    let meta = txn.open_table(META)?;
+    let Some(bytes) = meta.get(MetaKey::layout())? else { return Ok(1) };
+    match codec::tenant::read_layout(bytes.value()).map_err(Fault::Corrupt)? {
+        known @ 2..=LAYOUT => Ok(known),
+        other => {
+            let why = format!("made with layout {other}, this build knows up to {LAYOUT}");
+            Err(Fault::Corrupt(MetaKey::layout().corrupt(why)))
+        }
+    }
 }
 
 fn begin(database: &Database) -> Result<WriteTransaction, Fault> {
@@ -395,7 +425,7 @@ impl LogStore for RedbStore {
         if writes.is_empty() {
             return Ok(Vec::new());
         }
-        let grows = writes.iter().any(|write| matches!(write, Write::Append(_)));
+        let grows = writes.iter().any(super::adds);
         self.write(&mut self.writer(), grows, |database, writer| {
             let mut txn = begin(database)?;
             if writes.len() >= BIG_BATCH {
@@ -528,3 +558,6 @@ impl LogStore for RedbStore {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,8 +6,8 @@ use raddle_domain::id::ThreadId;
 const LENGTH: usize = ThreadId::PREFIX.len() + 36;
 
 /// Makes `thread` the thread that a stored event, or turn, is of: overwrites the id behind every `"thread_id":` and
-/// `"thread":{"id":`. An id is as long as any other, so nothing moves. Texts are passed over, and so is the metadata,
-/// which is the caller's own.
+/// `"thread":{"id":`. An id is as long as any other, so nothing moves. Texts are passed over, and so is what names
+/// threads without being of one: the caller's metadata, a tool's arguments, and where a fork came from.
 pub(crate) fn rename(json: &mut [u8], thread: ThreadId) {
     let name = thread.to_string();
     let mut at = 0;
@@ -15,7 +15,9 @@ pub(crate) fn rename(json: &mut [u8], thread: ThreadId) {
         let end = text_end(json, begin);
         let behind = &json[end..];
         at = match &json[begin..end] {
-            b"\"metadata\"" if behind.starts_with(b":{") => object_end(json, end + 1),
+            b"\"metadata\"" | b"\"arguments\"" | b"\"forked_from\"" if behind.starts_with(b":{") => {
+                object_end(json, end + 1)
+            }
             b"\"thread_id\"" if behind.starts_with(b":\"") => name_at(json, end + 2, &name),
             b"\"thread\"" if behind.starts_with(b":{\"id\":\"") => name_at(json, end + 8, &name),
             _ => end,

@@ -1,6 +1,19 @@
 //! Steps of threads, made short for tests of stores.
 #![allow(dead_code)]
 
+/// Runs each function on each store.
+#[allow(unused_macros)]
+macro_rules! suite {
+    ($($fact:ident)*) => {
+        mod memory {
+            $(#[test] fn $fact() { super::$fact(&raddle_actors::store::memory::MemoryStore::default()); })*
+        }
+        mod redb {
+            $(#[test] fn $fact() { super::$fact(&crate::support::redb(&Default::default())); })*
+        }
+    };
+}
+
 pub mod script;
 pub mod talk;
 
@@ -9,9 +22,14 @@ use std::sync::Arc;
 use raddle_actors::store::{backend::MemoryMedium, redb::RedbStore};
 use raddle_domain::{
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
-    ports::{Append, Chunk, LogStore, Receipt, RowHead, SettledTurn, StoredEvent, ThreadRow, Write, WriteRefused},
+    ports::{
+        Append, Chunk, Document, DocumentKind, Indexed, LogStore, Receipt, RecordKind, RowHead, SettledTurn, Spent,
+        StoredEvent, ThreadRow, Write, WriteRefused,
+    },
+    price::Totals,
     time::UnixMs,
 };
+use uuid::Uuid;
 
 pub const EIO: i32 = 5;
 pub const ENOSPC: i32 = 28;
@@ -64,6 +82,21 @@ pub fn settled(started_seq: Seq) -> SettledTurn {
 pub fn receipt(n: u8, expires_at: u64) -> Receipt {
     let reply = format!(r#"{{"expires":{expires_at}}}"#).into_bytes();
     Receipt { key: [n; 32], request: [n ^ 0xff; 32], reply, expires_at: UnixMs(expires_at) }
+}
+
+/// The record `n`, as the event at `seq` leaves it.
+pub fn indexed(kind: RecordKind, n: u128, seq: Seq, open: bool) -> Indexed {
+    Indexed { kind, id: Uuid::from_u128(n), seq, open }
+}
+
+/// One call of `model` on `day`.
+pub fn spent(day: u32, model: &str, tokens: u64) -> Spent {
+    let totals = Totals { model_calls: 1, input_tokens: tokens, pico_usd: 7 * tokens, ..Totals::default() };
+    Spent { day, engine: "test".into(), model: model.into(), totals }
+}
+
+pub fn document(kind: DocumentKind, n: u8, text: &str) -> Document {
+    Document { kind, id: [n; 32], json: format!(r#"{{"text":"{text}"}}"#).into_bytes() }
 }
 
 /// Commits one write.

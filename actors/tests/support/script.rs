@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use raddle_actors::store::memory::MemoryStore;
 use raddle_domain::{
     id::{Seq, ThreadKey},
-    ports::{Append, Fork, LogStore, Reverted, StoreError, View, Write},
+    ports::{Append, DocumentKind, Fork, LogStore, RecordKind, Reverted, StoreError, View, Write},
     time::UnixMs,
 };
+use uuid::Uuid;
 
-use super::{append, receipt, settled, talk, tenant, thread, turn_id};
+use super::{append, document, indexed, receipt, settled, spent, talk, tenant, thread, turn_id};
 
 pub const THREADS: [(u8, u8); 8] = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 9), (1, 4), (1, 5), (1, 6)];
 
@@ -54,6 +55,7 @@ fn talks(which: usize, expected: Seq, number: u128, fork: Option<usize>) -> Vec<
 
 /// Commits that touch every table, grow the file, fork, pack and erase.
 pub fn script() -> Vec<Act> {
+    use RecordKind::{Approval, Effect, Question};
     let owes = |at| move |step: &mut Append| step.row.head.owes_since = Some(UnixMs(at));
     let settles = |started, n| {
         move |step: &mut Append| {
@@ -65,6 +67,19 @@ pub fn script() -> Vec<Act> {
         for event in &mut step.chunk.events {
             event.json = vec![b'7'; 90_000].into();
         }
+    };
+    let brings = |records: &'static [(RecordKind, u128, bool)], tokens: u64| {
+        move |step: &mut Append| {
+            let seq = step.row.head.last_seq;
+            step.indexed = records.iter().map(|(kind, n, open)| indexed(*kind, *n, seq, *open)).collect();
+            step.spent = vec![spent(20_000, "a", tokens), spent(20_000 + seq as u32 / 4, "b", 1)];
+            step.documents = vec![document(DocumentKind::PolicyRule, tokens as u8, "allowed for ever")];
+        }
+    };
+    let rules = |numbers: &[u8]| Write::Documents {
+        tenant: tenant(1),
+        kind: DocumentKind::RoutingRule,
+        documents: numbers.iter().map(|n| document(DocumentKind::RoutingRule, *n, "routes")).collect(),
     };
     let reverts = |started_seq, seq| {
         move |step: &mut Append| {
@@ -83,6 +98,13 @@ pub fn script() -> Vec<Act> {
         (0..70).map(|n| step(4, 1 + n, 1, |_| {})).collect(),
         vec![step(2, 0, 2, |_| {}), step(3, 7, 1, settles(4, 2))],
         vec![step(0, 11, 6, settles(12, 4))],
+        vec![step(0, 17, 1, brings(&[(Approval, 1, true), (Question, 2, true)], 5)), rules(&[1, 2, 3])],
+        vec![step(1, 10, 2, brings(&[(Approval, 3, true), (Effect, 4, true)], 6)), rules(&[2, 4])],
+        vec![step(3, 8, 1, brings(&[(Approval, 1, true), (Question, 2, true)], 7)), step(0, 18, 1, |_| {})],
+        vec![step(0, 19, 1, brings(&[(Approval, 1, false), (Approval, 9, true)], 5)), step(2, 2, 1, |_| {})],
+        vec![Write::Erase { key: keys()[1], fence: 1, expected: 12 }, step(4, 71, 1, brings(&[(Effect, 5, false)], 8))],
+        vec![rules(&[])],
+        vec![step(0, 20, 2, brings(&[(Approval, 9, false), (Question, 2, false)], 9)), rules(&[7])],
         talks(5, 0, 1, None).into_iter().chain(talks(5, 10, 2, None)).collect(),
         talks(6, 20, 3, Some(5)),
         talks(7, 10, 4, Some(6)).into_iter().chain([step(6, 30, 1, reverts(11, 31))]).collect(),
@@ -168,6 +190,35 @@ pub fn lookups() -> Vec<Read> {
     }
     reads.push(Box::new(|view| text(view.owing(None, 99))));
     reads.push(Box::new(|view| text(view.due(UnixMs(u64::MAX), 99))));
+    reads.extend(of_tenants());
+    reads
+}
+
+/// Reads of what is a tenant's.
+fn of_tenants() -> Vec<Read> {
+    use RecordKind::{Approval, Effect, Question};
+    let mut reads: Vec<Read> = Vec::new();
+    for of in [1, 2].map(tenant) {
+        reads.push(Box::new(move |view| text(view.feed(of, 0, 999))));
+        reads.push(Box::new(move |view| text(view.feed(of, 3, 5))));
+        // As a list: of a feed whose end was lost less is shown, and nothing else.
+        reads.push(Box::new(move |view| text(view.feed_head(of).map(|head| (1..=head).collect::<Vec<_>>()))));
+        for kind in [Approval, Question, Effect] {
+            for open in [true, false] {
+                reads.push(Box::new(move |view| text(view.records(of, kind, None, open, None, 99))));
+            }
+            for n in [1, 2, 3, 4, 5, 9] {
+                reads.push(Box::new(move |view| text(view.record(of, kind, Uuid::from_u128(n)))));
+            }
+        }
+        reads.push(Box::new(move |view| text(view.spent(of, 0, u32::MAX, None, 99))));
+        for kind in [DocumentKind::RoutingRule, DocumentKind::PolicyRule] {
+            reads.push(Box::new(move |view| text(view.documents(of, kind))));
+        }
+    }
+    for key in keys() {
+        reads.push(Box::new(move |view| text(view.records(key.tenant, Approval, Some(key.thread), false, None, 99))));
+    }
     reads
 }
 

@@ -4,7 +4,9 @@ use raddle_domain::{
     event::{Event, ItemDelta, Record},
     id::{ItemId, Seq, ThreadKey, TurnId},
     ports::{Append, Chunk, LogStore, SettledTurn, StoredEvent, View},
-    record::{Item, ItemKind, Metadata, OnRestart, Thread, ThreadStatus, Turn, TurnSettings, TurnStatus, Usage},
+    record::{
+        Item, ItemKind, Metadata, OnRestart, Thread, ThreadStatus, Turn, TurnKind, TurnSettings, TurnStatus, Usage,
+    },
     time::UnixMs,
 };
 use uuid::Uuid;
@@ -28,7 +30,9 @@ fn thread_record(key: ThreadKey, seq: Seq, title: &str) -> Thread {
         archived: false,
         active_turn: None,
         queued: 0,
+        queue_paused: false,
         pending_approvals: 0,
+        forked_from: None,
         created_at: UnixMs(1),
         updated_at: UnixMs(seq),
         seq,
@@ -40,6 +44,7 @@ fn turn_record(key: ThreadKey, id: TurnId, status: TurnStatus) -> Turn {
     Turn {
         id,
         thread_id: key.thread,
+        kind: TurnKind::Prompt,
         status,
         input_summary: "\"thread_id\":\"thr_\" is a text".into(),
         settings: TurnSettings {
@@ -52,12 +57,14 @@ fn turn_record(key: ThreadKey, id: TurnId, status: TurnStatus) -> Turn {
             temperature: None,
             top_p: None,
             max_tokens: None,
+            price: None,
         },
         usage: Usage::default(),
         error: None,
         item_ids: Vec::new(),
         steer_count: 0,
         resume_count: 0,
+        not_delivered: Vec::new(),
         created_at: UnixMs(1),
         started_at: None,
         ended_at: None,

@@ -1,11 +1,11 @@
 //! Creating, changing and deleting a thread.
 
-use super::{Cx, Rest, Step, ThreadState, step::Stepper};
+use super::{Cx, LATEST, Rest, Step, ThreadState, step::Stepper};
 use crate::{
     command::{Limits, NewThread, Refused, Reply, ThreadPatch},
     event::{Event, Record},
     id::ThreadId,
-    record::{MAX_DEPTH, Metadata, Thread, ThreadStatus, nests_deeper},
+    record::{Checkpoint, MAX_DEPTH, Metadata, Thread, ThreadStatus, nests_deeper},
 };
 
 impl ThreadState {
@@ -27,7 +27,9 @@ impl ThreadState {
             archived: false,
             active_turn: None,
             queued: 0,
+            queue_paused: false,
             pending_approvals: 0,
+            forked_from: None,
             created_at: cx.now,
             updated_at: cx.now,
             seq: 1,
@@ -39,7 +41,7 @@ impl ThreadState {
         let Ok(state) = ThreadState::begin(&record) else { unreachable!("a log begins with this event") };
         let rest = Some(Rest { seq: 1, snapshot: state.snapshot() });
         let reply = Reply::Thread(Box::new(thread));
-        Ok((state, Step { records: vec![record], settled: Vec::new(), rest, reply }))
+        Ok((state, Step { records: vec![record], settled: Vec::new(), reverted: Vec::new(), rest, reply }))
     }
 }
 
@@ -64,6 +66,7 @@ impl Stepper<'_> {
         set(&mut view.trust_mode, patch.trust_mode);
         set(&mut view.on_restart, patch.on_restart);
         set(&mut view.archived, patch.archived);
+        set(&mut view.queue_paused, patch.queue_paused);
         set(&mut view.metadata, patch.metadata);
         within(&view, self.cx.limits)?;
         let archives = view.archived && !before.archived;
@@ -78,8 +81,40 @@ impl Stepper<'_> {
                 (false, status) => status,
             };
             self.emit(if archives { Event::ThreadArchived(view) } else { Event::ThreadUpdated(view) });
+            // The queue may have been let go.
+            self.promote();
         }
         Ok(Reply::Thread(Box::new(self.state.view.clone())))
+    }
+
+    pub(super) fn save_checkpoint(&mut self, name: String) -> Result<Reply, Refused> {
+        fits("name", &name, 200)?;
+        let invalid = |why: &str| Err(Refused::Invalid { field: "name", why: why.to_owned() });
+        if name.trim().is_empty() || name.contains(|char: char| char.is_control() || char == '/') {
+            return invalid("is blank, or has characters that a path cannot have");
+        }
+        if name == LATEST {
+            return invalid("`latest` means the newest checkpoint, and is not a name for one");
+        }
+        let limit = self.cx.limits.checkpoints;
+        let others = self.state.checkpoints.iter().filter(|known| known.name != name).count();
+        if others as u64 >= u64::from(limit) {
+            return Err(Refused::Invalid { field: "name", why: format!("would be one more than {limit} checkpoints") });
+        }
+        // What is open now is not part of it.
+        let seq = self.state.open.as_ref().map_or(self.state.view.seq, |open| open.started_seq - 1);
+        let checkpoint = Box::new(Checkpoint { name, thread_id: self.state.id(), seq, created_at: self.cx.now });
+        self.emit(Event::CheckpointSaved(checkpoint.clone()));
+        Ok(Reply::Checkpoint(checkpoint))
+    }
+
+    pub(super) fn delete_checkpoint(&mut self, name: String) -> Result<Reply, Refused> {
+        let Some(known) = self.state.checkpoints.iter().find(|known| known.name == name) else {
+            return Err(Refused::NoCheckpoint { name });
+        };
+        let known = Box::new(known.clone());
+        self.emit(Event::CheckpointDeleted(known));
+        Ok(Reply::Noted)
     }
 
     /// The host erases the log; the one event is for those who watch.

@@ -1,72 +1,90 @@
-//! Prompts: those that start a turn at once, and those that wait for their turn.
+//! Prompts that start a turn: at once, in place of the open one, or in place of the last.
 
 use super::{settings::fits, step::Stepper};
 use crate::{
-    command::{Refused, Reply, StartTurn},
+    command::{IfIdle, Refused, Reply, StartTurn},
     event::Event,
-    id::{InputId, ItemId, TurnId},
+    id::{ItemId, TurnId},
     record::{
-        Admission, AdmissionStatus, Delivery, Item, ItemKind, Metadata, Turn, TurnOverrides, TurnSettings, TurnStatus,
-        Usage, summarize,
+        Delivery, Item, ItemKind, Metadata, Turn, TurnKind, TurnOverrides, TurnSettings, TurnStatus, Usage, summarize,
     },
 };
 
 impl Stepper<'_> {
     pub(super) fn start(&mut self, start: StartTurn) -> Result<Reply, Refused> {
-        let StartTurn { prompt, delivery, overrides } = start;
-        fits("prompt", &prompt, self.cx.limits.prompt_bytes)?;
+        self.acceptable(&start)?;
+        let active = self.state.open.as_ref().map(|open| open.turn.id);
+        if let Some(turn) = start.expected_turn.filter(|turn| Some(*turn) != active) {
+            return Err(Refused::TurnNotActive { turn, active });
+        }
+        match (start.delivery, active) {
+            (Delivery::Steer, None) if start.if_idle == IfIdle::Reject => Err(Refused::NothingToSteer),
+            (_, None) => Ok(self.open_prompt(start.prompt, start.overrides)),
+            (Delivery::Reject, Some(turn)) => Err(Refused::TurnOpen { turn }),
+            (Delivery::Queue, Some(active)) => self.queue(TurnKind::Prompt, start.prompt, start.overrides, active),
+            (Delivery::Steer, Some(active)) => {
+                self.steer_open(active, start.prompt, start.overrides, start.undelivered)
+            }
+            (Delivery::Interrupt, Some(_)) => {
+                self.cut_off(false);
+                Ok(self.open_prompt(start.prompt, start.overrides))
+            }
+            (Delivery::Rollback, Some(active)) => {
+                self.cut_off(false);
+                // A turn that only compacts is not part of the conversation.
+                if self.state.last.as_ref().is_some_and(|last| last.turn.id == active) {
+                    self.roll_back();
+                }
+                Ok(self.open_prompt(start.prompt, start.overrides))
+            }
+        }
+    }
+
+    /// Takes the last prompt's turn out of the conversation and starts another in its place.
+    pub(super) fn edit(&mut self, start: StartTurn) -> Result<Reply, Refused> {
+        self.acceptable(&start)?;
+        if let Some(open) = &self.state.open {
+            return Err(Refused::TurnOpen { turn: open.turn.id });
+        }
+        if self.state.last.is_none() {
+            return Err(Refused::NothingToEdit);
+        }
+        self.roll_back();
+        Ok(self.open_prompt(start.prompt, start.overrides))
+    }
+
+    /// Takes the last turn, and the compaction behind it, out of the conversation, newest first.
+    fn roll_back(&mut self) {
+        let compaction =
+            self.state.last.as_ref().and_then(|last| last.compaction.as_ref()).map(|(turn, _)| turn.clone());
+        let turn = self.state.last.as_ref().map(|last| last.turn.clone());
+        for turn in [compaction, turn].into_iter().flatten() {
+            self.emit(Event::TurnRolledBack(Box::new(Turn { status: TurnStatus::RolledBack, ..turn })));
+        }
+    }
+
+    fn acceptable(&self, start: &StartTurn) -> Result<(), Refused> {
+        self.readable(&start.prompt)?;
+        self.sane(&start.overrides)?;
+        if self.state.view.archived { Err(Refused::ThreadArchived) } else { Ok(()) }
+    }
+
+    /// Whether something can be said to a model.
+    pub(super) fn readable(&self, prompt: &str) -> Result<(), Refused> {
+        fits("prompt", prompt, self.cx.limits.prompt_bytes)?;
         if prompt.trim().is_empty() {
             return Err(Refused::Invalid { field: "prompt", why: "is blank".to_owned() });
         }
-        self.sane(&overrides)?;
-        if self.state.view.archived {
-            return Err(Refused::ThreadArchived);
-        }
-        match (delivery, &self.state.open) {
-            (Delivery::Steer, _) => Err(Refused::NotImplemented("delivery `steer`")),
-            (Delivery::Interrupt, _) => Err(Refused::NotImplemented("delivery `interrupt`")),
-            (Delivery::Rollback, _) => Err(Refused::NotImplemented("delivery `rollback`")),
-            (Delivery::Reject | Delivery::Queue, None) => {
-                let id = TurnId::new(self.cx.ids.mint());
-                let turn = self.open_turn(id, prompt, overrides);
-                Ok(Reply::Started(Box::new(turn)))
-            }
-            (Delivery::Reject, Some(open)) => Err(Refused::TurnOpen { turn: open.turn.id }),
-            (Delivery::Queue, Some(open)) => {
-                let active_turn = open.turn.id;
-                let limit = self.cx.limits.inbox_per_thread;
-                if self.state.inbox.len() as u64 >= u64::from(limit) {
-                    return Err(Refused::InboxFull { limit });
-                }
-                let admission = Box::new(Admission {
-                    id: InputId::new(self.cx.ids.mint()),
-                    thread_id: self.state.id(),
-                    delivery,
-                    status: AdmissionStatus::Pending,
-                    prompt,
-                    overrides,
-                    turn_id: None,
-                    created_at: self.cx.now,
-                });
-                self.emit(Event::PromptAdmitted(admission.clone()));
-                Ok(Reply::Queued { admission, active_turn })
-            }
-        }
+        Ok(())
     }
 
-    /// Starts the turn of the prompt that has waited longest, if one waits.
-    pub(super) fn promote(&mut self) {
-        let Some(queued) = self.state.inbox.front() else { return };
-        let mut admission = Box::new(queued.admission.clone());
-        let turn = TurnId::new(self.cx.ids.mint());
-        admission.status = AdmissionStatus::Promoted;
-        admission.turn_id = Some(turn);
-        let (prompt, overrides) = (admission.prompt.clone(), admission.overrides.clone());
-        self.emit(Event::PromptPromoted(admission));
-        self.open_turn(turn, prompt, overrides);
+    fn open_prompt(&mut self, prompt: String, overrides: TurnOverrides) -> Reply {
+        let id = TurnId::new(self.cx.ids.mint());
+        Reply::Started(Box::new(self.open_turn(id, TurnKind::Prompt, prompt, overrides)))
     }
 
-    fn open_turn(&mut self, id: TurnId, prompt: String, overrides: TurnOverrides) -> Turn {
+    /// Starts a turn where none is open. Of a compaction, `prompt` is the reason.
+    pub(super) fn open_turn(&mut self, id: TurnId, kind: TurnKind, prompt: String, overrides: TurnOverrides) -> Turn {
         let now = self.cx.now;
         let thread = &self.state.view;
         let (engine, model) = match overrides.choice {
@@ -74,6 +92,7 @@ impl Stepper<'_> {
             None => (thread.engine.clone(), thread.model.clone()),
         };
         let settings = TurnSettings {
+            price: self.cx.prices.at(&engine, &model, now).cloned(),
             engine,
             model,
             mode: overrides.mode.unwrap_or_else(|| thread.mode.clone()),
@@ -84,48 +103,62 @@ impl Stepper<'_> {
             top_p: overrides.top_p,
             max_tokens: overrides.max_tokens,
         };
-        let item = ItemId::new(self.cx.ids.mint());
+        let item = (kind == TurnKind::Prompt).then(|| ItemId::new(self.cx.ids.mint()));
         let turn = Turn {
             id,
             thread_id: self.state.id(),
+            kind,
             status: TurnStatus::InProgress,
             input_summary: overrides.input_summary.unwrap_or_else(|| summarize(&prompt)),
             settings,
             usage: Usage::default(),
             error: None,
-            item_ids: vec![item],
+            item_ids: item.into_iter().collect(),
             steer_count: 0,
             resume_count: 0,
+            not_delivered: Vec::new(),
             created_at: now,
             started_at: Some(now),
             ended_at: None,
             duration_ms: None,
         };
         self.emit(Event::TurnStarted(Box::new(turn.clone())));
+        match item {
+            Some(item) => {
+                self.say(item, id, prompt);
+                self.compact_if_due();
+            }
+            None => self.begin_compaction(false, Some(prompt).filter(|reason| !reason.is_empty())),
+        }
+        turn
+    }
+
+    /// Adds what a user says to the open turn.
+    pub(super) fn say(&mut self, item: ItemId, turn: TurnId, prompt: String) {
         let mut user = Box::new(Item {
             id: item,
-            turn_id: id,
+            turn_id: turn,
             kind: ItemKind::UserMessage,
             status: TurnStatus::InProgress,
             summary: summarize(&prompt),
             detail: String::new(),
             metadata: Metadata::new(),
             artifact_refs: Vec::new(),
-            started_at: now,
+            started_at: self.cx.now,
             ended_at: None,
         });
         self.emit(Event::ItemStarted(user.clone()));
         user.status = TurnStatus::Completed;
         user.detail = prompt;
-        user.ended_at = Some(now);
+        user.ended_at = Some(self.cx.now);
         self.emit(Event::ItemCompleted(user));
-        turn
     }
 
     fn sane(&self, overrides: &TurnOverrides) -> Result<(), Refused> {
         let invalid = |field, why: &str| Err(Refused::Invalid { field, why: why.to_owned() });
         let field_bytes = self.cx.limits.field_bytes;
         fits("input_summary", overrides.input_summary.as_deref().unwrap_or_default(), field_bytes)?;
+        fits("route_intent", overrides.route_intent.as_deref().unwrap_or_default(), field_bytes)?;
         fits("mode", overrides.mode.as_deref().unwrap_or_default(), field_bytes)?;
         if overrides.mode.as_deref().is_some_and(|mode| mode.trim().is_empty()) {
             return invalid("mode", "is blank");

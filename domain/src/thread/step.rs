@@ -1,10 +1,11 @@
 //! One step: a request is judged, and what it leads to is emitted, event by event.
 
-use super::{Cx, Settled, Snapshot, ThreadState};
+use super::{Cx, Settled, Snapshot, ThreadState, apply::Ended};
 use crate::{
     command::{Command, Refused, Reply, Request},
     event::{Event, Record},
     id::Seq,
+    ports::Reverted,
     record::{Thread, ThreadStatus},
 };
 
@@ -15,6 +16,8 @@ pub struct Step {
     pub records: Vec<Record>,
     /// Turns that ended.
     pub settled: Vec<Settled>,
+    /// Turns that were taken out of the conversation.
+    pub reverted: Vec<Reverted>,
     /// The last moment of the step in which no turn was open.
     pub rest: Option<Rest>,
     pub reply: Reply,
@@ -34,6 +37,7 @@ pub(super) struct Stepper<'a> {
     status: ThreadStatus,
     records: Vec<Record>,
     settled: Vec<Settled>,
+    reverted: Vec<Reverted>,
     rest: Option<Rest>,
 }
 
@@ -52,9 +56,21 @@ impl ThreadState {
             Command::Patch(patch) => stepper.patch(patch)?,
             Command::Delete => stepper.delete(),
             Command::Start(start) => stepper.start(start)?,
-            Command::Interrupt(turn) => stepper.interrupt(turn)?,
+            Command::Edit(start) => stepper.edit(start)?,
+            Command::Steer(steer) => stepper.steer(steer)?,
+            Command::Compact(compact) => stepper.compact(compact)?,
+            Command::Interrupt(interrupt) => stepper.interrupt(interrupt)?,
+            Command::EditPrompt(edit) => stepper.edit_prompt(edit)?,
+            Command::Withdraw(input) => stepper.withdraw(input)?,
+            Command::Decide(decide) => stepper.decide(decide)?,
+            Command::Answer(answer) => stepper.answer(answer)?,
+            Command::Resolve(resolve) => stepper.resolve(resolve)?,
+            Command::SaveCheckpoint(name) => stepper.save_checkpoint(name)?,
+            Command::DeleteCheckpoint(name) => stepper.delete_checkpoint(name)?,
             Command::Report(report) => stepper.report(report),
             Command::Recover { restarted } => stepper.recover(restarted),
+            Command::Begin => stepper.begin(),
+            Command::ToolReport(report) => stepper.tool_report(report),
             Command::Tick => stepper.tick(),
         };
         Ok(stepper.finish(reply))
@@ -64,17 +80,20 @@ impl ThreadState {
 impl<'a> Stepper<'a> {
     pub(super) fn new(state: &'a mut ThreadState, cx: Cx<'a>) -> Self {
         let status = state.view.status;
-        Self { state, cx, status, records: Vec::new(), settled: Vec::new(), rest: None }
+        Self { state, cx, status, records: Vec::new(), settled: Vec::new(), reverted: Vec::new(), rest: None }
     }
 
     /// Makes `event` the next of the log. Returns its seq.
     pub(super) fn emit(&mut self, event: Event) -> Seq {
         let seq = self.state.seq() + 1;
         let record = Record { seq, ts: self.cx.now, thread: self.state.id(), event };
-        match self.state.apply(&record) {
+        match self.state.fold(&record) {
             Ok(None) => {}
-            Ok(Some(settled)) => {
-                self.settled.push(settled);
+            Ok(Some(ended)) => {
+                match ended {
+                    Ended::Settled(settled) => self.settled.push(*settled),
+                    Ended::Reverted(reverted) => self.reverted.push(reverted),
+                }
                 // The next prompt's turn may open in this very step: what holds in between is worth a snapshot.
                 self.rest = Some(Rest { seq, snapshot: self.state.snapshot() });
             }
@@ -90,7 +109,7 @@ impl<'a> Stepper<'a> {
         Box::new(Thread { seq: self.state.seq() + 1, ..self.state.view.clone() })
     }
 
-    fn finish(mut self, reply: Reply) -> Step {
+    pub(super) fn finish(mut self, reply: Reply) -> Step {
         let told = self.records.last().is_some_and(|last| last.event.name().starts_with("thread."));
         if self.state.view.status != self.status && !told {
             let view = self.next_view();
@@ -99,6 +118,6 @@ impl<'a> Stepper<'a> {
         if self.state.open.is_none() && !self.records.is_empty() {
             self.rest = Some(Rest { seq: self.state.seq(), snapshot: self.state.snapshot() });
         }
-        Step { records: self.records, settled: self.settled, rest: self.rest, reply }
+        Step { records: self.records, settled: self.settled, reverted: self.reverted, rest: self.rest, reply }
     }
 }

@@ -1,5 +1,14 @@
+//! Rules, one fact at a time; and what holds of any sequence of commands.
+
+mod compaction;
+mod forks;
+mod inbox;
+mod settings;
+mod tools;
+mod turns;
+mod verbs;
+
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -9,11 +18,17 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
-    command::{Command, NewThread, Refused, Reply, Report, Request, StartTurn, TextKind, ThreadPatch},
+    command::{
+        Answer, Command, Compact, Decide, EditPrompt, IfIdle, Interrupt, NewThread, Refused, Reply, Report, Request,
+        Resolve, StartTurn, Steer, TextKind, ThreadPatch, ToolReport,
+    },
     event::{Event, Record, SCHEMA},
-    history::{Message, ToolCall},
-    ports::{Answered, FinishReason, ModelError, ModelErrorKind},
-    record::{Delivery, ItemKind, ModelChoice, OnRestart, ThreadStatus, TurnStatus, Usage},
+    history::{History, Message, ToolCall},
+    ports::{Answered, FinishReason, Gate, Judgement, ModelError, ModelErrorKind, Planned, Requested, ToolEnd},
+    record::{
+        DecidedBy, Decision, Delivery, InterruptReceipt, ItemKind, ModelChoice, OnRestart, QuestionStatus, Resolution,
+        ThreadStatus, TurnKind, TurnOverrides, TurnStatus, Undelivered, Usage,
+    },
 };
 
 struct Counter(AtomicU64);
@@ -32,7 +47,11 @@ struct Bench {
     now: UnixMs,
     ids: Counter,
     limits: Limits,
+    prices: Prices,
+    settled: Vec<Settled>,
 }
+
+static NO_PRICES: std::sync::LazyLock<Prices> = std::sync::LazyLock::new(Prices::default);
 
 impl Bench {
     fn new() -> Self {
@@ -41,19 +60,29 @@ impl Bench {
 
     fn with(limits: Limits, on_restart: OnRestart) -> Self {
         let ids = Counter(AtomicU64::new(1));
-        let cx = Cx { now: UnixMs(1_000), ids: &ids, limits: &limits };
+        let cx = Cx { now: UnixMs(1_000), ids: &ids, limits: &limits, prices: &NO_PRICES };
         let choice = ModelChoice { engine: "scripted".into(), model: "scripted".into() };
         let new = NewThread { on_restart, ..NewThread::with(choice) };
         let (state, step) = ThreadState::create(ThreadId::new(ids.mint()), new, cx).unwrap();
-        Self { state, log: step.records, rest: step.rest.unwrap(), now: UnixMs(1_000), ids, limits }
+        Self {
+            state,
+            log: step.records,
+            rest: step.rest.unwrap(),
+            now: UnixMs(1_000),
+            ids,
+            limits,
+            prices: Prices::default(),
+            settled: Vec::new(),
+        }
     }
 
     fn request(&mut self, request: Request) -> Result<Step, Refused> {
         let before = self.state.clone();
-        let cx = Cx { now: self.now, ids: &self.ids, limits: &self.limits };
+        let cx = Cx { now: self.now, ids: &self.ids, limits: &self.limits, prices: &self.prices };
         let step =
             self.state.step(request, cx).inspect_err(|_| assert_eq!(before, self.state, "refused, yet changed"))?;
         self.log.extend(step.records.iter().cloned());
+        self.settled.extend(step.settled.iter().cloned());
         if let Some(rest) = &step.rest {
             self.rest = rest.clone();
         }
@@ -82,6 +111,198 @@ impl Bench {
         self.report(&[(TextKind::Answer, "done")], Some(Ok(answer(&[]))))
     }
 
+    /// The model calls these tools, and says nothing else.
+    fn call(&mut self, tools: Vec<Requested>) -> Step {
+        let end = Answered { tool_calls: tools, reason: FinishReason::ToolCalls, ..answer(&[]) };
+        self.report(&[], Some(Ok(end)))
+    }
+
+    fn deliver(&mut self, delivery: Delivery, prompt: &str) -> Result<Step, Refused> {
+        self.ask(Command::Start(StartTurn { prompt: prompt.into(), delivery, ..StartTurn::default() }))
+    }
+
+    fn steer(&mut self, prompt: &str, undelivered: Undelivered) -> Result<Step, Refused> {
+        let turn = self.turn();
+        self.ask(Command::Steer(Steer { turn, prompt: prompt.into(), undelivered }))
+    }
+
+    fn compact(&mut self, delivery: Delivery) -> Result<Step, Refused> {
+        self.ask(Command::Compact(Compact { reason: Some("too long".into()), delivery }))
+    }
+
+    fn edit(&mut self, prompt: &str) -> Result<Step, Refused> {
+        self.ask(Command::Edit(StartTurn { prompt: prompt.into(), ..StartTurn::default() }))
+    }
+
+    fn interrupt(&mut self) -> InterruptReceipt {
+        let step = self.ask(interrupt(self.turn())).unwrap();
+        let Reply::Interrupted(receipt) = step.reply else { panic!("{:?}", step.reply) };
+        *receipt
+    }
+
+    fn begin(&mut self) -> Step {
+        self.ask(Command::Begin).unwrap()
+    }
+
+    fn recover(&mut self) -> Step {
+        self.ask(Command::Recover { restarted: true }).unwrap()
+    }
+
+    fn tick(&mut self, at: UnixMs) -> Step {
+        self.now = at;
+        self.ask(Command::Tick).unwrap()
+    }
+
+    fn pass(&mut self, ms: u64) -> Step {
+        self.tick(UnixMs(self.now.0 + ms))
+    }
+
+    fn queue_paused(&mut self, paused: bool) -> Step {
+        let queue_paused = Some(paused);
+        self.ask(Command::Patch(ThreadPatch { queue_paused, ..ThreadPatch::default() })).unwrap()
+    }
+
+    /// The newest that the log says of a tool's effect.
+    fn effect(&self, tool: &str) -> Effect {
+        let effect = |record: &Record| match &record.event {
+            Event::EffectIntended(effect)
+            | Event::EffectStarted(effect)
+            | Event::EffectSettled(effect)
+            | Event::EffectUncertain(effect)
+            | Event::EffectReconciled(effect)
+                if effect.tool == tool =>
+            {
+                Some((**effect).clone())
+            }
+            _ => None,
+        };
+        self.log.iter().rev().find_map(effect).expect("the tool has an effect")
+    }
+
+    /// The newest that the log says of a tool's approval.
+    fn approval(&self, tool: &str) -> Approval {
+        let approval = |record: &Record| match &record.event {
+            Event::ApprovalRequired(approval)
+            | Event::ApprovalDecided(approval)
+            | Event::ApprovalExpired(approval)
+            | Event::ApprovalCancelled(approval)
+                if approval.tool == tool =>
+            {
+                Some((**approval).clone())
+            }
+            _ => None,
+        };
+        self.log.iter().rev().find_map(approval).expect("the tool has an approval")
+    }
+
+    /// The newest question.
+    fn question(&self) -> Question {
+        let question = |record: &Record| match &record.event {
+            Event::QuestionAsked(question)
+            | Event::QuestionAnswered(question)
+            | Event::QuestionExpired(question)
+            | Event::QuestionCancelled(question) => Some((**question).clone()),
+            _ => None,
+        };
+        self.log.iter().rev().find_map(question).expect("something was asked")
+    }
+
+    /// The attempt of the tool that is under way comes to its end.
+    fn tool(&mut self, tool: &str, end: ToolEnd) -> Step {
+        let effect = self.effect(tool);
+        self.ask(Command::ToolReport(ToolReport { operation: effect.operation_id, attempt: effect.attempt, end }))
+            .unwrap()
+    }
+
+    fn done(&mut self, tool: &str) -> Step {
+        self.tool(tool, ToolEnd::Done(format!("{tool} is done")))
+    }
+
+    fn decide(&mut self, tool: &str, decision: Decision) -> Result<Step, Refused> {
+        let approval = self.approval(tool).id;
+        self.ask(Command::Decide(Decide { approval, decision, reason: None }))
+    }
+
+    fn answer(&mut self, answer: &str) -> Result<Step, Refused> {
+        let question = self.question().id;
+        self.ask(Command::Answer(Answer { question, answer: answer.into() }))
+    }
+
+    fn resolve(&mut self, tool: &str, resolution: Resolution, output: Option<&str>) -> Result<Step, Refused> {
+        let operation = self.effect(tool).operation_id;
+        self.ask(Command::Resolve(Resolve { operation, resolution, output: output.map(Into::into) }))
+    }
+
+    /// What the newest finished item of a tool call says.
+    fn output(&self, tool: &str) -> (TurnStatus, String) {
+        let item = |record: &Record| match &record.event {
+            Event::ItemCompleted(item) if item.metadata.get("tool").is_some_and(|name| name == tool) => {
+                Some((item.status, item.detail.clone()))
+            }
+            _ => None,
+        };
+        self.log.iter().rev().find_map(item).expect("the call is over")
+    }
+
+    /// The tools that are to be run, by name, and whether they are to be asked instead.
+    fn due(&self) -> Vec<(String, u32, bool)> {
+        let name = |due: &Due| {
+            let (invocation, _) = self.state.invocation(key(), *due).unwrap();
+            (invocation.tool, due.attempt, due.reconcile)
+        };
+        self.state.owed().tools.iter().map(name).collect()
+    }
+
+    /// The turn that ended last.
+    fn ended(&self) -> Turn {
+        let ended = |record: &Record| match &record.event {
+            Event::TurnCompleted(turn) => Some((**turn).clone()),
+            _ => None,
+        };
+        self.log.iter().rev().find_map(ended).expect("a turn ended")
+    }
+
+    /// How often an event of this name is in the log.
+    fn count(&self, name: &str) -> usize {
+        self.names().iter().filter(|known| **known == name).count()
+    }
+
+    /// What a model would see now: the settled turns of the conversation from the context on, then the open one.
+    fn history(&self) -> Vec<Message> {
+        let reverted = |turn: TurnId| {
+            self.log.iter().any(|record| matches!(&record.event, Event::TurnRolledBack(gone) if gone.id == turn))
+        };
+        let mut history = History::new(None);
+        for settled in &self.settled {
+            if settled.started_seq < self.state.context_seq() || reverted(settled.turn.id) {
+                continue;
+            }
+            history.turn();
+            for seq in &settled.items {
+                let Event::ItemCompleted(item) = &self.log[*seq as usize - 1].event else {
+                    panic!("not an item's end")
+                };
+                history.push(item);
+            }
+        }
+        history.turn();
+        self.state.open().into_iter().flat_map(OpenTurn::items).for_each(|item| history.push(item));
+        history.finish()
+    }
+
+    /// What users said, and summaries, as a model would see it now.
+    fn said(&self) -> Vec<String> {
+        let said = |message: Message| match message {
+            Message::User { content } => Some(content.replace(crate::history::SUMMARY, "[S]").replace("\n\n", " ")),
+            _ => None,
+        };
+        self.history().into_iter().filter_map(said).collect()
+    }
+
+    fn waiting(&self) -> Vec<&str> {
+        self.state.inbox().map(|admission| admission.prompt.as_str()).collect()
+    }
+
     fn turn(&self) -> TurnId {
         self.state.open().unwrap().turn().id
     }
@@ -98,9 +319,10 @@ impl Bench {
         self.log.iter().filter_map(ended).collect()
     }
 
+    /// What a reading of the whole log makes.
     fn replayed(&self) -> ThreadState {
-        let mut state = ThreadState::begin(&self.log[0]).unwrap();
-        self.log[1..].iter().for_each(|record| drop(state.apply(record).unwrap()));
+        let mut state = ThreadState::begin(&stored(&self.log[0])).unwrap();
+        self.log[1..].iter().for_each(|record| state.apply(&stored(record)).unwrap());
         state
     }
 
@@ -108,12 +330,29 @@ impl Bench {
     fn reloaded(&self) -> ThreadState {
         let json = serde_json::to_vec(&self.rest.snapshot).unwrap();
         let snapshot: Snapshot = serde_json::from_slice(&json).unwrap();
-        let at = |seq: Seq| self.log[seq as usize - 1].clone();
-        let needed: Vec<Record> = snapshot.needs().map(at).collect();
-        let mut state = ThreadState::restore(snapshot, &needed).unwrap();
-        self.log[self.rest.seq as usize..].iter().for_each(|record| drop(state.apply(record).unwrap()));
+        let needed: Vec<Record> = snapshot.needs().map(|seq| stored(&self.log[seq as usize - 1])).collect();
+        let turn = |started| {
+            let settled = self.settled.iter().find(|settled| settled.started_seq == started).unwrap();
+            serde_json::from_slice(&serde_json::to_vec(&settled.turn).unwrap()).unwrap()
+        };
+        let turns: Vec<Turn> = snapshot.needs_turns().map(turn).collect();
+        let mut state = ThreadState::restore(snapshot, &needed, &turns).unwrap();
+        self.log[self.rest.seq as usize..].iter().for_each(|record| state.apply(&stored(record)).unwrap());
         state
     }
+}
+
+/// The record as it comes back from the disk.
+fn stored(record: &Record) -> Record {
+    Record::decode(SCHEMA, &serde_json::to_vec(record).unwrap()).unwrap()
+}
+
+fn interrupt(turn: TurnId) -> Command {
+    Command::Interrupt(Interrupt { turn, pause_queue: false })
+}
+
+fn unknown(call: ToolCall) -> Requested {
+    Requested { call, judgement: Judgement::Unknown }
 }
 
 fn answer(tools: &[&str]) -> Answered {
@@ -123,359 +362,201 @@ fn answer(tools: &[&str]) -> Answered {
         .collect();
     let reason = if tools.is_empty() { FinishReason::Stop } else { FinishReason::ToolCalls };
     let usage = Some(Usage { input_tokens: 2, output_tokens: 3, ..Usage::default() });
+    let tool_calls = tool_calls.into_iter().map(unknown).collect();
     Answered { reason, usage, tool_calls }
+}
+
+fn key() -> ThreadKey {
+    ThreadKey { tenant: crate::id::TenantId::DEFAULT, thread: ThreadId::new(Uuid::nil()) }
+}
+
+fn planned(name: &str, class: EffectClass, gate: Gate) -> Planned {
+    let arguments_sha256 = "d1".repeat(32);
+    Planned {
+        class,
+        gate,
+        arguments: serde_json::json!({}),
+        arguments_sha256: arguments_sha256.clone(),
+        command: None,
+        cwd: None,
+        words: None,
+        reason: "it writes".into(),
+        amendment: Some(Permit { tool: name.into(), arguments_sha256: Some(arguments_sha256), command_prefix: None }),
+        permitted_by: None,
+    }
+}
+
+fn judged(name: &str, judgement: Judgement) -> Requested {
+    Requested { call: ToolCall { call_id: format!("c-{name}"), name: name.into(), arguments: "{}".into() }, judgement }
+}
+
+/// A call of a tool that nobody has to agree to.
+fn free(name: &str, class: EffectClass) -> Requested {
+    judged(name, Judgement::Run(Box::new(planned(name, class, Gate::Open))))
+}
+
+/// A call of a tool that a person has to agree to.
+fn gated(name: &str, class: EffectClass) -> Requested {
+    judged(name, Judgement::Run(Box::new(planned(name, class, Gate::Ask))))
+}
+
+fn asks(name: &str) -> Requested {
+    judged(name, Judgement::Question { question: "which?".into(), options: vec!["a".into()] })
 }
 
 fn failure(kind: ModelErrorKind) -> ModelError {
     ModelError { kind, message: "no".into(), retry_after: None }
 }
 
-#[test]
-fn a_turn_tells_its_whole_story_in_order() {
-    let mut bench = Bench::new();
-    bench.start("hi").unwrap();
-    bench.report(&[(TextKind::Reasoning, "hm"), (TextKind::Answer, "hel")], None);
-    bench.report(&[(TextKind::Answer, "lo")], Some(Ok(answer(&[]))));
-    let story = [
-        "thread.created",
-        "turn.started",
-        "item.started",
-        "item.completed",
-        "thread.status",
-        "item.started",
-        "item.delta",
-        "item.completed",
-        "item.started",
-        "item.delta",
-        "item.delta",
-        "item.completed",
-        "usage.recorded",
-        "turn.completed",
-        "thread.status",
-    ];
-    assert_eq!(bench.names(), story);
-    let Event::ItemCompleted(item) = &bench.log[11].event else { panic!("{:?}", bench.log[11]) };
-    assert_eq!((item.kind, item.detail.as_str()), (ItemKind::AgentMessage, "hello"));
-    assert_eq!(bench.state.view().status, ThreadStatus::Idle);
-    assert_eq!(bench.state.owed(), Owed::default());
-}
-
-#[test]
-fn a_refused_start_leaves_no_trace_and_never_runs() {
-    let mut bench = Bench::new();
-    bench.start("first").unwrap();
-    let turn = bench.turn();
-    assert_eq!(bench.start("refused").unwrap_err(), Refused::TurnOpen { turn });
-    assert_eq!(bench.state.inbox().count(), 0);
-    bench.finish();
-    assert_eq!(bench.outcomes(), [("first".to_owned(), TurnStatus::Completed)]);
-    assert!(!serde_json::to_string(&bench.log).unwrap().contains("refused"));
-}
-
-#[test]
-fn queued_prompts_run_in_order_each_as_its_own_turn() {
-    let mut bench = Bench::new();
-    bench.start("p").unwrap();
-    for prompt in ["q1", "q2", "q3"] {
-        let step = bench.queue(prompt).unwrap();
-        assert!(matches!(step.reply, Reply::Queued { active_turn, .. } if active_turn == bench.turn()));
-    }
-    for _ in 0..4 {
-        bench.finish();
-    }
-    let order: Vec<String> = bench.outcomes().into_iter().map(|(prompt, _)| prompt).collect();
-    assert_eq!(order, ["p", "q1", "q2", "q3"]);
-    assert_eq!(bench.state.view().queued, 0);
-}
-
-#[test]
-fn a_full_inbox_refuses_and_keeps_what_it_has() {
-    let mut bench = Bench::with(Limits { inbox_per_thread: 1, ..Limits::default() }, OnRestart::Resume);
-    bench.start("p").unwrap();
-    bench.queue("q1").unwrap();
-    assert_eq!(bench.queue("q2").unwrap_err(), Refused::InboxFull { limit: 1 });
-    assert_eq!(bench.state.inbox().count(), 1);
-}
-
-#[test]
-fn an_interrupt_ends_everything_of_the_turn_and_the_queue_goes_on() {
-    let mut bench = Bench::new();
-    bench.start("p").unwrap();
-    let turn = bench.turn();
-    let engine = bench.state.owed().call.unwrap();
-    bench.report(&[(TextKind::Answer, "part")], None);
-    bench.queue("q1").unwrap();
-    let step = bench.ask(Command::Interrupt(turn)).unwrap();
-    let Reply::Interrupted(receipt) = step.reply else { panic!() };
-    assert_eq!(receipt.turn.status, TurnStatus::Interrupted);
-    assert_eq!(bench.log[receipt.ended_seq as usize - 1].event.name(), "turn.completed");
-    assert_eq!(bench.state.open().unwrap().turn().input_summary, "q1");
-    let late = Report { turn: engine.0, call: engine.1, text: vec![(TextKind::Answer, "late".into())], end: None };
-    assert!(bench.ask(Command::Report(late)).unwrap().records.is_empty());
-}
-
-#[test]
-fn an_interrupt_that_names_another_turn_has_no_effect() {
-    let mut bench = Bench::new();
-    let nowhere = TurnId::new(Uuid::max());
-    assert_eq!(
-        bench.ask(Command::Interrupt(nowhere)).unwrap_err(),
-        Refused::TurnNotActive { turn: nowhere, active: None }
-    );
-    bench.start("p").unwrap();
-    bench.queue("q1").unwrap();
-    let active = Some(bench.turn());
-    assert_eq!(bench.ask(Command::Interrupt(nowhere)).unwrap_err(), Refused::TurnNotActive { turn: nowhere, active });
-    bench.finish();
-    assert_eq!(bench.state.open().unwrap().turn().input_summary, "q1");
-}
-
-#[test]
-fn a_transient_failure_waits_and_asks_again_until_the_attempts_are_used_up() {
-    let mut bench = Bench::new();
-    bench.start("p").unwrap();
-    for pause in [500, 1_000, 2_000] {
-        bench.report(&[(TextKind::Answer, "par")], Some(Err(failure(ModelErrorKind::Unavailable))));
-        let due = bench.now.after(std::time::Duration::from_millis(pause));
-        assert_eq!(bench.state.owed(), Owed { call: None, wake_at: Some(due) });
-        bench.now = UnixMs(due.0 - 1);
-        assert!(bench.ask(Command::Tick).unwrap().records.is_empty());
-        bench.now = due;
-        bench.ask(Command::Tick).unwrap();
-        assert_eq!(bench.state.owed().wake_at, None);
-    }
-    bench.report(&[], Some(Err(failure(ModelErrorKind::Unavailable))));
-    assert_eq!(bench.outcomes(), [("p".to_owned(), TurnStatus::Failed)]);
-    let Event::TurnCompleted(turn) = &bench.log[bench.log.len() - 2].event else { panic!() };
-    assert_eq!(turn.error.as_ref().unwrap().code, "model-unavailable");
-}
-
-#[test]
-fn a_provider_that_names_its_pause_is_obeyed_up_to_the_cap() {
-    let asked = |seconds| ModelError {
-        retry_after: Some(std::time::Duration::from_secs(seconds)),
-        ..failure(ModelErrorKind::RateLimited)
-    };
-    let mut bench = Bench::new();
-    bench.start("p").unwrap();
-    bench.report(&[], Some(Err(asked(7))));
-    assert_eq!(bench.state.owed().wake_at, Some(UnixMs(8_000)));
-    bench.now = UnixMs(8_000);
-    bench.ask(Command::Tick).unwrap();
-    bench.report(&[], Some(Err(asked(3_600))));
-    assert_eq!(bench.outcomes(), [("p".to_owned(), TurnStatus::Failed)]);
-}
-
-#[test]
-fn a_refusal_of_the_model_fails_the_turn_at_once() {
-    let mut bench = Bench::new();
-    bench.start("p").unwrap();
-    bench.queue("q").unwrap();
-    bench.report(&[], Some(Err(failure(ModelErrorKind::Rejected))));
-    assert_eq!(bench.outcomes(), [("p".to_owned(), TurnStatus::Failed)]);
-    assert_eq!(bench.state.open().unwrap().turn().input_summary, "q");
-}
-
-#[test]
-fn an_unknown_tool_is_told_to_the_model_which_goes_on() {
-    let mut bench = Bench::new();
-    bench.start("p").unwrap();
-    bench.report(&[(TextKind::Answer, "looking")], Some(Ok(answer(&["ls", "cat"]))));
-    let items: Vec<_> = bench.state.open().unwrap().items().cloned().collect();
-    assert_eq!(items[2].detail, "unknown tool: ls");
-    assert_eq!(items[3].metadata["call_id"], "c-cat");
-    let mut history = crate::history::History::new(None);
-    items.iter().for_each(|item| history.push(item));
-    assert!(matches!(history.finish().last(), Some(Message::Tool { call_id, .. }) if call_id == "c-cat"));
-    bench.finish();
-    assert_eq!(bench.outcomes(), [("p".to_owned(), TurnStatus::Completed)]);
-}
-
-#[test]
-fn a_turn_that_only_calls_tools_ends_at_its_limit() {
-    let mut bench = Bench::with(Limits { model_calls_per_turn: 2, ..Limits::default() }, OnRestart::Resume);
-    bench.start("p").unwrap();
-    bench.report(&[], Some(Ok(answer(&["ls"]))));
-    bench.report(&[], Some(Ok(answer(&["ls"]))));
-    let Event::TurnCompleted(turn) = &bench.log[bench.log.len() - 2].event else { panic!() };
-    assert_eq!(turn.error.as_ref().unwrap().code, "step-limit");
-    assert_eq!(turn.usage.input_tokens, 4);
-}
-
-#[test]
-fn a_turn_ends_at_its_deadline() {
-    let mut bench = Bench::with(Limits { turn_ms: 5_000, ..Limits::default() }, OnRestart::Resume);
-    bench.start("p").unwrap();
-    bench.report(&[(TextKind::Answer, "so far")], None);
-    bench.now = bench.state.deadline(&bench.limits).unwrap();
-    bench.ask(Command::Tick).unwrap();
-    let Event::TurnCompleted(turn) = &bench.log[bench.log.len() - 2].event else { panic!() };
-    assert_eq!(turn.error.as_ref().unwrap().code, "deadline-exceeded");
-}
-
-#[test]
-fn after_a_crash_the_cut_off_answer_is_asked_for_again() {
-    let mut bench = Bench::new();
-    bench.start("p").unwrap();
-    let lost = bench.state.owed().call.unwrap();
-    bench.report(&[(TextKind::Answer, "hel")], None);
-    bench.ask(Command::Recover { restarted: true }).unwrap();
-    assert_ne!(bench.state.owed().call.unwrap(), lost);
-    let partial = bench.state.open().unwrap().items().last().unwrap();
-    assert_eq!((partial.status, partial.detail.as_str()), (TurnStatus::Interrupted, "hel"));
-    bench.report(&[(TextKind::Answer, "hello")], Some(Ok(answer(&[]))));
-    let Event::TurnCompleted(turn) = &bench.log[bench.log.len() - 2].event else { panic!() };
-    assert_eq!((turn.status, turn.resume_count), (TurnStatus::Completed, 1));
-}
-
-#[test]
-fn after_a_restart_an_interrupting_thread_closes_its_turn_and_runs_its_queue() {
-    let mut bench = Bench::with(Limits::default(), OnRestart::Interrupt);
-    bench.start("p").unwrap();
-    bench.queue("q").unwrap();
-    bench.report(&[(TextKind::Answer, "hel")], None);
-    bench.ask(Command::Recover { restarted: true }).unwrap();
-    assert_eq!(bench.outcomes(), [("p".to_owned(), TurnStatus::Interrupted)]);
-    assert_eq!(bench.state.open().unwrap().turn().input_summary, "q");
-}
-
-#[test]
-fn a_turn_that_is_lost_again_and_again_without_progress_fails() {
-    let mut bench = Bench::with(Limits { resumes_without_progress: 2, ..Limits::default() }, OnRestart::Resume);
-    bench.start("p").unwrap();
-    for _ in 0..2 {
-        bench.ask(Command::Recover { restarted: true }).unwrap();
-    }
-    bench.report(&[], Some(Ok(answer(&["ls"]))));
-    for _ in 0..2 {
-        bench.ask(Command::Recover { restarted: true }).unwrap();
-    }
-    assert!(bench.outcomes().is_empty());
-    bench.ask(Command::Recover { restarted: true }).unwrap();
-    assert_eq!(bench.outcomes(), [("p".to_owned(), TurnStatus::Failed)]);
-}
-
-#[test]
-fn a_turn_that_waits_for_its_retry_is_not_disturbed_by_a_restart() {
-    let mut bench = Bench::new();
-    bench.start("p").unwrap();
-    bench.report(&[], Some(Err(failure(ModelErrorKind::RateLimited))));
-    let owed = bench.state.owed();
-    assert!(bench.ask(Command::Recover { restarted: true }).unwrap().records.is_empty());
-    assert_eq!(bench.state.owed(), owed);
-}
-
-#[test]
-fn a_stale_precondition_refuses_whatever_is_asked() {
-    let mut bench = Bench::new();
-    let start = Command::Start(StartTurn { prompt: "p".into(), ..StartTurn::default() });
-    let refused = bench.request(Request { command: start.clone(), if_match: Some(7) }).unwrap_err();
-    assert_eq!(refused, Refused::Precondition { expected: 7, head: 1 });
-    bench.request(Request { command: start, if_match: Some(1) }).unwrap();
-}
-
-#[test]
-fn an_archived_thread_starts_nothing_until_it_is_unarchived() {
-    let mut bench = Bench::new();
-    let archive = |archived| Command::Patch(ThreadPatch { archived: Some(archived), ..ThreadPatch::default() });
-    bench.ask(archive(true)).unwrap();
-    assert_eq!(bench.log.last().unwrap().event.name(), "thread.archived");
-    assert_eq!(bench.state.view().status, ThreadStatus::Archived);
-    assert_eq!(bench.start("p").unwrap_err(), Refused::ThreadArchived);
-    bench.ask(archive(false)).unwrap();
-    bench.start("p").unwrap();
-    assert_eq!(bench.ask(archive(true)).unwrap_err(), Refused::TurnOpen { turn: bench.turn() });
-}
-
-#[test]
-fn a_patch_that_changes_nothing_writes_nothing() {
-    let mut bench = Bench::new();
-    let title = |title: &str| Command::Patch(ThreadPatch { title: Some(Some(title.into())), ..ThreadPatch::default() });
-    assert_eq!(bench.ask(title("a")).unwrap().records.len(), 1);
-    assert_eq!(bench.ask(title("a")).unwrap().records.len(), 0);
-    assert!(matches!(bench.ask(Command::Patch(ThreadPatch::default())), Err(Refused::Invalid { .. })));
-    assert!(matches!(bench.ask(title(&"x".repeat(5_000))), Err(Refused::TooLarge { field: "title", .. })));
-}
-
-#[test]
-fn an_answer_beyond_the_item_limit_fails_the_turn_and_keeps_what_fits() {
-    let mut bench = Bench::with(Limits { item_bytes: 8, ..Limits::default() }, OnRestart::Resume);
-    bench.start("p").unwrap();
-    bench.report(&[(TextKind::Answer, "12345")], None);
-    bench.report(&[(TextKind::Answer, "6789")], None);
-    let Event::TurnCompleted(turn) = &bench.log[bench.log.len() - 2].event else { panic!() };
-    assert_eq!(turn.error.as_ref().unwrap().code, "output-too-large");
-}
-
-#[test]
-fn what_nests_too_deep_to_be_read_back_is_refused_or_kept_as_text() {
-    let nested = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
-    let metadata = |depth| Some(serde_json::from_str(&nested(depth)).unwrap());
-    let mut bench = Bench::new();
-    let patch = |depth| Command::Patch(ThreadPatch { metadata: metadata(depth), ..ThreadPatch::default() });
-    assert!(matches!(bench.ask(patch(66)), Err(Refused::Invalid { field: "metadata", .. })));
-    bench.ask(patch(65)).unwrap();
-    bench.start("p").unwrap();
-    let call = |depth| ToolCall { call_id: "c".into(), name: "t".into(), arguments: nested(depth) };
-    let end = Answered { tool_calls: vec![call(64), call(65), call(126)], ..answer(&["t"]) };
-    bench.report(&[], Some(Ok(end)));
-    let kinds: Vec<bool> =
-        bench.state.open().unwrap().items().skip(1).map(|item| item.metadata["arguments"].is_object()).collect();
-    assert_eq!(kinds, [true, false, false]);
-    check_log(&bench.log);
-    assert_eq!(bench.reloaded(), bench.state);
-}
-
 // ---- any command sequence ------------------------------------------------------------------------
 
 #[derive(Debug, Clone)]
 enum Op {
-    Start(bool),
-    Interrupt(bool),
-    Patch(Option<bool>),
+    Start(Delivery, bool),
+    Edit,
+    Compact(Delivery),
+    Steer(bool, Undelivered),
+    Interrupt(bool, bool),
+    Patch { archived: Option<bool>, paused: Option<bool>, auto: Option<bool> },
+    EditPrompt(usize, Option<u32>),
+    Withdraw(usize),
+    Decide(usize, Decision),
+    Answer,
+    Resolve(Resolution),
+    Checkpoint(bool),
     Text(bool, &'static str),
-    Answer(usize),
+    Reply(Vec<(EffectClass, Option<Gate>)>),
     Fail(ModelErrorKind),
     Stale,
+    Begin,
+    Tool(usize, ToolEnd),
     Pass(u64),
     Recover(bool),
 }
 
 fn op() -> impl Strategy<Value = Op> {
     use ModelErrorKind::*;
-    let kinds = prop::sample::select(vec![Unavailable, CutOff, RateLimited, Rejected, Malformed]);
+    use prop::sample::select;
+    let delivery =
+        || select(vec![Delivery::Reject, Delivery::Queue, Delivery::Steer, Delivery::Interrupt, Delivery::Rollback]);
+    let kinds = select(vec![Unavailable, CutOff, RateLimited, Rejected, Malformed]);
+    let undelivered = || select(vec![Undelivered::Report, Undelivered::Queue]);
+    let classes =
+        select(vec![EffectClass::Read, EffectClass::Idempotent, EffectClass::Reconcilable, EffectClass::Once]);
+    let gates = select(vec![None, Some(Gate::Open), Some(Gate::Open), Some(Gate::Ask), Some(Gate::FullAccess)]);
+    let decisions = select(vec![
+        Decision::Approved,
+        Decision::Approved,
+        Decision::ApprovedForSession,
+        Decision::ApprovedAlways,
+        Decision::Denied,
+        Decision::Abort,
+    ]);
+    let ends = select(vec![
+        ToolEnd::Done("ok".into()),
+        ToolEnd::Done("ok".into()),
+        ToolEnd::Failed("no".into()),
+        ToolEnd::NotDone,
+        ToolEnd::Unknown("?".into()),
+    ]);
+    let resolutions = select(vec![Resolution::Retry, Resolution::Settle, Resolution::Abort]);
     prop_oneof![
-        3 => any::<bool>().prop_map(Op::Start),
-        1 => any::<bool>().prop_map(Op::Interrupt),
-        1 => any::<Option<bool>>().prop_map(Op::Patch),
-        4 => (any::<bool>(), prop::sample::select(vec!["a", "bé", ""])).prop_map(|(kind, text)| Op::Text(kind, text)),
-        3 => (0usize..3).prop_map(Op::Answer),
+        6 => (delivery(), any::<bool>()).prop_map(|(delivery, expects)| Op::Start(delivery, expects)),
+        1 => Just(Op::Edit),
+        2 => select(vec![Delivery::Reject, Delivery::Queue]).prop_map(Op::Compact),
+        2 => (any::<bool>(), undelivered()).prop_map(|(active, undelivered)| Op::Steer(active, undelivered)),
+        1 => any::<(bool, bool)>().prop_map(|(active, pause)| Op::Interrupt(active, pause)),
+        1 => any::<(Option<bool>, Option<bool>, Option<bool>)>()
+            .prop_map(|(archived, paused, auto)| Op::Patch { archived, paused, auto }),
+        1 => (0..4usize, prop::option::of(0..4u32)).prop_map(|(which, to)| Op::EditPrompt(which, to)),
+        1 => (0..4usize).prop_map(Op::Withdraw),
+        3 => (0..3usize, decisions).prop_map(|(which, decision)| Op::Decide(which, decision)),
+        1 => Just(Op::Answer),
+        2 => resolutions.prop_map(Op::Resolve),
+        1 => any::<bool>().prop_map(Op::Checkpoint),
+        4 => (any::<bool>(), select(vec!["a", "bé", ""])).prop_map(|(kind, text)| Op::Text(kind, text)),
+        6 => prop::collection::vec((classes, gates), 0..4).prop_map(Op::Reply),
         2 => kinds.prop_map(Op::Fail),
         1 => Just(Op::Stale),
+        3 => Just(Op::Begin),
+        5 => (0..3usize, ends).prop_map(|(which, end)| Op::Tool(which, end)),
         2 => (0u64..4_000).prop_map(Op::Pass),
         1 => any::<bool>().prop_map(Op::Recover),
     ]
 }
 
 impl Bench {
+    /// The input at this place among all that were ever admitted, newest first.
+    fn admitted(&self, which: usize) -> InputId {
+        let admitted = |record: &Record| match &record.event {
+            Event::PromptAdmitted(admission) => Some(admission.id),
+            _ => None,
+        };
+        self.log.iter().rev().filter_map(admitted).nth(which).unwrap_or(InputId::new(Uuid::max()))
+    }
+
     fn play(&mut self, op: Op) {
+        let nobody = TurnId::new(Uuid::max());
         let due = self.state.owed().call;
+        let active = self.state.open().map(|open| open.turn().id);
         let end = |bench: &mut Self, end| {
             if let Some((turn, call)) = due {
                 bench.ask(Command::Report(Report { turn, call, text: Vec::new(), end: Some(end) })).unwrap();
             }
         };
         match op {
-            Op::Start(queue) => {
-                let _ = if queue { self.queue("prompt") } else { self.start("prompt") };
+            Op::Start(delivery, expects) => {
+                let expected_turn = active.filter(|_| expects);
+                let start = StartTurn { prompt: "prompt".into(), delivery, expected_turn, ..StartTurn::default() };
+                let _ = self.ask(Command::Start(start));
             }
-            Op::Interrupt(active) => {
-                let turn = self.state.open().filter(|_| active).map_or(TurnId::new(Uuid::max()), |open| open.turn().id);
-                let _ = self.ask(Command::Interrupt(turn));
+            Op::Edit => {
+                let _ = self.edit("edited");
             }
-            Op::Patch(archived) => {
+            Op::Compact(delivery) => {
+                let _ = self.compact(delivery);
+            }
+            Op::Steer(known, undelivered) => {
+                let turn = active.filter(|_| known).unwrap_or(nobody);
+                let _ = self.ask(Command::Steer(Steer { turn, prompt: "steer".into(), undelivered }));
+            }
+            Op::Interrupt(known, pause_queue) => {
+                let turn = active.filter(|_| known).unwrap_or(nobody);
+                let _ = self.ask(Command::Interrupt(Interrupt { turn, pause_queue }));
+            }
+            Op::Patch { archived, paused, auto } => {
                 let title = Some(Some(format!("t{}", self.log.len())));
-                let _ = self.ask(Command::Patch(ThreadPatch { title, archived, ..ThreadPatch::default() }));
+                let patch =
+                    ThreadPatch { title, archived, queue_paused: paused, auto_approve: auto, ..Default::default() };
+                let _ = self.ask(Command::Patch(patch));
+            }
+            Op::EditPrompt(which, position) => {
+                let prompt = position.is_none().then(|| "changed".to_owned());
+                let _ = self.ask(Command::EditPrompt(EditPrompt { input: self.admitted(which), prompt, position }));
+            }
+            Op::Withdraw(which) => {
+                let _ = self.ask(Command::Withdraw(self.admitted(which)));
+            }
+            Op::Decide(which, decision) => {
+                let pending = self.state.open().and_then(|open| open.approvals().nth(which));
+                let approval = pending.map_or(ApprovalId::new(Uuid::max()), |approval| approval.id);
+                let _ = self.ask(Command::Decide(Decide { approval, decision, reason: None }));
+            }
+            Op::Answer => {
+                let asked = self.state.open().and_then(|open| open.questions().next());
+                let question = asked.map_or(QuestionId::new(Uuid::max()), |question| question.id);
+                let _ = self.ask(Command::Answer(Answer { question, answer: "answer".into() }));
+            }
+            Op::Resolve(resolution) => {
+                let uncertain = |effect: &&Effect| effect.status == EffectStatus::Uncertain;
+                let effect = self.state.open().and_then(|open| open.open_effects().find(uncertain));
+                let operation = effect.map_or(OperationId::new(Uuid::max()), |effect| effect.operation_id);
+                let output = (resolution == Resolution::Settle).then(|| "settled".to_owned());
+                let _ = self.ask(Command::Resolve(Resolve { operation, resolution, output }));
+            }
+            Op::Checkpoint(save) => {
+                let name = "c".to_owned();
+                let _ = self.ask(if save { Command::SaveCheckpoint(name) } else { Command::DeleteCheckpoint(name) });
             }
             Op::Text(reasoning, text) => {
                 let kind = if reasoning { TextKind::Reasoning } else { TextKind::Answer };
@@ -483,16 +564,34 @@ impl Bench {
                     self.report(&[(kind, text)], None);
                 }
             }
-            Op::Answer(tools) => end(self, Ok(answer(&["ls", "cat"][..tools]))),
+            Op::Reply(tools) => {
+                let tool = |(class, gate): (EffectClass, Option<Gate>)| match gate {
+                    None if class == EffectClass::Once => judged("ask", asks("ask").judgement),
+                    None => unknown(ToolCall { name: "none".into(), ..ToolCall::default() }),
+                    Some(gate) => judged("t", Judgement::Run(Box::new(planned("t", class, gate)))),
+                };
+                end(self, Ok(Answered { tool_calls: tools.into_iter().map(tool).collect(), ..answer(&[]) }));
+            }
             Op::Fail(kind) => end(self, Err(failure(kind))),
             Op::Stale => {
-                let (turn, call) = due.unwrap_or((TurnId::new(Uuid::max()), 1));
+                let (turn, call) = due.unwrap_or((nobody, 1));
                 let stale = Report { turn, call: call + 7, text: vec![(TextKind::Answer, "x".into())], end: None };
                 assert!(self.ask(Command::Report(stale)).unwrap().records.is_empty());
             }
+            Op::Begin => {
+                self.begin();
+            }
+            Op::Tool(which, end) => {
+                let owed = self.state.owed().tools;
+                if let Some(due) = owed.get(which).or(owed.first()) {
+                    let late = ToolReport { operation: due.operation, attempt: due.attempt - 1, end: end.clone() };
+                    assert!(self.ask(Command::ToolReport(late)).unwrap().records.is_empty());
+                    let report = ToolReport { operation: due.operation, attempt: due.attempt, end };
+                    assert!(!self.ask(Command::ToolReport(report)).unwrap().records.is_empty());
+                }
+            }
             Op::Pass(ms) => {
-                self.now = UnixMs(self.now.0 + ms);
-                self.ask(Command::Tick).unwrap();
+                self.pass(ms);
             }
             Op::Recover(restarted) => {
                 self.ask(Command::Recover { restarted }).unwrap();
@@ -503,14 +602,20 @@ impl Bench {
 
 /// What must hold of any log, whatever led to it.
 fn check_log(log: &[Record]) {
-    let ended = RefCell::new(BTreeSet::new());
+    let mut ended = BTreeMap::new();
     let mut open_turn = None;
     let mut items: BTreeMap<_, (String, bool)> = BTreeMap::new();
-    let (mut admitted, mut promoted) = (Vec::new(), Vec::new());
+    // Approvals, questions and effects, with their turns, that are not over; and those that are.
+    let (mut open, mut over) = (BTreeMap::new(), BTreeSet::new());
+    // Starts, and words of a person that allow another.
+    let mut starts: BTreeMap<OperationId, (u32, u32)> = BTreeMap::new();
+    let (mut queue, mut steers) = (Vec::new(), Vec::new());
+    let mut compacting = None;
     for (index, record) in log.iter().enumerate() {
         assert_eq!(record.seq, index as Seq + 1);
         if let Some(turn) = record.event.turn_id() {
-            assert!(!ended.borrow().contains(&turn), "{} follows its turn's end", record.event.name());
+            let reverts = matches!(record.event, Event::TurnRolledBack(_));
+            assert_eq!(ended.contains_key(&turn), reverts, "{} at {}", record.event.name(), record.seq);
         }
         match &record.event {
             Event::TurnStarted(turn) => assert_eq!(open_turn.replace(turn.id), None, "two turns open"),
@@ -518,43 +623,115 @@ fn check_log(log: &[Record]) {
                 assert_eq!(open_turn.take(), Some(turn.id));
                 assert!(turn.status.is_terminal());
                 assert!(turn.item_ids.iter().all(|id| items[id].1), "an item of an ended turn is open");
-                ended.borrow_mut().insert(turn.id);
+                assert!(open.values().all(|of| *of != turn.id), "something of an ended turn is open");
+                assert!(steers.is_empty(), "a steer was lost");
+                assert_eq!(compacting, None);
+                ended.insert(turn.id, false);
             }
+            Event::TurnRolledBack(turn) => assert_eq!(ended.insert(turn.id, true), Some(false), "reverted twice"),
             Event::ItemStarted(item) => assert!(items.insert(item.id, (String::new(), false)).is_none()),
             Event::ItemDelta(delta) => items.get_mut(&delta.item).unwrap().0.push_str(&delta.delta),
             Event::ItemCompleted(item) => {
                 let (text, done) = items.get_mut(&item.id).unwrap();
                 assert!(!*done && item.status.is_terminal());
-                if matches!(item.kind, ItemKind::AgentMessage | ItemKind::Reasoning) {
+                if matches!(item.kind, ItemKind::AgentMessage | ItemKind::Reasoning | ItemKind::ContextCompaction) {
                     assert_eq!(*text, item.detail, "deltas do not add up to the item");
                 }
                 *done = true;
             }
-            Event::PromptAdmitted(admission) => admitted.push(admission.id),
-            Event::PromptPromoted(admission) => promoted.push(admission.id),
+            Event::ApprovalRequired(approval) => {
+                assert!(open.insert(*approval.id.as_bytes(), approval.turn_id).is_none());
+            }
+            Event::ApprovalDecided(approval)
+            | Event::ApprovalExpired(approval)
+            | Event::ApprovalCancelled(approval) => {
+                let asked = open.remove(approval.id.as_bytes()).is_some();
+                assert_eq!(
+                    asked,
+                    !matches!(approval.by, Some(DecidedBy::Auto | DecidedBy::Session | DecidedBy::Policy))
+                );
+                assert!(over.insert(*approval.id.as_bytes()), "decided twice");
+            }
+            Event::QuestionAsked(question) => {
+                assert!(open.insert(*question.id.as_bytes(), question.turn_id).is_none());
+            }
+            Event::QuestionAnswered(question)
+            | Event::QuestionExpired(question)
+            | Event::QuestionCancelled(question) => {
+                assert!(open.remove(question.id.as_bytes()).is_some() && over.insert(*question.id.as_bytes()));
+            }
+            Event::EffectIntended(effect) => {
+                assert!(open.insert(*effect.operation_id.as_bytes(), effect.turn_id).is_none());
+            }
+            Event::EffectStarted(effect)
+            | Event::EffectSettled(effect)
+            | Event::EffectUncertain(effect)
+            | Event::EffectReconciled(effect) => {
+                assert!(open.contains_key(effect.operation_id.as_bytes()), "an effect goes on after its end");
+                let (starts, retries) = starts.entry(effect.operation_id).or_default();
+                match (&record.event, effect.resolution) {
+                    (Event::EffectStarted(_), _) => *starts += 1,
+                    (Event::EffectReconciled(_), Some(Resolution::Retry)) => *retries += 1,
+                    _ => {}
+                }
+                assert_eq!(effect.attempt, *starts);
+                assert!(effect.class != EffectClass::Once || *starts <= 1 + *retries, "started twice");
+                if effect.status == EffectStatus::Settled || effect.closed {
+                    open.remove(effect.operation_id.as_bytes());
+                    assert!(over.insert(*effect.operation_id.as_bytes()));
+                }
+            }
+            Event::CompactionStarted(compaction) => assert_eq!(compacting.replace(compaction.turn_id), None),
+            Event::CompactionCompleted(compaction) | Event::CompactionFailed(compaction) => {
+                assert_eq!(compacting.take(), Some(compaction.turn_id));
+            }
+            Event::PromptAdmitted(admission) if admission.delivery == Delivery::Steer => steers.push(admission.id),
+            Event::PromptAdmitted(admission) => queue.push(admission.id),
+            Event::PromptEdited(admission, to) if admission.delivery != Delivery::Steer => {
+                queue.retain(|id| *id != admission.id);
+                queue.insert(*to as usize, admission.id);
+            }
+            Event::PromptWithdrawn(admission) => {
+                steers.retain(|id| *id != admission.id);
+                queue.retain(|id| *id != admission.id);
+            }
+            Event::PromptPromoted(admission) | Event::PromptNotDelivered(admission) => {
+                let from = if admission.delivery == Delivery::Steer { &mut steers } else { &mut queue };
+                assert_eq!(from.remove(0), admission.id, "out of order");
+            }
             _ => {}
         }
         let json = serde_json::to_vec(record).unwrap();
         assert_eq!(Record::decode(SCHEMA, &json).as_ref(), Ok(record));
     }
-    assert!(admitted.starts_with(&promoted), "promoted out of order");
+    assert!(open.values().all(|of| Some(*of) == open_turn));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
     #[test]
     fn any_sequence_keeps_the_invariants_and_replays_to_the_same_state(
-        ops in prop::collection::vec(op(), 1..60), interrupts in any::<bool>(),
+        ops in prop::collection::vec(op(), 1..60), interrupts in any::<bool>(), compacts in any::<bool>(),
     ) {
         let on_restart = if interrupts { OnRestart::Interrupt } else { OnRestart::Resume };
-        let limits = Limits { inbox_per_thread: 3, turn_ms: 20_000, model_calls_per_turn: 4, ..Limits::default() };
+        let limits = Limits {
+            inbox_per_thread: 3,
+            turn_ms: 20_000,
+            model_calls_per_turn: 5,
+            approval_ms: 10_000,
+            question_ms: 5_000,
+            compact_at_tokens: if compacts { 5 } else { 0 },
+            ..Limits::default()
+        };
         let mut bench = Bench::with(limits, on_restart);
         for op in ops {
             bench.play(op);
             prop_assert_eq!(&bench.reloaded(), &bench.state);
         }
         prop_assert_eq!(&bench.replayed(), &bench.state);
-        prop_assert_eq!(bench.state.open().is_none() && bench.state.inbox().count() > 0, false, "a prompt waits for nothing");
+        let view = bench.state.view();
+        let held = view.queue_paused || view.archived || bench.state.open().is_some();
+        prop_assert!(held || bench.state.inbox().count() == 0, "a prompt waits for nothing");
         check_log(&bench.log);
     }
 }

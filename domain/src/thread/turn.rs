@@ -6,13 +6,13 @@ use serde_json::json;
 
 use super::step::Stepper;
 use crate::{
-    command::{Refused, Reply, Report, TextKind},
+    command::{Interrupt, Refused, Reply, Report, TextKind},
     event::{Event, ItemDelta, Retrying},
-    history::{CALL, SUPERSEDED, ToolCall},
-    id::{ItemId, Seq, TurnId},
+    history::{CALL, SUPERSEDED},
+    id::{ItemId, TurnId},
     ports::{Answered, FinishReason, ModelError, ModelErrorKind},
     record::{
-        InterruptReceipt, Item, ItemKind, Metadata, OnRestart, Turn, TurnError, TurnStatus, Usage, UsageEntry,
+        InterruptReceipt, Item, ItemKind, Metadata, OnRestart, Purpose, Turn, TurnError, TurnStatus, Usage, UsageEntry,
         summarize,
     },
 };
@@ -20,9 +20,8 @@ use crate::{
 impl Stepper<'_> {
     /// What an engine says. Said about a call that is no longer the open one, it changes nothing.
     pub(super) fn report(&mut self, report: Report) -> Reply {
-        let current =
-            |open: &super::OpenTurn| open.turn.id == report.turn && open.call == report.call && open.retry_at.is_none();
-        if !self.state.open.as_ref().is_some_and(current) {
+        let due = Some((report.turn, report.call));
+        if self.state.owed().call != due {
             return Reply::Noted;
         }
         let grown =
@@ -41,8 +40,13 @@ impl Stepper<'_> {
         if text.is_empty() {
             return Ok(());
         }
-        let kind = kind.item();
-        let open = self.open_item().filter(|item| item.kind == kind);
+        let kind = match (self.purpose(), kind) {
+            (Purpose::Answer, kind) => kind.item(),
+            (Purpose::Compaction, TextKind::Answer) => ItemKind::ContextCompaction,
+            // What a model thinks about a summary is not part of the conversation.
+            (Purpose::Compaction, TextKind::Reasoning) => return Ok(()),
+        };
+        let open = self.open_text().filter(|item| item.kind == kind);
         let limit = self.cx.limits.item_bytes;
         if open.as_ref().map_or(0, |item| item.detail.len()) + text.len() > limit {
             let message = format!("the model's answer is longer than the limit of {limit} bytes per item");
@@ -51,7 +55,7 @@ impl Stepper<'_> {
         let item = match open {
             Some(item) => item.id,
             None => {
-                self.close_item(TurnStatus::Completed, |_| {});
+                self.close_text(TurnStatus::Completed, |_| {});
                 let mut item = self.new_item(turn, call, kind);
                 item.summary = summarize(&text);
                 let id = item.id;
@@ -65,42 +69,53 @@ impl Stepper<'_> {
 
     fn answered(&mut self, turn: TurnId, call: u32, answered: Answered) {
         let Answered { reason, usage, tool_calls } = answered;
-        self.close_item(TurnStatus::Completed, |item| {
+        if self.purpose() == Purpose::Compaction {
+            return self.compacted(turn, usage);
+        }
+        self.close_text(TurnStatus::Completed, |item| {
             if !matches!(reason, FinishReason::Stop | FinishReason::ToolCalls) {
                 item.metadata.insert("finish_reason".to_owned(), json!(reason.as_str()));
             }
         });
         let last = tool_calls.is_empty();
-        for tool_call in tool_calls {
-            self.settle_unknown_tool(turn, call, &tool_call);
+        for requested in tool_calls {
+            self.request(turn, call, requested);
         }
-        self.record_usage(turn, usage);
-        let calls = self.state.open.as_ref().map_or(0, |open| open.turn.usage.model_calls);
-        if last {
+        self.record_usage(turn, usage, Purpose::Answer);
+        let steered = self.state.open.as_ref().is_some_and(|open| !open.steers.is_empty());
+        if last && !(steered && self.may_call_again()) {
             self.end(TurnStatus::Completed, None);
-        } else if calls >= self.cx.limits.model_calls_per_turn {
-            let message = format!("the turn made {calls} model calls, its limit, without coming to an end");
-            self.end(TurnStatus::Failed, Some(TurnError { code: "step-limit".to_owned(), message }));
+        } else {
+            self.proceed();
         }
     }
 
-    /// No tool is offered to models, so whatever is called is unknown; the model is told, and goes on.
-    fn settle_unknown_tool(&mut self, turn: TurnId, call: u32, tool_call: &ToolCall) {
-        let mut item = self.new_item(turn, call, ItemKind::ToolCall);
-        item.summary = summarize(&tool_call.name);
-        item.metadata.insert("call_id".to_owned(), json!(tool_call.call_id));
-        item.metadata.insert("tool".to_owned(), json!(tool_call.name));
-        item.metadata.insert("arguments".to_owned(), tool_call.arguments_value());
-        self.emit(Event::ItemStarted(item));
-        self.close_item(TurnStatus::Failed, |item| item.detail = format!("unknown tool: {}", tool_call.name));
+    /// Goes on to the next model call, once every tool call of the last answer is done. Ends a turn that has made all
+    /// the model calls it may.
+    pub(super) fn proceed(&mut self) {
+        let Some(open) = self.state.open.as_ref().filter(|open| open.calls.is_empty()) else { return };
+        if !self.may_call_again() {
+            let calls = open.turn.usage.model_calls;
+            let message = format!("the turn made {calls} model calls, its limit, without coming to an end");
+            return self.end(TurnStatus::Failed, Some(TurnError { code: "step-limit".to_owned(), message }));
+        }
+        self.deliver_steers();
+        self.compact_if_due();
     }
 
-    fn record_usage(&mut self, turn: TurnId, reported: Option<Usage>) {
+    fn may_call_again(&self) -> bool {
+        let calls = self.state.open.as_ref().map_or(0, |open| open.turn.usage.model_calls);
+        calls < self.cx.limits.model_calls_per_turn
+    }
+
+    pub(super) fn record_usage(&mut self, turn: TurnId, reported: Option<Usage>, purpose: Purpose) {
         let Some(open) = &self.state.open else { return };
+        let settings = &open.turn.settings;
         let usage =
             Usage { model_calls: 1, unreported_calls: reported.is_none().into(), ..reported.unwrap_or_default() };
-        let entry =
-            UsageEntry { engine: open.turn.settings.engine.clone(), model: open.turn.settings.model.clone(), usage };
+        let price = settings.price.as_ref().filter(|_| reported.is_some());
+        let (engine, model) = (settings.engine.clone(), settings.model.clone());
+        let entry = UsageEntry { engine, model, purpose, usage, cost: price.map(|price| price.cost(&usage)) };
         self.emit(Event::UsageRecorded(turn, Box::new(entry)));
     }
 
@@ -119,6 +134,7 @@ impl Stepper<'_> {
                 };
                 self.emit(Event::TurnRetrying(Box::new(retrying)));
             }
+            None if self.purpose() == Purpose::Compaction => self.compaction_failed(&error),
             None => self.end(TurnStatus::Failed, Some(told)),
         }
     }
@@ -141,14 +157,16 @@ impl Stepper<'_> {
     }
 
     pub(super) fn tick(&mut self) -> Reply {
-        let Some(open) = &self.state.open else { return Reply::Noted };
-        if open.deadline(self.cx.limits) <= self.cx.now {
-            let message = format!("the turn was open for {} ms, its limit", self.cx.limits.turn_ms);
+        let now = self.cx.now;
+        let deadline = self.state.deadline(self.cx.limits);
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            let message = format!("the turn was at work for {} ms, its limit", self.cx.limits.turn_ms);
             self.end(TurnStatus::Failed, Some(TurnError { code: "deadline-exceeded".to_owned(), message }));
-        } else if open
-            .retry_at
-            .is_some_and(|at| at <= self.cx.now || at.since(self.cx.now) > self.cx.limits.retry_cap_ms)
-        {
+            return Reply::Noted;
+        }
+        self.expire();
+        let Some(open) = &self.state.open else { return Reply::Noted };
+        if open.retry_at.is_some_and(|at| at <= now || at.since(now) > self.cx.limits.retry_cap_ms) {
             // No pause is longer than the cap: if it seems so, the clock was set back.
             let turn = Box::new(open.turn.clone());
             self.emit(Event::TurnResumed(turn));
@@ -162,7 +180,7 @@ impl Stepper<'_> {
         if restarted && self.state.view.on_restart == OnRestart::Interrupt {
             let why = error("process-restarted", "the process that ran the turn is gone".to_owned());
             self.end(TurnStatus::Interrupted, why);
-        } else if open.retry_at.is_some() {
+        } else if open.retry_at.is_some() || open.waits() {
             // It only waits; its timer is durable.
         } else if open.resumes >= self.cx.limits.resumes_without_progress {
             let message = format!("the process was lost {} times without the turn getting anywhere", open.resumes);
@@ -172,65 +190,96 @@ impl Stepper<'_> {
             turn.resume_count += 1;
             self.supersede();
             self.emit(Event::TurnResumed(turn));
+            self.recover_effects();
         }
         Reply::Noted
     }
 
-    pub(super) fn interrupt(&mut self, turn: TurnId) -> Result<Reply, Refused> {
-        let active = self.state.open.as_ref().map(|open| &open.turn);
-        let Some(requested) = active.filter(|open| open.id == turn).cloned() else {
-            return Err(Refused::TurnNotActive { turn, active: active.map(|open| open.id) });
-        };
-        self.emit(Event::TurnInterruptRequested(Box::new(requested)));
-        let (turn, ended_seq) = self.close_turn(TurnStatus::Interrupted, None);
+    pub(super) fn interrupt(&mut self, interrupt: Interrupt) -> Result<Reply, Refused> {
+        let Interrupt { turn, pause_queue } = interrupt;
+        let active = self.state.open.as_ref().map(|open| open.turn.id);
+        if active != Some(turn) {
+            return Err(Refused::TurnNotActive { turn, active });
+        }
+        let receipt = self.cut_off(pause_queue);
         self.promote();
-        Ok(Reply::Interrupted(Box::new(InterruptReceipt { turn, ended_seq, effects: Vec::new() })))
+        Ok(Reply::Interrupted(Box::new(receipt)))
+    }
+
+    /// Ends the open turn for its caller.
+    pub(super) fn cut_off(&mut self, pause_queue: bool) -> InterruptReceipt {
+        let Some(open) = &self.state.open else { unreachable!("every caller holds an open turn") };
+        let requested = Box::new(open.turn.clone());
+        self.emit(Event::TurnInterruptRequested(requested));
+        if pause_queue && !self.state.view.queue_paused {
+            let mut view = self.next_view();
+            view.queue_paused = true;
+            self.emit(Event::ThreadUpdated(view));
+        }
+        self.close_turn(TurnStatus::Interrupted, None)
     }
 
     /// Ends the open turn and starts that of the next prompt, if one waits.
-    fn end(&mut self, status: TurnStatus, error: Option<TurnError>) {
+    pub(super) fn end(&mut self, status: TurnStatus, error: Option<TurnError>) {
         self.close_turn(status, error);
         self.promote();
     }
 
-    fn close_turn(&mut self, status: TurnStatus, error: Option<TurnError>) -> (Turn, Seq) {
-        self.close_item(TurnStatus::Interrupted, |_| {});
+    /// Ends the open turn, and everything that is open in it before.
+    pub(super) fn close_turn(&mut self, status: TurnStatus, error: Option<TurnError>) -> InterruptReceipt {
+        self.close_text(TurnStatus::Interrupted, |_| {});
+        let why = error
+            .clone()
+            .unwrap_or_else(|| TurnError { code: "turn-ended".to_owned(), message: "the turn ended first".to_owned() });
+        self.give_up_compaction(why);
+        let effects = self.close_calls();
+        let failed = self.fail_steers();
         let Some(open) = &self.state.open else { unreachable!("every caller holds an open turn") };
         let now = self.cx.now;
         let turn = Turn {
             status,
             error,
+            not_delivered: failed.iter().map(|admission| admission.id).collect(),
             ended_at: Some(now),
             duration_ms: Some(now.since(open.turn.created_at)),
             ..open.turn.clone()
         };
-        let seq = self.emit(Event::TurnCompleted(Box::new(turn.clone())));
-        (turn, seq)
+        let ended_seq = self.emit(Event::TurnCompleted(Box::new(turn.clone())));
+        self.requeue(failed);
+        InterruptReceipt { turn, ended_seq, effects }
     }
 
-    /// Closes the open item as part of an answer that will be asked for again.
-    fn supersede(&mut self) {
-        self.close_item(TurnStatus::Interrupted, |item| {
+    /// Closes the open text as part of an answer that will be asked for again.
+    pub(super) fn supersede(&mut self) {
+        self.close_text(TurnStatus::Interrupted, |item| {
             item.metadata.insert(SUPERSEDED.to_owned(), json!(true));
         });
     }
 
-    fn close_item(&mut self, status: TurnStatus, finish: impl FnOnce(&mut Item)) {
-        let Some(mut item) = self.open_item().cloned().map(Box::new) else { return };
-        item.status = status;
-        item.ended_at = Some(self.cx.now);
-        finish(&mut item);
-        if item.kind != ItemKind::ToolCall {
+    /// Closes the item that text streams into, if one is open.
+    pub(super) fn close_text(&mut self, status: TurnStatus, finish: impl FnOnce(&mut Item)) {
+        let Some(item) = self.open_text().cloned() else { return };
+        self.close_item(item, status, |item| {
+            finish(item);
             item.summary = summarize(&item.detail);
-        }
+        });
+    }
+
+    pub(super) fn close_item(&mut self, item: Item, status: TurnStatus, finish: impl FnOnce(&mut Item)) {
+        let mut item = Box::new(Item { status, ended_at: Some(self.cx.now), ..item });
+        finish(&mut item);
         self.emit(Event::ItemCompleted(item));
     }
 
-    fn open_item(&self) -> Option<&Item> {
-        self.state.open.as_ref().and_then(|open| open.open_item())
+    fn open_text(&self) -> Option<&Item> {
+        self.state.open.as_ref().and_then(|open| open.open_text())
     }
 
-    fn new_item(&self, turn: TurnId, call: u32, kind: ItemKind) -> Box<Item> {
+    fn purpose(&self) -> Purpose {
+        self.state.open.as_ref().map_or(Purpose::Answer, |open| open.purpose())
+    }
+
+    pub(super) fn new_item(&self, turn: TurnId, call: u32, kind: ItemKind) -> Box<Item> {
         Box::new(Item {
             id: ItemId::new(self.cx.ids.mint()),
             turn_id: turn,

@@ -1,18 +1,26 @@
 //! What is sent: a call as the body of a chat completion.
 //!
-//! Sampling fields are sent only if they are set, so that the provider's defaults are its own.
+//! Sampling fields are sent only if they are set, so that the provider's defaults are its own. Texts, ids, names and
+//! arguments go out as they came in, byte for byte: a provider that finds its own words again has them cached.
+//!
+//! Absent on purpose: `tool_choice`. Whether to call a tool is for the model, and its absence is understood by all.
 
 use raddle_domain::{
     history::{Message, ToolCall},
-    ports::ModelRequest,
+    ports::{ModelRequest, ToolSpec},
+    record::Purpose,
 };
 use serde::Serialize;
+use serde_json::Value;
 
 /// The body of one request; it borrows the call.
 #[derive(Debug, Serialize)]
 pub struct Body<'a> {
     model: &'a str,
     messages: Vec<Sent<'a>>,
+    /// Absent where there are none: some providers refuse an empty list.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tools: Vec<Offered<'a>>,
     stream: bool,
     stream_options: StreamOptions,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -21,6 +29,19 @@ pub struct Body<'a> {
     top_p: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_tokens: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct Offered<'a> {
+    r#type: &'static str,
+    function: Described<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Described<'a> {
+    name: &'a str,
+    description: &'a str,
+    parameters: &'a Value,
 }
 
 #[derive(Debug, Serialize)]
@@ -67,10 +88,16 @@ struct Function<'a> {
 impl<'a> Body<'a> {
     /// With `send_reasoning`, what the model thought earlier goes back to it as `reasoning_content`.
     pub fn new(request: &'a ModelRequest, send_reasoning: bool) -> Self {
-        let ModelRequest { model, messages, turn_start: _, temperature, top_p, max_tokens } = request;
+        let ModelRequest { model, messages, turn_start: _, purpose, tools, temperature, top_p, max_tokens } = request;
+        let tools = match purpose {
+            Purpose::Answer => tools.as_slice(),
+            // A summary is asked for, and nothing else.
+            Purpose::Compaction => &[],
+        };
         Self {
             model,
             messages: messages.iter().map(|message| sent(message, send_reasoning)).collect(),
+            tools: tools.iter().map(offered).collect(),
             stream: true,
             stream_options: StreamOptions { include_usage: true },
             temperature: *temperature,
@@ -78,6 +105,11 @@ impl<'a> Body<'a> {
             max_tokens: *max_tokens,
         }
     }
+}
+
+fn offered(tool: &ToolSpec) -> Offered<'_> {
+    let ToolSpec { name, description, schema } = tool;
+    Offered { r#type: "function", function: Described { name, description, parameters: schema } }
 }
 
 fn sent(message: &Message, send_reasoning: bool) -> Sent<'_> {
@@ -101,32 +133,102 @@ fn sent_call(call: &ToolCall) -> SentCall<'_> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
-    fn body(messages: Vec<Message>, send_reasoning: bool) -> Value {
-        let request = ModelRequest {
+    fn request(messages: Vec<Message>) -> ModelRequest {
+        ModelRequest {
             model: "m".into(),
             messages,
             turn_start: 0,
+            purpose: Purpose::Answer,
+            tools: Vec::new(),
             temperature: None,
             top_p: None,
             max_tokens: None,
+        }
+    }
+
+    fn body(messages: Vec<Message>, send_reasoning: bool) -> Value {
+        serde_json::to_value(Body::new(&request(messages), send_reasoning)).unwrap()
+    }
+
+    fn user(content: &str) -> Message {
+        Message::User { content: content.into() }
+    }
+
+    /// A tool whose schema has its keys in no order of ours.
+    fn tool(name: &str) -> ToolSpec {
+        let schema = json!({"type": "object", "properties": {"b": {"type": "string"}, "a": {"enum": [1, null]}}});
+        ToolSpec { name: name.into(), description: "Does\n\"it\".".into(), schema }
+    }
+
+    #[test]
+    fn tools_are_sent_as_functions_to_the_byte() {
+        let request = ModelRequest { tools: vec![tool("put"), tool("ask_user")], ..request(vec![user("hi")]) };
+        let function = |name: &str| {
+            let schema = r#"{"properties":{"a":{"enum":[1,null]},"b":{"type":"string"}},"type":"object"}"#;
+            format!(
+                r#"{{"type":"function","function":{{"name":"{name}","description":"Does\n\"it\".","parameters":{schema}}}}}"#
+            )
         };
-        serde_json::to_value(Body::new(&request, send_reasoning)).unwrap()
+        let expected = format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}],"tools":[{},{}],"stream":true,"stream_options":{{"include_usage":true}}}}"#,
+            function("put"),
+            function("ask_user")
+        );
+        assert_eq!(serde_json::to_string(&Body::new(&request, false)).unwrap(), expected);
+    }
+
+    #[test]
+    fn without_tools_the_field_is_absent_and_a_choice_is_never_sent() {
+        let bare = body(vec![user("hi")], false);
+        assert_eq!((bare.get("tools"), bare.get("tool_choice")), (None, None));
+        let with = ModelRequest { tools: vec![tool("put")], ..request(vec![user("hi")]) };
+        assert_eq!(serde_json::to_value(Body::new(&with, false)).unwrap().get("tool_choice"), None);
+    }
+
+    #[test]
+    fn a_compaction_sends_its_messages_and_no_tools() {
+        let call = ToolCall { call_id: "c1".into(), name: "put".into(), arguments: "{}".into() };
+        let messages = vec![
+            user("hi"),
+            Message::Assistant { content: "so".into(), reasoning: String::new(), tool_calls: vec![call] },
+            Message::Tool { call_id: "c1".into(), content: "done".into() },
+            user("summarise\n\nbe short"),
+        ];
+        let answer = ModelRequest { tools: vec![tool("put")], ..request(messages) };
+        let compaction = ModelRequest { purpose: Purpose::Compaction, ..answer.clone() };
+        let mut expected = serde_json::to_value(Body::new(&answer, false)).unwrap();
+        expected.as_object_mut().unwrap().remove("tools");
+        assert_eq!(serde_json::to_value(Body::new(&compaction, false)).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_a_model_said_goes_back_to_the_byte() {
+        let arguments = "{ \"b\" : 1.50,\n\"a\":\"\\u00e9\\/\", \"a\": 1e400 ";
+        let call = ToolCall { call_id: "call|é 1".into(), name: "ls".into(), arguments: arguments.into() };
+        let tool_calls = vec![call];
+        let said = Message::Assistant { content: " let me\nsee ".into(), reasoning: " hm\n".into(), tool_calls };
+        let result = Message::Tool { call_id: "call|é 1".into(), content: String::new() };
+        assert_eq!(
+            body(vec![said, result], true)["messages"],
+            json!([
+                {
+                    "role": "assistant", "content": " let me\nsee ", "reasoning_content": " hm\n",
+                    "tool_calls": [
+                        {"id": "call|é 1", "type": "function", "function": {"name": "ls", "arguments": arguments}},
+                    ],
+                },
+                {"role": "tool", "tool_call_id": "call|é 1", "content": ""},
+            ])
+        );
     }
 
     #[test]
     fn sampling_fields_are_sent_only_if_set() {
-        let mut request = ModelRequest {
-            model: "m".into(),
-            messages: vec![],
-            turn_start: 0,
-            temperature: None,
-            top_p: None,
-            max_tokens: None,
-        };
+        let mut request = request(vec![]);
         let bare = json!({"model": "m", "messages": [], "stream": true, "stream_options": {"include_usage": true}});
         assert_eq!(serde_json::to_value(Body::new(&request, false)).unwrap(), bare);
         (request.temperature, request.top_p, request.max_tokens) = (Some(0.5), Some(1.0), Some(7));

@@ -1,11 +1,16 @@
 //! Where a turn stands in its script, told from its messages alone.
 //!
 //! The turn's first message is the script. Each answer since has played one segment of it. What a user said behind
-//! the last answer is a steer that no answer has heard.
+//! the last answer is a steer that no answer has heard. Where a summary took the place of the turn's first answers,
+//! it says how many they were.
 
 use raddle_domain::history::Message;
 
-use super::script::{ASK_TOOL, BadScript, Script, Segment};
+use super::{
+    script::{BadScript, Script, Segment},
+    summary::Played,
+};
+use crate::tools::ask::ASK_USER;
 
 /// What a call has to play.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,27 +28,32 @@ pub struct Place {
 pub enum Lost {
     #[error("the turn does not begin with a prompt")]
     NoPrompt,
+    #[error("the call that compacts does not end with an instruction")]
+    NoInstruction,
     #[error(transparent)]
     BadScript(#[from] BadScript),
 }
 
 impl Place {
-    /// Finds what the next answer in `turn`, its messages from the prompt on, is.
-    pub fn find(turn: &[Message]) -> Result<Self, Lost> {
+    /// Finds what the next answer in `turn`, its messages from the prompt on, is. `before` is what a summary says of
+    /// the turn's beginning.
+    pub fn find(turn: &[Message], before: Played) -> Result<Self, Lost> {
         let Some((Message::User { content: prompt }, since)) = turn.split_first() else { return Err(Lost::NoPrompt) };
         let script = Script::parse(prompt)?;
-        let is_answer = |message: &&Message| matches!(message, Message::Assistant { .. });
-        let played = since.iter().filter(is_answer).count();
-        let last = since.iter().rposition(|message| is_answer(&message));
+        let played = before.answers + since.iter().filter(|message| is_answer(message)).count();
+        let last = since.iter().rposition(is_answer);
         let questions: Vec<&str> = match last.map(|at| &since[at]) {
             Some(Message::Assistant { tool_calls, .. }) => {
-                tool_calls.iter().filter(|call| call.name == ASK_TOOL).map(|call| call.call_id.as_str()).collect()
+                tool_calls.iter().filter(|call| call.name == ASK_USER).map(|call| call.call_id.as_str()).collect()
             }
             _ => Vec::new(),
         };
         let (mut answers, mut steers) = (Vec::new(), Vec::new());
+        // A summary leaves what users said in the turn, heard or not.
+        let mut heard = if last.is_none() { before.steers } else { 0 };
         for message in &since[last.map_or(0, |at| at + 1)..] {
             match message {
+                Message::User { .. } if heard > 0 => heard -= 1,
                 Message::User { content } => steers.push(content.clone()),
                 Message::Tool { call_id, content } if questions.contains(&call_id.as_str()) => {
                     answers.push(content.clone());
@@ -54,6 +64,22 @@ impl Place {
         let segment = script.segments.into_iter().nth(played).unwrap_or_default();
         Ok(Self { answers, steers, segment })
     }
+}
+
+/// How much of `turn`, its messages from the prompt on, has been played.
+pub fn played(turn: &[Message], before: Played) -> Played {
+    let since = turn.get(1..).unwrap_or_default();
+    let last = since.iter().rposition(is_answer);
+    let is_user = |message: &&Message| matches!(message, Message::User { .. });
+    Played {
+        answers: before.answers + since.iter().filter(|message| is_answer(message)).count(),
+        // Every answer hears what was said before it.
+        steers: last.map_or(before.steers, |last| since[..last].iter().filter(is_user).count()),
+    }
+}
+
+fn is_answer(message: &Message) -> bool {
+    matches!(message, Message::Assistant { .. })
 }
 
 #[cfg(test)]
@@ -82,7 +108,7 @@ mod tests {
 
     /// What is due: answers, steers, and the first line.
     fn due(turn: &[Message]) -> (Vec<String>, Vec<String>, Option<Line>) {
-        let place = Place::find(turn).unwrap();
+        let place = Place::find(turn, Played::default()).unwrap();
         (place.answers, place.steers, place.segment.lines.first().cloned())
     }
 
@@ -95,7 +121,7 @@ mod tests {
     #[test]
     fn each_answer_has_played_a_segment() {
         let turn = [user(SCRIPT), called("1", "a"), result("1", ""), called("2", "b"), result("2", "")];
-        assert!(matches!(Place::find(&turn[..1]).unwrap().segment.end, End::Tools(_)));
+        assert!(matches!(Place::find(&turn[..1], Played::default()).unwrap().segment.end, End::Tools(_)));
         assert_eq!(due(&turn[..3]), (vec![], vec![], say("one")));
         assert_eq!(due(&turn), (vec![], vec![], say("two")));
     }
@@ -103,7 +129,7 @@ mod tests {
     #[test]
     fn behind_the_last_segment_nothing_is_due() {
         let turn = [user("hi"), called("1", "a"), result("1", "")];
-        assert_eq!(Place::find(&turn).unwrap().segment, Segment::default());
+        assert_eq!(Place::find(&turn, Played::default()).unwrap().segment, Segment::default());
         assert_eq!(due(&[user("hi"), said("echo: hi"), user("ho")]), (vec![], vec!["ho".into()], None));
     }
 
@@ -119,16 +145,31 @@ mod tests {
 
     #[test]
     fn the_results_of_questions_are_answers_and_those_of_tools_are_not() {
-        let turn = [user("@ask who?\n@say hi"), called("1", ASK_TOOL), result("1", "me"), user("quick")];
+        let turn = [user("@ask who?\n@say hi"), called("1", ASK_USER), result("1", "me"), user("quick")];
         assert_eq!(due(&turn[..3]), (vec!["me".into()], vec![], say("hi")));
         assert_eq!(due(&turn), (vec!["me".into()], vec!["quick".into()], say("hi")));
         assert_eq!(due(&[user("@tool a\n@say hi"), called("1", "a"), result("1", "me")]).0, Vec::<String>::new());
     }
 
     #[test]
+    fn behind_a_summary_the_script_goes_on_where_it_was() {
+        let before = Played { answers: 1, steers: 1 };
+        let due = |turn: &[Message]| {
+            let place = Place::find(turn, before).unwrap();
+            (place.steers, place.segment.lines.first().cloned())
+        };
+        let turn = [user(SCRIPT), user("heard"), user("new"), called("2", "b"), result("2", ""), user("newer")];
+        assert_eq!(due(&turn[..2]), (vec![], say("one")));
+        assert_eq!(due(&turn[..3]), (vec!["new".into()], say("one")));
+        assert_eq!(due(&turn), (vec!["newer".into()], say("two")));
+        assert_eq!(played(&turn[..3], before), before);
+        assert_eq!(played(&turn, before), Played { answers: 2, steers: 2 });
+    }
+
+    #[test]
     fn no_prompt_and_a_bad_script_are_errors() {
-        assert_eq!(Place::find(&[]), Err(Lost::NoPrompt));
-        assert_eq!(Place::find(&[said("hi")]), Err(Lost::NoPrompt));
-        assert!(matches!(Place::find(&[user("@nonsense")]), Err(Lost::BadScript(_))));
+        assert_eq!(Place::find(&[], Played::default()), Err(Lost::NoPrompt));
+        assert_eq!(Place::find(&[said("hi")], Played::default()), Err(Lost::NoPrompt));
+        assert!(matches!(Place::find(&[user("@nonsense")], Played::default()), Err(Lost::BadScript(_))));
     }
 }

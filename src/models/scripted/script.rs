@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-/// The tool that `@ask` calls.
-pub const ASK_TOOL: &str = "ask_user";
+use crate::tools::ask::ASK_USER;
 
 /// A prompt, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,7 +145,7 @@ impl Reader {
             "ask" if rest.trim().is_empty() => return Err(Mistake::Malformed("@ask TEXT")),
             "ask" => {
                 let arguments = serde_json::json!({ "question": rest.trim() }).to_string();
-                self.end_segment(End::Tools(vec![Call { name: ASK_TOOL.to_owned(), arguments }]));
+                self.end_segment(End::Tools(vec![Call { name: ASK_USER.to_owned(), arguments }]));
             }
             "fail" => {
                 let end = fail(rest)?;

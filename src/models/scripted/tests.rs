@@ -5,7 +5,16 @@ fn user(content: &str) -> Message {
 }
 
 fn request(messages: Vec<Message>) -> ModelRequest {
-    ModelRequest { model: "scripted".into(), messages, turn_start: 0, temperature: None, top_p: None, max_tokens: None }
+    ModelRequest {
+        model: "scripted".into(),
+        messages,
+        turn_start: 0,
+        purpose: raddle_domain::record::Purpose::Answer,
+        tools: Vec::new(),
+        temperature: None,
+        top_p: None,
+        max_tokens: None,
+    }
 }
 
 fn call(prompt: &str) -> ModelStream {
@@ -203,4 +212,92 @@ async fn fast_words_let_others_run() {
 async fn the_same_call_answers_the_same() {
     let prompt = "a\n@think b\n@tokens 3\n@tool ls {}";
     assert_eq!(fragments(call(prompt)).await, fragments(call(prompt)).await);
+}
+
+/// A call that compacts `messages`, the last of which is the instruction.
+fn compaction(messages: Vec<Message>, turn_start: usize) -> ModelStream {
+    Scripted.call(ModelRequest { turn_start, purpose: Purpose::Compaction, ..request(messages) })
+}
+
+fn assistant(content: &str) -> Message {
+    Message::Assistant { content: content.into(), reasoning: String::new(), tool_calls: Vec::new() }
+}
+
+#[tokio::test]
+async fn a_compaction_is_answered_with_a_summary() {
+    let system = Message::System { content: "be kind".into() };
+    let conversation = vec![system, user("@say x"), assistant("x"), user("Sum up.\n\nit got long")];
+    assert_eq!(
+        fragments(compaction(conversation, 3)).await,
+        [word("summary"), word(" of"), word(" 2"), word(" messages"), Ok(usage(10, 4)), Ok(STOP)]
+    );
+}
+
+#[tokio::test]
+async fn a_compaction_plays_its_reason_if_that_is_a_script() {
+    let compact = |reason: &str| compaction(vec![user("hi"), assistant("echo: hi"), user(reason)], 2);
+    let played = fragments(compact("Sum up.\n\n@say we met\n@usage 3 2")).await;
+    assert_eq!(played, [word("we"), word(" met"), Ok(usage(3, 2)), Ok(STOP)]);
+    let failed = fragments(compact("Sum up.\n\n@fail 503 oops")).await;
+    assert_eq!(failed, [Err(failure(ModelErrorKind::Unavailable, "oops".into()))]);
+    let mistake = "line 1 of the script: unknown directive `@dance`".to_owned();
+    assert_eq!(fragments(compact("Sum up.\n\n@dance")).await, [Err(failure(ModelErrorKind::Rejected, mistake))]);
+}
+
+#[tokio::test]
+async fn a_compaction_without_an_instruction_is_rejected() {
+    let lost = "the call that compacts does not end with an instruction".to_owned();
+    for messages in [vec![], vec![user("hi"), assistant("echo: hi")]] {
+        assert_eq!(fragments(compaction(messages, 0)).await, [Err(failure(ModelErrorKind::Rejected, lost.clone()))]);
+    }
+}
+
+#[tokio::test]
+async fn a_conversation_that_begins_with_a_summary_goes_on() {
+    let summary = user("[Summary]\n\nsummary of 2 messages");
+    let request = ModelRequest { turn_start: 1, ..request(vec![summary, user("hello")]) };
+    assert_eq!(fragments(Scripted.call(request)).await, [word("echo:"), word(" hello"), Ok(usage(6, 2)), Ok(STOP)]);
+}
+
+#[tokio::test]
+async fn a_script_that_is_compacted_on_its_way_goes_on_where_it_was() {
+    let prompt = user("@tool ls\n@tool cat\n@say done");
+    let called = |call_id: &str| {
+        let call = ToolCall { call_id: call_id.into(), name: "ls".into(), arguments: "{}".into() };
+        Message::Assistant { content: String::new(), reasoning: String::new(), tool_calls: vec![call] }
+    };
+    let result = |call_id: &str| Message::Tool { call_id: call_id.into(), content: "ok".into() };
+    let heading = |text: &str| user(&format!("[Summary]\n\n{text}"));
+    let said = |fragments: Vec<Result<Fragment, ModelError>>| {
+        fragments
+            .into_iter()
+            .filter_map(|part| if let Ok(Fragment::Text(text)) = part { Some(text) } else { None })
+            .collect::<String>()
+    };
+
+    let first = vec![prompt.clone(), user("faster"), called("call_2_0"), result("call_2_0"), user("Sum up.")];
+    let summary = said(fragments(compaction(first, 0)).await);
+    assert_eq!(summary, "summary of 4 messages; of the turn so far 1 answers, 1 steers");
+
+    // What users said in the turn is still there; it has been heard.
+    let turn = |more: Vec<Message>| {
+        let messages = [heading(&summary), prompt.clone(), user("faster")].into_iter().chain(more).collect();
+        ModelRequest { turn_start: 1, ..request(messages) }
+    };
+    let second = fragments(Scripted.call(turn(vec![]))).await;
+    let id = |fragments: &[Result<Fragment, ModelError>]| match fragments.first() {
+        Some(Ok(Fragment::ToolCall { call_id: Some(id), name: Some(name), .. })) => (id.clone(), name.clone()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(id(&second), ("call_3_1_0".to_owned(), "cat".to_owned()));
+    let rest = vec![called("call_3_1_0"), result("call_3_1_0")];
+    assert_eq!(said(fragments(Scripted.call(turn(rest.clone()))).await), "done");
+
+    // And once more.
+    let request = turn(rest.into_iter().chain([user("Sum up.")]).collect());
+    let again = said(fragments(compaction(request.messages, 1)).await);
+    assert_eq!(again, "summary of 5 messages; of the turn so far 2 answers, 1 steers");
+    let messages = vec![heading(&again), prompt, user("faster"), user("slower")];
+    let last = ModelRequest { turn_start: 1, ..super::tests::request(messages) };
+    assert_eq!(said(fragments(Scripted.call(last)).await), "heard: slower\ndone");
 }

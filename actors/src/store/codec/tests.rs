@@ -5,7 +5,7 @@ use raddle_domain::id::{TenantId, ThreadId, ThreadKey};
 
 use super::*;
 
-fn thread() -> ThreadKey {
+pub(super) fn thread() -> ThreadKey {
     ThreadKey { tenant: "acme".parse().unwrap(), thread: ThreadId::from_bytes([7; 16]) }
 }
 
@@ -75,7 +75,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 /// What was committed under this name. `RADDLE_BLESS=1` makes a missing file of what today's encoder writes.
-fn committed(name: &str, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn committed(name: &str, bytes: &[u8]) -> Vec<u8> {
     let path = golden(name);
     if !path.exists() && std::env::var_os("RADDLE_BLESS").is_some() {
         fs::write(&path, bytes).unwrap();
@@ -84,7 +84,7 @@ fn committed(name: &str, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// What today's encoder writes must be what was committed under this name.
-fn same_as_golden(name: &str, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn same_as_golden(name: &str, bytes: &[u8]) -> Vec<u8> {
     let committed = committed(name, bytes);
     assert!(committed == bytes, "{name}: the encoder no longer writes what this schema is");
     committed

@@ -31,6 +31,8 @@ use super::{
     lineage::{Lineage, Part},
 };
 
+mod tenant;
+
 type Rows = ReadOnlyTable<RowKey, &'static [u8]>;
 type Turns = ReadOnlyTable<TurnKey, &'static [u8]>;
 
@@ -408,42 +410,45 @@ impl View for RedbView<'_> {
         })
     }
 
-    fn feed(&self, _tenant: TenantId, _after: u64, _limit: usize) -> Result<Vec<Fed>, StoreError> {
-        Ok(Vec::new())
+    fn feed(&self, tenant: TenantId, after: u64, limit: usize) -> Result<Vec<Fed>, StoreError> {
+        self.read(|| self.fed(tenant, after, limit))
     }
 
-    fn feed_head(&self, _tenant: TenantId) -> Result<u64, StoreError> {
-        Ok(0)
+    fn feed_head(&self, tenant: TenantId) -> Result<u64, StoreError> {
+        self.read(|| self.fed_head(tenant))
     }
 
-    fn record(&self, _tenant: TenantId, _kind: RecordKind, _id: Uuid) -> Result<Option<Found>, StoreError> {
-        Ok(None)
+    fn record(&self, tenant: TenantId, kind: RecordKind, id: Uuid) -> Result<Option<Found>, StoreError> {
+        self.read(|| self.found(tenant, kind, id))
     }
 
     fn records(
         &self,
-        _tenant: TenantId,
-        _kind: RecordKind,
-        _thread: Option<ThreadId>,
-        _open: bool,
-        _after: Option<Uuid>,
-        _limit: usize,
+        tenant: TenantId,
+        kind: RecordKind,
+        thread: Option<ThreadId>,
+        open: bool,
+        after: Option<Uuid>,
+        limit: usize,
     ) -> Result<Vec<Found>, StoreError> {
-        Ok(Vec::new())
+        self.read(|| match thread {
+            Some(thread) => self.found_in_thread(ThreadKey { tenant, thread }, kind, open, after, limit),
+            None => self.found_in_tenant(tenant, kind, open, after, limit),
+        })
     }
 
     fn spent(
         &self,
-        _tenant: TenantId,
-        _from: u32,
-        _to: u32,
-        _after: Option<(u32, ThreadId)>,
-        _limit: usize,
+        tenant: TenantId,
+        from: u32,
+        to: u32,
+        after: Option<(u32, ThreadId)>,
+        limit: usize,
     ) -> Result<Vec<SpentBy>, StoreError> {
-        Ok(Vec::new())
+        self.read(|| self.spent_by(tenant, from, to, after, limit))
     }
 
-    fn documents(&self, _tenant: TenantId, _kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
-        Ok(Vec::new())
+    fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
+        self.read(|| self.documents_of(tenant, kind))
     }
 }

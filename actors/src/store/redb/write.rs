@@ -40,6 +40,7 @@ pub(super) struct Tables<'t> {
     owing: Marks<'t, OwingKey>,
     recent: Marks<'t, RecentKey>,
     timers: Marks<'t, TimerKey>,
+    tenant: tenant::TenantTables<'t>,
 }
 
 /// The table in the slot, opened if it is not.
@@ -82,6 +83,8 @@ struct TurnRecords {
 /// What a write may do, or why not.
 type Checked<T> = Result<T, WriteRefused>;
 
+mod tenant;
+
 impl<'t> Tables<'t> {
     pub(super) fn new(txn: &'t WriteTransaction) -> Self {
         Self {
@@ -97,15 +100,19 @@ impl<'t> Tables<'t> {
             owing: None,
             recent: None,
             timers: None,
+            tenant: tenant::TenantTables::new(txn),
         }
     }
 
     pub(super) fn apply(&mut self, write: &Write) -> Result<Checked<u64>, Fault> {
         match write {
-            Write::Append(append) => Ok(self.append(append)?.map(|()| 0)),
+            Write::Append(append) => self.append(append),
             Write::Erase { key, fence, expected } => Ok(self.erase(*key, *fence, *expected)?.map(|()| 0)),
             Write::Purge { key } => Ok(self.purge(*key)?.map(|()| 0)),
-            Write::Documents { .. } => Ok(Ok(0)),
+            Write::Documents { tenant, kind, documents } => {
+                self.tenant.replace_documents(*tenant, *kind, documents)?;
+                Ok(Ok(0))
+            }
         }
     }
 
@@ -272,7 +279,8 @@ impl<'t> Tables<'t> {
         Ok(true)
     }
 
-    fn append(&mut self, append: &Append) -> Result<Checked<()>, Fault> {
+    /// The append's position in its tenant's feed.
+    fn append(&mut self, append: &Append) -> Result<Checked<u64>, Fault> {
         let Append { key, at, chunk, row, receipts, fork, .. } = append;
         let row_key = RowKey::new(*key);
         if let Err(refused) = super::super::follows(append) {
@@ -295,6 +303,11 @@ impl<'t> Tables<'t> {
                 return Ok(Err(WriteRefused::Repeated));
             }
         }
+
+        let planned = match self.tenant.check(append)? {
+            Ok(planned) => planned,
+            Err(refused) => return Ok(Err(refused)),
+        };
 
         // Nothing is refused from here on.
         if !chunk.events.is_empty() {
@@ -341,7 +354,7 @@ impl<'t> Tables<'t> {
             let expiry_key = ExpiryKey::new(receipt.expires_at, &receipt_key);
             expiry.insert(expiry_key, &codec::seal_mark(&expiry_key))?;
         }
-        Ok(Ok(()))
+        Ok(Ok(self.tenant.append(append, planned)?))
     }
 
     fn erase(&mut self, key: ThreadKey, fence: u64, expected: Seq) -> Result<Checked<()>, Fault> {
@@ -377,6 +390,7 @@ impl<'t> Tables<'t> {
         open!(self.owing, OWING).retain(|at, _| !at.names(key))?;
         open!(self.recent, RECENT).retain(|at, _| !at.names(key))?;
         open!(self.timers, TIMERS).retain(|at, _| !at.names(key))?;
+        self.tenant.forget_entries(key)?;
         open!(self.unpacked, UNPACKED).retain(|at, _| at.thread() != Some(key))?;
         Ok(Ok(()))
     }
@@ -387,6 +401,7 @@ impl<'t> Tables<'t> {
         open!(self.log, LOG).retain_in(LogKey::all(key), |at, _| !at.is_of(key))?;
         open!(self.turns, TURNS).retain_in(TurnKey::all(key), |at, _| !at.is_of(key))?;
         open!(self.turn_ids, TURN_IDS).retain_in(TurnIdKey::all(key), |at, _| !at.is_of(key))?;
+        self.tenant.forget(key)?;
         Ok(())
     }
 }

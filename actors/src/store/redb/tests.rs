@@ -1,0 +1,150 @@
+//! What cannot be seen from outside: databases of an earlier layout, and feeds with a hole or a damaged row.
+
+use ::redb::{Key, TableDefinition, TableHandle};
+use raddle_domain::{
+    id::{TenantId, ThreadId, ThreadKey},
+    ports::{Append, Chunk, Fed, RowHead, StoredEvent, ThreadRow},
+};
+
+use super::{super::keys::tenant::FeedKey, *};
+
+fn key() -> ThreadKey {
+    ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::from_bytes([1; 16]) }
+}
+
+fn step(expected: u64) -> Write {
+    let event = StoredEvent { name: "item.delta".into(), json: (&b"{}"[..]).into() };
+    let head = RowHead { last_seq: expected + 1, fence: 1, ..RowHead::default() };
+    let row = ThreadRow { head, view: Arc::from(&b"{}"[..]), snapshot: Arc::from(&b"{}"[..]) };
+    Write::Append(Append::new(key(), expected, UnixMs(0), Chunk { first: expected + 1, events: vec![event] }, row))
+}
+
+fn open(medium: &MemoryMedium) -> Result<RedbStore, String> {
+    RedbStore::open_medium(Arc::new(medium.clone()), 1 << 20, 0).map_err(|error| error.to_string())
+}
+
+/// Changes the database behind the store's back.
+fn tamper(medium: &MemoryMedium, change: impl FnOnce(&WriteTransaction)) {
+    let database = Builder::new().create_with_backend(medium.clone()).unwrap();
+    let txn = database.begin_write().unwrap();
+    change(&txn);
+    txn.commit().unwrap();
+}
+
+fn remove<K: Key + 'static>(txn: &WriteTransaction, table: TableDefinition<K, &[u8]>, key: K::SelfType<'_>) {
+    assert!(txn.open_table(table).unwrap().remove(key).unwrap().is_some());
+}
+
+/// What a build before there were layouts left behind, with three events in its log.
+fn first_layout() -> MemoryMedium {
+    let medium = MemoryMedium::default();
+    let store = open(&medium).unwrap();
+    for expected in 0..3 {
+        assert!(store.commit(&[step(expected)]).unwrap()[0].is_ok());
+    }
+    drop(store);
+    let first =
+        ["log", "threads", "turns", "turn_ids", "receipts", "receipt_expiry", "owing", "recent", "timers", "meta"];
+    tamper(&medium, |txn| {
+        let later: Vec<_> = txn.list_tables().unwrap().filter(|table| !first.contains(&table.name())).collect();
+        assert!(!later.is_empty());
+        for table in later {
+            assert!(txn.delete_table(table).unwrap());
+        }
+        remove(txn, META, MetaKey::layout());
+    });
+    medium
+}
+
+#[test]
+fn a_database_of_the_first_layout_is_opened_and_gets_the_tables_it_lacks() {
+    let medium = first_layout();
+    for expected in [3, 4] {
+        let store = open(&medium).unwrap();
+        // Its feed begins with what is appended from now on.
+        assert_eq!(store.commit(&[step(expected)]).unwrap(), [Ok(expected - 2)]);
+        let view = store.view().unwrap();
+        assert_eq!(view.events(key(), 0, 99, 9999).unwrap().len() as u64, expected + 1);
+        let fed = Fed { position: 1, thread: key().thread, first: 4, last: 4 };
+        assert_eq!(view.feed(key().tenant, 0, 1).unwrap(), [fed]);
+    }
+}
+
+#[test]
+fn a_table_that_was_lost_is_noticed_whichever_layout_it_came_with() {
+    for lost in ["log", "feed", "spent", "records"] {
+        let medium = MemoryMedium::default();
+        drop(open(&medium).unwrap());
+        tamper(&medium, |txn| {
+            let table = txn.list_tables().unwrap().find(|table| table.name() == lost).unwrap();
+            txn.delete_table(table).unwrap();
+        });
+        let error = open(&medium).err().unwrap();
+        assert!(error.contains(lost), "{error}");
+    }
+}
+
+#[test]
+fn a_layout_that_was_lost_or_is_not_known_is_refused() {
+    let medium = MemoryMedium::default();
+    drop(open(&medium).unwrap());
+    tamper(&medium, |txn| remove(txn, META, MetaKey::layout()));
+    assert!(open(&medium).err().unwrap().contains("the layout is missing"));
+    let put = |layout| {
+        tamper(&medium, |txn| {
+            let bytes = codec::tenant::seal_layout(layout);
+            txn.open_table(META).unwrap().insert(MetaKey::layout(), bytes.as_slice()).unwrap();
+        });
+    };
+    put(LAYOUT + 1);
+    let error = open(&medium).err().unwrap();
+    assert!(error.contains(&format!("this build knows up to {LAYOUT}")), "{error}");
+    put(LAYOUT);
+    open(&medium).unwrap();
+}
+
+/// A store whose feed has ten appends, and the row of `position` is changed by `change`.
+fn damaged(position: u64, change: impl FnOnce(&mut Vec<u8>)) -> RedbStore {
+    let medium = MemoryMedium::default();
+    let store = open(&medium).unwrap();
+    for expected in 0..10 {
+        assert_eq!(store.commit(&[step(expected)]).unwrap(), [Ok(expected + 1)]);
+    }
+    drop(store);
+    tamper(&medium, |txn| {
+        let mut feed = txn.open_table(FEED).unwrap();
+        let at = FeedKey::new(key().tenant, position);
+        let mut bytes = feed.get(at).unwrap().unwrap().value().to_vec();
+        change(&mut bytes);
+        if bytes.is_empty() {
+            feed.remove(at).unwrap();
+        } else {
+            feed.insert(at, bytes.as_slice()).unwrap();
+        }
+    });
+    open(&medium).unwrap()
+}
+
+#[test]
+fn a_hole_in_a_feed_is_noticed_from_both_of_its_sides() {
+    let store = damaged(5, Vec::clear);
+    let view = store.view().unwrap();
+    assert_eq!(view.feed(key().tenant, 0, 4).unwrap().len(), 4);
+    for after in [0, 4] {
+        let error = view.feed(key().tenant, after, 9).unwrap_err().to_string();
+        assert!(error.contains("feed default/5") && error.contains("missing"), "{error}");
+    }
+    assert_eq!(view.feed(key().tenant, 5, 9).unwrap().len(), 5);
+}
+
+#[test]
+fn a_damaged_row_of_a_feed_is_noticed_and_never_written_over() {
+    for position in [5, 10] {
+        let store = damaged(position, |bytes| bytes[9] ^= 1);
+        assert_eq!(store.commit(&[step(10)]).unwrap(), [Ok(11)]);
+        let view = store.view().unwrap();
+        let error = view.feed(key().tenant, 0, 99).unwrap_err().to_string();
+        assert!(error.contains(&format!("feed default/{position}")) && error.contains("checksum"), "{error}");
+        assert_eq!(view.feed(key().tenant, 10, 9).unwrap()[0].first, 11);
+    }
+}

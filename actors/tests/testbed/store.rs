@@ -1,0 +1,59 @@
+//! The real store, with a test at the door of each commit.
+
+use raddle_actors::store::redb::{RedbConfig, RedbStore};
+use raddle_domain::{
+    ports::{LogStore, StoreError, View, Write, WriteRefused},
+    time::UnixMs,
+};
+
+/// What a commit came to.
+pub type Committed = Result<Vec<Result<u64, WriteRefused>>, StoreError>;
+/// Gets the writes, and what makes the commit.
+pub type OnCommit = Box<dyn Fn(&[Write], &dyn Fn() -> Committed) -> Committed + Send + Sync>;
+
+pub struct Hooked {
+    inner: RedbStore,
+    on_commit: OnCommit,
+}
+
+impl Hooked {
+    pub fn open(config: &RedbConfig, on_commit: OnCommit) -> Self {
+        Self { inner: RedbStore::open(config).unwrap(), on_commit }
+    }
+}
+
+/// Whether one of the writes brings an event of this name.
+pub fn holds(writes: &[Write], name: &str) -> bool {
+    let events = writes.iter().filter_map(|write| match write {
+        Write::Append(append) => Some(&append.chunk.events),
+        _ => None,
+    });
+    events.flatten().any(|event| event.name == name)
+}
+
+impl LogStore for Hooked {
+    fn commit(&self, writes: &[Write]) -> Committed {
+        (self.on_commit)(writes, &|| self.inner.commit(writes))
+    }
+    fn batch_writes(&self) -> usize {
+        self.inner.batch_writes()
+    }
+    fn view(&self) -> Result<Box<dyn View + '_>, StoreError> {
+        self.inner.view()
+    }
+    fn epoch(&self) -> u64 {
+        self.inner.epoch()
+    }
+    fn sweep_receipts(&self, now: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.inner.sweep_receipts(now, limit)
+    }
+    fn pack(&self, before: UnixMs, limit: usize) -> Result<usize, StoreError> {
+        self.inner.pack(before, limit)
+    }
+    fn rest(&self) -> Result<(), StoreError> {
+        self.inner.rest()
+    }
+    fn reopen(&self) -> Result<(), StoreError> {
+        self.inner.reopen()
+    }
+}

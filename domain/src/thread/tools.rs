@@ -1,0 +1,474 @@
+//! Tool calls: who must agree, what was intended, started and settled, and what nobody knows.
+//!
+//! ```text
+//!                      ┌─ denied, expired ───────────────────────────────▶ done: the model is told
+//!   asked for ─▶ gate ─┤
+//!                      └─ agreed ─▶ intended ─▶ started ─▶ settled ──────▶ done
+//!                                                 │  ▲
+//!                        nobody knows, class once │  │ retry
+//!                          or reconcilable        ▼  │
+//!                                              uncertain ── settle ──▶ done;  abort ends the turn
+//! ```
+//!
+//! `started` is saved before the tool is run. So what was only intended has not happened; what was started may have.
+//! After a loss of the process, `read` and `idempotent` are started again under the same operation id, `reconcilable`
+//! is asked first, and `once` becomes uncertain.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{OpenCall, settings::fits, step::Stepper};
+use crate::{
+    command::{Answer, Decide, Refused, Reply, Resolve, ToolReport},
+    event::Event,
+    history::{ARGUMENTS, ToolCall},
+    id::{ApprovalId, ItemId, OperationId, QuestionId, TurnId},
+    ports::{Gate, Judgement, Planned, Requested, ToolEnd},
+    record::{
+        Approval, ApprovalStatus, DecidedBy, Decision, Effect, EffectClass, EffectOutcome, EffectStatus, Item,
+        ItemKind, Question, QuestionStatus, Resolution, ResolvedBy, TurnError, TurnStatus, summarize,
+    },
+};
+
+impl Stepper<'_> {
+    /// Takes a tool call of the model's answer.
+    pub(super) fn request(&mut self, turn: TurnId, call: u32, requested: Requested) {
+        let Requested { call: asked, judgement } = requested;
+        let mut item = self.new_item(turn, call, ItemKind::ToolCall);
+        item.summary = summarize(&asked.name);
+        item.metadata.insert("call_id".to_owned(), json!(asked.call_id));
+        item.metadata.insert("tool".to_owned(), json!(asked.name));
+        let arguments = asked.arguments_value();
+        let written = arguments.to_string();
+        if arguments.is_object() && written != asked.arguments {
+            // The model is to see its own words again, not ours for the same.
+            item.metadata.insert(ARGUMENTS.to_owned(), json!(asked.arguments));
+        }
+        item.metadata.insert("arguments".to_owned(), arguments);
+        let operation = OperationId::new(self.cx.ids.mint());
+        if let Judgement::Run(planned) = &judgement {
+            item.summary = summarize(planned.command.as_deref().unwrap_or(&asked.name));
+            item.metadata.insert("effect_class".to_owned(), json!(planned.class));
+            item.metadata.insert("operation_id".to_owned(), json!(operation));
+        }
+        let item = *item;
+        self.emit(Event::ItemStarted(Box::new(item.clone())));
+        match judgement {
+            Judgement::Unknown => self.fail(item, format!("unknown tool: {}", asked.name)),
+            Judgement::Invalid(why) => self.fail(item, format!("invalid arguments: {why}")),
+            Judgement::Forbidden { reason, rule } => {
+                self.fail(item, format!("forbidden by the rule `{rule}`: {reason}"))
+            }
+            Judgement::Question { question, options } => self.ask(&item, asked, question, options),
+            Judgement::Run(planned) => self.gate(&item, asked, operation, *planned),
+        }
+    }
+
+    fn ask(&mut self, item: &Item, asked: ToolCall, question: String, options: Vec<String>) {
+        let question = Question {
+            id: QuestionId::new(self.cx.ids.mint()),
+            thread_id: self.state.id(),
+            turn_id: item.turn_id,
+            item_id: item.id,
+            call_id: asked.call_id,
+            question,
+            options,
+            status: QuestionStatus::Pending,
+            answer: None,
+            asked_at: self.cx.now,
+            expires_at: self.cx.now.after(Duration::from_millis(self.cx.limits.question_ms)),
+            answered_at: None,
+        };
+        self.emit(Event::QuestionAsked(Box::new(question)));
+    }
+
+    /// Lets a call pass, or asks a person.
+    fn gate(&mut self, item: &Item, asked: ToolCall, operation: OperationId, planned: Planned) {
+        let Some(open) = &self.state.open else { return };
+        let settings = &open.turn.settings;
+        let (auto, trusted) = (settings.auto_approve, settings.trust_mode);
+        let words = planned.words.as_deref();
+        let mut grants = self.state.grants.iter();
+        let granted = grants.any(|permit| permit.covers(&asked.name, &planned.arguments_sha256, words));
+        let passes = match planned.gate {
+            Gate::Open => None,
+            _ if planned.permitted_by.is_some() => Some(DecidedBy::Policy),
+            _ if granted => Some(DecidedBy::Session),
+            Gate::Ask if auto => Some(DecidedBy::Auto),
+            Gate::FullAccess if auto && trusted => Some(DecidedBy::Auto),
+            Gate::Ask | Gate::FullAccess => return self.require(item, asked, operation, planned),
+        };
+        let class = planned.class;
+        if let Some(by) = passes {
+            let mut approval = self.approval(item, &asked, operation, planned);
+            approval.status = ApprovalStatus::Approved;
+            (approval.decision, approval.by) = (Some(Decision::Approved), Some(by));
+            approval.decided_at = Some(self.cx.now);
+            self.emit(Event::ApprovalDecided(Box::new(approval)));
+        }
+        self.intend(item, asked.call_id, asked.name, operation, class);
+    }
+
+    fn require(&mut self, item: &Item, asked: ToolCall, operation: OperationId, planned: Planned) {
+        let approval = self.approval(item, &asked, operation, planned);
+        self.emit(Event::ApprovalRequired(Box::new(approval)));
+    }
+
+    fn approval(&self, item: &Item, asked: &ToolCall, operation: OperationId, planned: Planned) -> Approval {
+        let lasting = [Decision::ApprovedForSession, Decision::ApprovedAlways];
+        let lasting = lasting.into_iter().filter(|_| planned.amendment.is_some());
+        Approval {
+            id: ApprovalId::new(self.cx.ids.mint()),
+            thread_id: self.state.id(),
+            turn_id: item.turn_id,
+            item_id: item.id,
+            call_id: asked.call_id.clone(),
+            operation_id: operation,
+            tool: asked.name.clone(),
+            effect_class: planned.class,
+            arguments: planned.arguments,
+            arguments_sha256: planned.arguments_sha256,
+            command: planned.command,
+            cwd: planned.cwd,
+            reason: planned.reason,
+            matched_rule: planned.permitted_by,
+            available_decisions: [Decision::Approved]
+                .into_iter()
+                .chain(lasting)
+                .chain([Decision::Denied, Decision::Abort])
+                .collect(),
+            amendment: planned.amendment,
+            status: ApprovalStatus::Pending,
+            decision: None,
+            by: None,
+            decision_reason: None,
+            requested_at: self.cx.now,
+            expires_at: self.cx.now.after(Duration::from_millis(self.cx.limits.approval_ms)),
+            decided_at: None,
+        }
+    }
+
+    fn intend(&mut self, item: &Item, call_id: String, tool: String, operation: OperationId, class: EffectClass) {
+        let effect = Effect {
+            operation_id: operation,
+            thread_id: self.state.id(),
+            turn_id: item.turn_id,
+            item_id: item.id,
+            call_id,
+            tool,
+            class,
+            status: EffectStatus::Intended,
+            attempt: 0,
+            outcome: None,
+            reason: None,
+            resolution: None,
+            resolved_by: None,
+            closed: false,
+            intended_at: self.cx.now,
+            started_at: None,
+            ended_at: None,
+        };
+        self.emit(Event::EffectIntended(Box::new(effect)));
+    }
+
+    // ---- a person speaks ----------------------------------------------------------------------------
+
+    pub(super) fn decide(&mut self, decide: Decide) -> Result<Reply, Refused> {
+        let Decide { approval: id, decision, reason } = decide;
+        fits("reason", reason.as_deref().unwrap_or_default(), self.cx.limits.field_bytes)?;
+        let pending = self.state.open.as_ref().and_then(|open| open.approval(id)).cloned();
+        let Some(mut approval) = pending else { return Err(Refused::NotPending { approval: id }) };
+        if approval.expires_at <= self.cx.now {
+            // The next tick says so; until then it is nobody's to decide.
+            return Err(Refused::Expired { at: approval.expires_at });
+        }
+        if !approval.available_decisions.contains(&decision) {
+            return Err(Refused::Invalid { field: "decision", why: "is not available for this call".to_owned() });
+        }
+        approval.status = match decision {
+            Decision::Approved | Decision::ApprovedForSession | Decision::ApprovedAlways => ApprovalStatus::Approved,
+            Decision::Denied => ApprovalStatus::Denied,
+            Decision::Abort => ApprovalStatus::Aborted,
+        };
+        (approval.decision, approval.by) = (Some(decision), Some(DecidedBy::Caller));
+        (approval.decision_reason, approval.decided_at) = (reason, Some(self.cx.now));
+        let Some(item) = self.open_item(approval.item_id) else { return Err(Refused::NotPending { approval: id }) };
+        self.emit(Event::ApprovalDecided(Box::new(approval.clone())));
+        match approval.status {
+            ApprovalStatus::Approved => {
+                let (call_id, tool) = (approval.call_id.clone(), approval.tool.clone());
+                self.intend(&item, call_id, tool, approval.operation_id, approval.effect_class);
+            }
+            ApprovalStatus::Denied => {
+                let why = approval.decision_reason.as_deref().map_or(String::new(), |reason| format!(": {reason}"));
+                self.fail(item, format!("denied{why}"));
+                self.proceed();
+            }
+            ApprovalStatus::Aborted => self.abort(),
+            ApprovalStatus::Pending | ApprovalStatus::Expired | ApprovalStatus::Cancelled => {}
+        }
+        Ok(Reply::Approval(Box::new(approval)))
+    }
+
+    pub(super) fn answer(&mut self, answer: Answer) -> Result<Reply, Refused> {
+        let Answer { question: id, answer } = answer;
+        fits("answer", &answer, self.cx.limits.prompt_bytes)?;
+        let pending = self.state.open.as_ref().and_then(|open| open.question(id)).cloned();
+        let Some(mut question) = pending else { return Err(Refused::NotAsked { question: id }) };
+        if question.expires_at <= self.cx.now {
+            return Err(Refused::Expired { at: question.expires_at });
+        }
+        let Some(item) = self.open_item(question.item_id) else { return Err(Refused::NotAsked { question: id }) };
+        question.status = QuestionStatus::Answered;
+        (question.answer, question.answered_at) = (Some(answer.clone()), Some(self.cx.now));
+        self.emit(Event::QuestionAnswered(Box::new(question.clone())));
+        self.close_item(item, TurnStatus::Completed, |item| item.detail = answer);
+        self.proceed();
+        Ok(Reply::Question(Box::new(question)))
+    }
+
+    pub(super) fn resolve(&mut self, resolve: Resolve) -> Result<Reply, Refused> {
+        let Resolve { operation, resolution, output } = resolve;
+        fits("output", output.as_deref().unwrap_or_default(), self.cx.limits.item_bytes)?;
+        match (resolution, &output) {
+            (Resolution::Settle, None) => {
+                return Err(Refused::Invalid { field: "output", why: "is needed to settle an effect".to_owned() });
+            }
+            (Resolution::Retry | Resolution::Abort, Some(_)) => {
+                return Err(Refused::Invalid { field: "output", why: "is only for `settle`".to_owned() });
+            }
+            _ => {}
+        }
+        let uncertain = self.state.open.as_ref().and_then(|open| open.open_effect(operation));
+        let Some(effect) = uncertain.filter(|effect| effect.status == EffectStatus::Uncertain).cloned() else {
+            return Err(Refused::NotUncertain { operation });
+        };
+        let effect = self.reconciled(effect, resolution, ResolvedBy::Caller, resolution == Resolution::Abort);
+        match resolution {
+            Resolution::Retry => self.start_again(effect.clone()),
+            Resolution::Settle => {
+                self.succeed(effect.clone(), output.unwrap_or_default());
+                self.proceed();
+            }
+            Resolution::Abort => self.abort(),
+        }
+        Ok(Reply::Effect(Box::new(effect)))
+    }
+
+    /// Ends the turn because a person said so in place of a decision.
+    fn abort(&mut self) {
+        let message = "a person ended the turn instead of letting a tool call go on".to_owned();
+        self.end(TurnStatus::Canceled, Some(TurnError { code: "aborted".to_owned(), message }));
+    }
+
+    /// Closes what nobody has decided or answered in time.
+    pub(super) fn expire(&mut self) {
+        let now = self.cx.now;
+        while let Some(open) = &self.state.open {
+            let approval = open.approvals().find(|approval| approval.expires_at <= now).cloned();
+            let question = open.questions().find(|question| question.expires_at <= now).cloned();
+            let closed = if let Some(mut approval) = approval {
+                (approval.status, approval.decided_at) = (ApprovalStatus::Expired, Some(now));
+                let item = approval.item_id;
+                self.emit(Event::ApprovalExpired(Box::new(approval)));
+                Some((item, "not approved: nobody decided in time"))
+            } else if let Some(mut question) = question {
+                question.status = QuestionStatus::Expired;
+                let item = question.item_id;
+                self.emit(Event::QuestionExpired(Box::new(question)));
+                Some((item, "nobody answered in time"))
+            } else {
+                None
+            };
+            let Some((item, why)) = closed else { return };
+            if let Some(item) = self.open_item(item) {
+                self.fail(item, why.to_owned());
+            }
+            self.proceed();
+        }
+    }
+
+    // ---- the tool speaks ----------------------------------------------------------------------------
+
+    /// The host is about to run what is due.
+    pub(super) fn begin(&mut self) -> Reply {
+        let open = self.state.open.as_ref();
+        let intended = |(effect, _): (&Effect, bool)| (effect.status == EffectStatus::Intended).then(|| effect.clone());
+        let due: Vec<Effect> = open.map(|open| open.due().filter_map(intended).collect()).unwrap_or_default();
+        for effect in due {
+            self.start_again(effect);
+        }
+        Reply::Noted
+    }
+
+    /// What a tool says. Said about an attempt that is not under way, it changes nothing.
+    pub(super) fn tool_report(&mut self, report: ToolReport) -> Reply {
+        let ToolReport { operation, attempt, end } = report;
+        let open = self.state.open.as_ref().and_then(|open| open.open_effect(operation));
+        let current = |effect: &&Effect| effect.status == EffectStatus::Started && effect.attempt == attempt;
+        let Some(mut effect) = open.filter(current).cloned() else { return Reply::Noted };
+        let due = self.state.owed().tools.into_iter().find(|due| due.operation == operation);
+        if matches!(end, ToolEnd::Done(_)) && due.is_some_and(|due| due.reconcile) {
+            effect = self.reconciled(effect, Resolution::Settle, ResolvedBy::Tool, false);
+        }
+        let more = effect.attempt < self.cx.limits.tool_attempts;
+        match end {
+            ToolEnd::Done(output) => self.succeed(effect, output),
+            ToolEnd::Failed(why) => self.settle(effect, EffectOutcome::Failed, TurnStatus::Failed, why),
+            // Only a tool that can say later what happened is believed that nothing did.
+            ToolEnd::NotDone if more && effect.class != EffectClass::Once => {
+                let effect = self.reconciled(effect, Resolution::Retry, ResolvedBy::Tool, false);
+                self.start_again(effect);
+            }
+            ToolEnd::NotDone => {
+                self.settle(effect, EffectOutcome::Failed, TurnStatus::Failed, "it could not be done".to_owned());
+            }
+            ToolEnd::Unknown(why) => match effect.class {
+                EffectClass::Read | EffectClass::Idempotent if more => self.start_again(effect),
+                EffectClass::Read => self.settle(effect, EffectOutcome::Failed, TurnStatus::Failed, why),
+                EffectClass::Idempotent | EffectClass::Reconcilable | EffectClass::Once => {
+                    self.lose(effect, why, false)
+                }
+            },
+        }
+        self.proceed();
+        Reply::Noted
+    }
+
+    /// The process that ran the tools is gone.
+    pub(super) fn recover_effects(&mut self) {
+        let open = self.state.open.as_ref();
+        let started = |effect: &&Effect| effect.status == EffectStatus::Started;
+        let started: Vec<Effect> =
+            open.map(|open| open.open_effects().filter(started).cloned().collect()).unwrap_or_default();
+        for effect in started {
+            match effect.class {
+                EffectClass::Read | EffectClass::Idempotent => self.start_again(effect),
+                // Asked by the host: the state owes it.
+                EffectClass::Reconcilable => {}
+                EffectClass::Once => {
+                    let why = "the process that ran it was lost before its outcome was saved".to_owned();
+                    self.lose(effect, why, false);
+                }
+            }
+        }
+    }
+
+    /// Ends every call that is not done, because the turn ends. Returns what was started, and what is known of it.
+    pub(super) fn close_calls(&mut self) -> Vec<Effect> {
+        let Some(open) = &self.state.open else { return Vec::new() };
+        let now = self.cx.now;
+        for call in open.calls.clone() {
+            let item = call.item();
+            match call {
+                OpenCall::Approval(mut approval) => {
+                    // One that was just decided, by a word that ends the turn, has its end.
+                    if approval.status == ApprovalStatus::Pending {
+                        approval.decided_at = Some(now);
+                        // Somebody may have been told already that it is too late.
+                        self.emit(if approval.expires_at <= now {
+                            approval.status = ApprovalStatus::Expired;
+                            Event::ApprovalExpired(approval)
+                        } else {
+                            approval.status = ApprovalStatus::Cancelled;
+                            Event::ApprovalCancelled(approval)
+                        });
+                    }
+                }
+                OpenCall::Question(mut question) => {
+                    self.emit(if question.expires_at <= now {
+                        question.status = QuestionStatus::Expired;
+                        Event::QuestionExpired(Box::new(question))
+                    } else {
+                        question.status = QuestionStatus::Cancelled;
+                        Event::QuestionCancelled(Box::new(question))
+                    });
+                }
+                OpenCall::Effect { mut effect, .. } => match (effect.status, effect.class) {
+                    (EffectStatus::Intended, _) | (EffectStatus::Started, EffectClass::Read) => {
+                        (effect.status, effect.outcome) = (EffectStatus::Settled, Some(EffectOutcome::Canceled));
+                        effect.ended_at = Some(self.cx.now);
+                        self.emit(Event::EffectSettled(Box::new(effect)));
+                    }
+                    // A person has just said what is to become of it.
+                    (EffectStatus::Uncertain, _) if effect.closed => {}
+                    (EffectStatus::Started, _) => {
+                        self.lose(effect, "the turn ended while it ran".to_owned(), true);
+                    }
+                    (EffectStatus::Uncertain, _) => {
+                        let why = effect.reason.clone().unwrap_or_default();
+                        self.lose(effect, why, true);
+                    }
+                    (EffectStatus::Settled, _) => {}
+                },
+            }
+            if let Some(item) = self.open_item(item) {
+                self.close_item(item, TurnStatus::Interrupted, |item| {
+                    item.detail = "the turn ended before this call was done".to_owned();
+                });
+            }
+        }
+        self.state.open.as_ref().map(|open| open.effects.clone()).unwrap_or_default()
+    }
+
+    // ---- the ledger ---------------------------------------------------------------------------------
+
+    fn start_again(&mut self, effect: Effect) {
+        let next = Effect {
+            status: EffectStatus::Started,
+            attempt: effect.attempt + 1,
+            reason: None,
+            resolution: None,
+            resolved_by: None,
+            started_at: Some(self.cx.now),
+            ..effect
+        };
+        self.emit(Event::EffectStarted(Box::new(next)));
+    }
+
+    fn succeed(&mut self, effect: Effect, output: String) {
+        self.settle(effect, EffectOutcome::Succeeded, TurnStatus::Completed, output);
+    }
+
+    fn settle(&mut self, effect: Effect, outcome: EffectOutcome, status: TurnStatus, output: String) {
+        let Some(item) = self.open_item(effect.item_id) else { return };
+        let (outcome, ended_at) = (Some(outcome), Some(self.cx.now));
+        let settled = Effect { status: EffectStatus::Settled, outcome, ended_at, ..effect };
+        self.emit(Event::EffectSettled(Box::new(settled)));
+        let output = self.capped(output);
+        self.close_item(item, status, |item| item.detail = output);
+    }
+
+    fn lose(&mut self, effect: Effect, why: String, closed: bool) {
+        let (reason, ended_at) = (Some(summarize(&why)), Some(self.cx.now));
+        let lost = Effect { status: EffectStatus::Uncertain, reason, ended_at, closed, ..effect };
+        self.emit(Event::EffectUncertain(Box::new(lost)));
+    }
+
+    fn reconciled(&mut self, effect: Effect, resolution: Resolution, by: ResolvedBy, closed: bool) -> Effect {
+        let effect = Effect { resolution: Some(resolution), resolved_by: Some(by), closed, ..effect };
+        self.emit(Event::EffectReconciled(Box::new(effect.clone())));
+        effect
+    }
+
+    /// Ends a call that is not to happen; the model is told why.
+    fn fail(&mut self, item: Item, why: String) {
+        let why = self.capped(why);
+        self.close_item(item, TurnStatus::Failed, |item| item.detail = why);
+    }
+
+    fn capped(&self, mut text: String) -> String {
+        let limit = self.cx.limits.item_bytes;
+        if text.len() > limit {
+            let whole = text.len();
+            text.truncate(text.floor_char_boundary(limit));
+            text.push_str(&format!("\n[cut: {limit} of {whole} bytes]"));
+        }
+        text
+    }
+
+    fn open_item(&self, item: ItemId) -> Option<Item> {
+        self.state.open.as_ref().and_then(|open| open.item(item)).filter(|item| item.ended_at.is_none()).cloned()
+    }
+}
