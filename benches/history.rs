@@ -53,8 +53,10 @@ fn forks() {
     let store = store(dir.path());
     let (long, short) = (fill(&store, 1, LONG)[0], fill(&store, 1, 100)[0]);
     let (mut longs, mut shorts) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
-    for _ in 0..300 {
-        for (parent, taken) in [(long, &mut longs), (short, &mut shorts)] {
+    for round in 0..300 {
+        let mut sides = [(long, &mut longs), (short, &mut shorts)];
+        sides.rotate_left(round % 2);
+        for (parent, taken) in sides {
             let (forked, read) = fork(&store, parent);
             taken.0.push(forked);
             taken.1.push(read);
@@ -159,7 +161,7 @@ fn disk() {
     let (mut portions, begun) = (Vec::new(), Instant::now());
     loop {
         let portion = Instant::now();
-        if store.pack(UnixMs(u64::MAX), 64).expect("it is packed") == 0 {
+        if store.pack(UnixMs(u64::MAX), 16).expect("it is packed") == 0 {
             break;
         }
         portions.push(portion.elapsed().as_secs_f64() * 1000.0);

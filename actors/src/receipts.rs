@@ -125,15 +125,14 @@ fn effects(view: &dyn View, key: ThreadKey, turn: TurnId, ended: Seq) -> Result<
         after = last.last();
         for record in host::records(key, &chunks) {
             let record = record?;
-            match record.event {
-                Event::EffectSettled(effect) | Event::EffectUncertain(effect) | Event::EffectReconciled(effect)
-                    if record.seq < ended
-                        && effect.attempt > 0
-                        && (effect.closed || effect.status == EffectStatus::Settled) =>
-                {
-                    effects.push(*effect);
-                }
-                _ => {}
+            let (Event::EffectSettled(effect) | Event::EffectUncertain(effect) | Event::EffectReconciled(effect)) =
+                record.event
+            else {
+                continue;
+            };
+            let is_over = effect.closed || effect.status == EffectStatus::Settled;
+            if is_over && effect.attempt > 0 && record.seq < ended {
+                effects.push(*effect);
             }
         }
     }

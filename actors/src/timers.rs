@@ -23,7 +23,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// Expired receipts removed at a time.
 const RECEIPTS: usize = 512;
 /// Turns packed at a time: about what a commit may have to wait for.
-const PORTION: usize = 64;
+const PORTION: usize = 16;
 /// Between two portions.
 const PAUSE: Duration = Duration::from_millis(25);
 

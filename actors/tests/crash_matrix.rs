@@ -7,6 +7,7 @@ use std::{path::Path, process::Command, sync::Arc};
 
 use raddle_actors::{Call, Config, Error, Ports, RecordQuery, Runtime, ThreadQuery};
 use raddle_domain::{
+    command::Compact,
     event::Event,
     id::{TenantId, ThreadKey},
     ports::Write,
@@ -33,10 +34,23 @@ enum At {
     Settled,
     /// When the model is called again.
     Calling,
+    /// When the model is asked for a summary, and right after the commit that holds it.
+    Summarising,
+    Summarised,
 }
 
-const ALL: [At; 8] =
-    [At::Deciding, At::Decided, At::Intended, At::Started, At::Acted, At::Settling, At::Settled, At::Calling];
+const ALL: [At; 10] = [
+    At::Deciding,
+    At::Decided,
+    At::Intended,
+    At::Started,
+    At::Acted,
+    At::Settling,
+    At::Settled,
+    At::Calling,
+    At::Summarising,
+    At::Summarised,
+];
 const CLASSES: [&str; 4] = ["read", "idempotent", "reconcilable", "once"];
 const DIR: &str = "RADDLE_TEST_DIES_IN";
 const AT: &str = "RADDLE_TEST_DIES_AT";
@@ -51,7 +65,8 @@ fn deadly(at: At) -> OnCommit {
         At::Started => (None, Some("effect.started")),
         At::Settling => (Some("effect.settled"), None),
         At::Settled => (None, Some("effect.settled")),
-        At::Acted | At::Calling => (None, None),
+        At::Summarised => (None, Some("compaction.completed")),
+        At::Acted | At::Calling | At::Summarising => (None, None),
     };
     let dies = |name: Option<&str>, writes: &[Write]| {
         if name.is_some_and(|name| holds(writes, name)) {
@@ -98,18 +113,23 @@ async fn dies() {
     });
     let config = Config::new(dir);
     let store = Hooked::open(&config.store, deadly(at));
-    let ports =
-        Ports { store: Some(Arc::new(store)), ..tool_ports(&counted(dir, at == At::Calling), &Arc::new(tools)) };
+    let ports = Ports {
+        store: Some(Arc::new(store)),
+        ..tool_ports(&counted(dir, matches!(at, At::Calling | At::Summarising)), &Arc::new(tools))
+    };
     let runtime = Runtime::start(config, ports).await.unwrap();
     let key = create(&runtime).await;
     // Its reply may come too late to be heard.
-    let start = prompt(&format!("call {tool} a"), raddle_domain::record::Delivery::Reject);
+    let text = if tool.is_empty() { "a".to_owned() } else { format!("call {tool} a") };
+    let start = prompt(&text, raddle_domain::record::Delivery::Reject);
     drop(runtime.start_turn(key, start, Call::default()).await);
     if matches!(at, At::Deciding | At::Decided) {
         waits(&runtime, key).await;
         let approval = pending(&runtime, key).await.remove(0);
         drop(runtime.decide(TenantId::DEFAULT, approval.id, Decision::Approved, None, keyed(7, 7)).await);
     }
+    rests(&runtime, key).await;
+    drop(runtime.compact(key, Compact::default(), Call::default()).await);
     rests(&runtime, key).await;
 }
 
@@ -249,6 +269,49 @@ async fn a_decision_that_was_not_saved_is_made_anew_and_a_saved_one_is_acted_on_
             assert_eq!(acts.len(), 1, "{at:?} {tool}");
             assert_done(&Found { dir, runtime, key, effect, acts }, at, &tool, "did a").await;
         }
+    }
+}
+
+#[tokio::test]
+async fn a_crash_at_the_first_of_several_calls_leaves_each_of_the_others_to_run_once() {
+    for at in [At::Intended, At::Started, At::Acted, At::Settling, At::Settled, At::Calling] {
+        let dir = dead(at, "read x; call read y; call idempotent z; call once").await;
+        let (model, tools) = (counted(dir.path(), false), TestTools::new(dir.path()));
+        let runtime = tool_runtime(dir.path(), &model, &tools).await;
+        let all = ThreadQuery { limit: 9, ..ThreadQuery::default() };
+        let key = key(&runtime.threads(TenantId::DEFAULT, all).await.unwrap().data[0]);
+        rests(&runtime, key).await;
+        assert_sound(&log(&runtime, key).await, true);
+        assert_eq!(answers(&runtime, key).await.last().unwrap(), "echo: did x, did y, did z, did a", "{at:?}");
+        let acts = acts(dir.path());
+        let of = |tool: &str| acts.iter().filter(|act| act.tool == tool).count();
+        // Reads run side by side: the other one may have been at work as well.
+        let read_twice = if matches!(at, At::Acted | At::Settling | At::Settled) { 2..=4 } else { 2..=2 };
+        assert_eq!((of("idempotent"), of("once")), (1, 1), "{at:?} {acts:?}");
+        assert!(read_twice.contains(&of("read")), "{at:?} {acts:?}");
+        runtime.shutdown(LONG).await;
+    }
+}
+
+#[tokio::test]
+async fn a_compaction_is_finished_after_a_crash_and_a_saved_summary_is_not_asked_for_again() {
+    for at in [At::Summarising, At::Summarised] {
+        let dir = dead(at, if at == At::Summarising { "" } else { "read" }).await;
+        let (model, tools) = (counted(dir.path(), false), TestTools::new(dir.path()));
+        let runtime = tool_runtime(dir.path(), &model, &tools).await;
+        let all = ThreadQuery { limit: 9, ..ThreadQuery::default() };
+        let key = key(&runtime.threads(TenantId::DEFAULT, all).await.unwrap().data[0]);
+        rests(&runtime, key).await;
+        let log = log(&runtime, key).await;
+        assert_sound(&log, true);
+        let count = |name: &str| log.iter().filter(|record| record.event.name() == name).count();
+        assert_eq!((count("compaction.started"), count("compaction.completed")), (1, 1), "{at:?}");
+        let turns = runtime.turns(key, None, 9).await.unwrap().data;
+        assert!(turns.iter().all(|turn| turn.status == TurnStatus::Completed), "{at:?} {turns:?}");
+        assert_eq!(calls(dir.path()), 3, "{at:?}");
+        say(&runtime, key, "more").await;
+        assert_eq!(model.last_seen().len(), 2, "the summary, and what is said now");
+        runtime.shutdown(LONG).await;
     }
 }
 

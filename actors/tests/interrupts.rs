@@ -1,5 +1,5 @@
 //! An interrupt is heard at any instant: whatever hangs, the reply comes, everything open has its end, and the queue
-//! goes on unless it is told not to.
+//! goes on unless it is told not to. And what becomes of tools that are cut off, or do not end well.
 
 mod testbed;
 
@@ -282,5 +282,74 @@ async fn a_shutdown_that_waits_does_not_take_a_turn_between_two_steps_for_one_th
     rests(&runtime, key).await;
     let turn = runtime.turn(key, turn.id).await.unwrap();
     assert_eq!((turn.status, turn.resume_count), (TurnStatus::Completed, 0));
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn a_tool_whose_thread_was_lost_is_given_up_and_what_it_did_is_as_after_a_crash() {
+    for tool in ["read", "idempotent", "reconcilable", "once"] {
+        let bed = Bed::new();
+        let ids = Arc::new(Brittle::default());
+        let runtime = Runtime::start(bed.config(), Ports { ids: ids.clone(), ..bed.ports() }).await.unwrap();
+        let key = create(&runtime).await;
+        let turn = start(&runtime, key, &format!("call {tool} a before")).await;
+        bed.tools.begun(1).await;
+        // The next id is the admission's; the command is run again on the thread that was brought back.
+        ids.0.store(true, SeqCst);
+        runtime.start_turn(key, prompt("next", Delivery::Queue), Call::default()).await.unwrap();
+        if tool == "once" {
+            waits(&runtime, key).await;
+            let effect = ledger(&log(&runtime, key).await).remove(0);
+            assert_eq!((effect.status, bed.acts()), (EffectStatus::Uncertain, 0));
+            let retry = raddle_domain::record::Resolution::Retry;
+            runtime.resolve(OWNER, effect.operation_id, retry, None, Call::default()).await.unwrap();
+        }
+        bed.tools.before.add_permits(1);
+        rests(&runtime, key).await;
+        let log = log(&runtime, key).await;
+        assert_sound(&log, true);
+        let effect = ledger(&log).remove(0);
+        assert_eq!((effect.outcome, effect.attempt), (Some(EffectOutcome::Succeeded), 2), "{tool}");
+        assert_eq!(bed.acts(), 1, "{tool}: the attempt that was given up does nothing any more");
+        assert_eq!(runtime.turn(key, turn.id).await.unwrap().resume_count, 1, "{tool}");
+        assert_eq!(answers(&runtime, key).await.last().unwrap(), "echo: next");
+        runtime.shutdown(LONG).await;
+    }
+}
+
+#[tokio::test]
+async fn a_tool_that_fails_panics_or_does_not_know_ends_as_its_class_says() {
+    use EffectOutcome::{Failed, Succeeded};
+    // What is asked for, how it ends, in how many attempts, with how many acts; or it stays uncertain.
+    let cases = [
+        ("read a fails", Some(Failed), 1, 0),
+        ("once a fails", Some(Failed), 1, 0),
+        ("read a unknown1", Some(Succeeded), 2, 2),
+        ("read a unknown", Some(Failed), 3, 3),
+        ("idempotent a panics1", Some(Succeeded), 2, 2),
+        ("idempotent a panics", None, 3, 3),
+        ("reconcilable a unknown", Some(Succeeded), 1, 1),
+        ("reconcilable a undone1", Some(Succeeded), 2, 1),
+        ("reconcilable a undone", Some(Failed), 3, 0),
+        ("reconcilable a panics mute", None, 1, 1),
+        ("once a panics", None, 1, 1),
+        ("once a undone1", Some(Failed), 1, 0),
+    ];
+    let bed = Bed::new();
+    let runtime = bed.start().await;
+    for (call, outcome, attempts, acts) in cases {
+        let key = create(&runtime).await;
+        let before = bed.acts();
+        start(&runtime, key, &format!("call {call}")).await;
+        match outcome {
+            Some(_) => rests(&runtime, key).await,
+            None => waits(&runtime, key).await,
+        }
+        let log = log(&runtime, key).await;
+        assert_sound(&log, outcome.is_some());
+        let effect = ledger(&log).remove(0);
+        assert_eq!((effect.outcome, effect.attempt, bed.acts() - before), (outcome, attempts, acts), "{call}");
+        assert_eq!(effect.status == EffectStatus::Uncertain, outcome.is_none(), "{call}");
+    }
     runtime.shutdown(LONG).await;
 }

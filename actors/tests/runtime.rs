@@ -328,21 +328,11 @@ async fn a_second_runtime_on_the_same_directory_is_refused_with_the_first_ones_p
     runtime.shutdown(LONG).await;
 }
 
-/// Mints ids until it is told to fail.
-struct Brittle(std::sync::atomic::AtomicBool);
-
-impl raddle_domain::ports::Ids for Brittle {
-    fn mint(&self) -> uuid::Uuid {
-        assert!(!self.0.swap(false, SeqCst), "told to fail");
-        uuid::Uuid::now_v7()
-    }
-}
-
 #[tokio::test]
 async fn a_thread_whose_actor_panics_is_brought_back_from_its_log() {
     let dir = tempfile::tempdir().unwrap();
     let model = TestModel::new();
-    let ids = std::sync::Arc::new(Brittle(false.into()));
+    let ids = std::sync::Arc::new(Brittle::default());
     let ports = raddle_actors::Ports { ids: ids.clone(), ..ports(&model) };
     let runtime = Runtime::start(Config::new(dir.path()), ports).await.unwrap();
     let key = create(&runtime).await;
@@ -366,7 +356,7 @@ async fn a_thread_whose_actor_panics_is_brought_back_from_its_log() {
 async fn a_thread_that_stops_while_it_owes_a_turn_comes_back_unasked() {
     let dir = tempfile::tempdir().unwrap();
     let model = TestModel::new();
-    let ids = std::sync::Arc::new(Brittle(false.into()));
+    let ids = std::sync::Arc::new(Brittle::default());
     let ports = raddle_actors::Ports { ids: ids.clone(), ..ports(&model) };
     let runtime = Runtime::start(Config::new(dir.path()), ports).await.unwrap();
     let key = create(&runtime).await;

@@ -9,7 +9,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -22,7 +22,7 @@ use raddle_domain::{
     command::{Limits, NewThread, StartTurn, ThreadPatch},
     event::{self, Event, Record},
     id::{TenantId, ThreadKey, TurnId},
-    ports::{Clock, LogStore},
+    ports::{Clock, Ids, LogStore},
     record::{Approval, Delivery, Effect, Item, ItemKind, Thread, ThreadStatus, Turn, TurnStatus},
     time::UnixMs,
 };
@@ -55,6 +55,17 @@ impl TestClock {
 impl Clock for TestClock {
     fn now(&self) -> UnixMs {
         UnixMs(self.0.load(SeqCst))
+    }
+}
+
+/// Mints ids until it is told to fail.
+#[derive(Default)]
+pub struct Brittle(pub AtomicBool);
+
+impl Ids for Brittle {
+    fn mint(&self) -> uuid::Uuid {
+        assert!(!self.0.swap(false, SeqCst), "told to fail");
+        uuid::Uuid::now_v7()
     }
 }
 
