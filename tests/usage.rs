@@ -96,7 +96,7 @@ fn reported() -> Answer {
 
 /// The row of `data` in which these fields are so.
 #[track_caller]
-fn row<'a>(report: &'a Value, fields: Value) -> &'a Value {
+fn row(report: &Value, fields: Value) -> &Value {
     let fits = |row: &&Value| fields.as_object().unwrap().iter().all(|(name, value)| row[name] == *value);
     let rows = report["data"].as_array().unwrap();
     rows.iter().find(fits).unwrap_or_else(|| panic!("no row {fields}: {report}"))
