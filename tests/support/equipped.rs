@@ -73,6 +73,26 @@ impl Equipped {
         self.crash().await;
     }
 
+    /// Waits for the end of a server that was told to end, and starts a new one on the same data.
+    pub async fn ended(&mut self) {
+        let status = timeout(LOST, async {
+            while self.server.is_up() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+        status.await.expect("the server does not end");
+        self.crash().await;
+    }
+
+    /// Kills it, and starts it with another value of a variable.
+    pub async fn reconfigure(&mut self, name: &str, value: &str) {
+        self.crash_into(|env| {
+            env.retain(|(known, _)| known != name);
+            env.push((name.to_owned(), value.to_owned()));
+        })
+        .await;
+    }
+
     /// What the tools did: operation, attempt and tool of each act.
     pub fn ledger(&self) -> Vec<(String, String, String)> {
         let ledger = std::fs::read_to_string(self.demo.path().join(".ledger")).unwrap_or_default();
@@ -109,19 +129,22 @@ impl Equipped {
         value.unwrap_or_else(|| panic!("no {name}: {metrics}"))
     }
 
-    /// Puts whatever rests or waits out of memory, on a server that keeps one thread.
-    pub async fn evict(&self) {
-        let evicted = self.metric("raddle_evictions_total").await;
-        let other = self.api().create(json!({})).await;
-        let away = async {
-            while self.metric("raddle_loaded_threads").await > 1
-                || self.metric("raddle_evictions_total").await == evicted
-            {
+    /// Waits until a metric is as asked.
+    pub async fn until_metric(&self, name: &str, is: impl Fn(u64) -> bool) {
+        let comes = async {
+            while !is(self.metric(name).await) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        timeout(LOST, away).await.expect("nothing is put out of memory");
-        drop(other);
+        timeout(LOST, comes).await.unwrap_or_else(|_| panic!("{name} stays as it is"));
+    }
+
+    /// Puts whatever rests or waits out of memory, on a server that keeps one thread.
+    pub async fn evict(&self) {
+        let evicted = self.metric("raddle_evictions_total").await;
+        self.api().create(json!({})).await;
+        self.until_metric("raddle_evictions_total", |now| now > evicted).await;
+        self.until_metric("raddle_loaded_threads", |loaded| loaded <= 1).await;
     }
 
     /// Waits until the thread's record is as asked, and returns it.
