@@ -393,6 +393,7 @@ pub struct Receipt {
 
 /// One step of one thread, to be stored whole or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly every write is an append")]
 pub enum Write {
     Append(Append),
     /// Removes what can be found of a thread whose row cannot be read, which no writer can own. Refused as a

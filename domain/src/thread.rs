@@ -155,7 +155,7 @@ struct OpenItem {
 /// A tool call that is not done.
 #[derive(Debug, Clone, PartialEq)]
 enum OpenCall {
-    Approval(Approval),
+    Approval(Box<Approval>),
     Question(Question),
     Effect {
         effect: Effect,
@@ -385,7 +385,7 @@ impl OpenTurn {
     /// Approvals that wait for a decision.
     pub fn approvals(&self) -> impl Iterator<Item = &Approval> {
         self.calls.iter().filter_map(|call| match call {
-            OpenCall::Approval(approval) if approval.status == ApprovalStatus::Pending => Some(approval),
+            OpenCall::Approval(approval) if approval.status == ApprovalStatus::Pending => Some(&**approval),
             _ => None,
         })
     }

@@ -8,8 +8,8 @@ use crate::{
     id::Seq,
     ports::Reverted,
     record::{
-        Admission, Approval, Decision, Delivery, Effect, EffectClass, EffectStatus, Item, Purpose, Thread,
-        ThreadStatus, Turn, TurnKind, TurnStatus,
+        Admission, Decision, Delivery, Effect, EffectClass, EffectStatus, Item, Purpose, Thread, ThreadStatus, Turn,
+        TurnKind, TurnStatus,
     },
     time::UnixMs,
 };
@@ -25,7 +25,7 @@ pub struct Impossible {
 /// What an event ended for good.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Ended {
-    Settled(Settled),
+    Settled(Box<Settled>),
     Reverted(Reverted),
 }
 
@@ -158,7 +158,8 @@ impl ThreadState {
                     }
                     (TurnKind::Compaction, _) => {}
                 }
-                ended = Some(Ended::Settled(Settled { turn: (**turn).clone(), started_seq, items, context_seq }));
+                let settled = Settled { turn: (**turn).clone(), started_seq, items, context_seq };
+                ended = Some(Ended::Settled(Box::new(settled)));
                 self.view.updated_at = record.ts;
             }
             Event::TurnRolledBack(turn) => {
@@ -332,14 +333,14 @@ impl OpenTurn {
                     }
                 }
             }
-            Event::ApprovalRequired(approval) => self.calls.push(OpenCall::Approval((**approval).clone())),
+            Event::ApprovalRequired(approval) => self.calls.push(OpenCall::Approval(approval.clone())),
             Event::ApprovalDecided(next) | Event::ApprovalExpired(next) | Event::ApprovalCancelled(next) => {
                 // One that nobody had to be asked about never was here.
                 for call in &mut self.calls {
                     if let OpenCall::Approval(approval) = call
                         && approval.id == next.id
                     {
-                        *approval = Approval::clone(next);
+                        *approval = next.clone();
                     }
                 }
             }

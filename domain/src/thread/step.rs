@@ -91,7 +91,7 @@ impl<'a> Stepper<'a> {
             Ok(None) => {}
             Ok(Some(ended)) => {
                 match ended {
-                    Ended::Settled(settled) => self.settled.push(settled),
+                    Ended::Settled(settled) => self.settled.push(*settled),
                     Ended::Reverted(reverted) => self.reverted.push(reverted),
                 }
                 // The next prompt's turn may open in this very step: what holds in between is worth a snapshot.

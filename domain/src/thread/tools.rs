@@ -40,7 +40,8 @@ impl Stepper<'_> {
         item.metadata.insert("call_id".to_owned(), json!(asked.call_id));
         item.metadata.insert("tool".to_owned(), json!(asked.name));
         let arguments = asked.arguments_value();
-        if arguments.is_object() && arguments.to_string() != asked.arguments {
+        let shown = arguments.to_string();
+        if arguments.is_object() && shown != asked.arguments {
             // The model is to see its own words again, not ours for the same.
             item.metadata.insert(ARGUMENTS.to_owned(), json!(asked.arguments));
         }
@@ -364,7 +365,7 @@ impl Stepper<'_> {
                     // One that was just decided, by a word that ends the turn, has its end.
                     if approval.status == ApprovalStatus::Pending {
                         (approval.status, approval.decided_at) = (ApprovalStatus::Cancelled, Some(self.cx.now));
-                        self.emit(Event::ApprovalCancelled(Box::new(approval)));
+                        self.emit(Event::ApprovalCancelled(approval));
                     }
                 }
                 OpenCall::Question(mut question) => {

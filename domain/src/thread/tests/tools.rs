@@ -64,7 +64,7 @@ fn calls_that_only_read_run_together_up_to_the_first_that_does_more() {
 #[test]
 fn a_call_behind_one_that_waits_for_a_person_waits_too() {
     let mut bench = calling(vec![gated("a", Once), free("b", Read)]);
-    assert_eq!(bench.state.owed().begin, false);
+    assert!(!bench.state.owed().begin);
     assert_eq!(bench.state.view().status, ThreadStatus::AwaitingApproval);
     bench.decide("a", Decision::Approved).unwrap();
     bench.begin();

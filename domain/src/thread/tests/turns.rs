@@ -376,7 +376,7 @@ fn limits_without_an_end_are_as_long_as_time_can_be_written() {
 #[test]
 fn a_thread_is_newer_when_a_turn_begins_or_ends_or_a_setting_changes_and_not_otherwise() {
     let mut bench = Bench::new();
-    let mut at = |bench: &mut Bench, step: fn(&mut Bench), newer: bool| {
+    let at = |bench: &mut Bench, step: fn(&mut Bench), newer: bool| {
         bench.now = UnixMs(bench.now.0 + 10);
         let before = bench.state.view().updated_at;
         step(bench);
