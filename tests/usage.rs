@@ -39,9 +39,9 @@ cached_input = 0.10
 output = 5
 "#;
 
-/// What this prompt costs at `scripted`: 1,000 × $2.50 and 50 × $10, per million.
+/// What this prompt costs at `scripted`, in micro-dollars: 1,000 × $2.50 and 50 × $10 per million.
 const SPENDS: &str = "@say hello\n@usage 1000 50";
-const COST: f64 = 0.003;
+const COST: i64 = 3_000;
 
 struct World {
     server: Server,
@@ -96,15 +96,17 @@ fn reported() -> Answer {
 
 /// The row of `data` in which these fields are so.
 #[track_caller]
-fn row<'a>(report: &'a Value, fields: Value) -> &'a Value {
+fn row(report: &Value, fields: Value) -> &Value {
     let fits = |row: &&Value| fields.as_object().unwrap().iter().all(|(name, value)| row[name] == *value);
     let rows = report["data"].as_array().unwrap();
     rows.iter().find(fits).unwrap_or_else(|| panic!("no row {fields}: {report}"))
 }
 
 /// Turns and cost of a row.
-fn bill(row: &Value) -> (u64, Option<f64>) {
-    (row["turns"].as_u64().unwrap(), row["cost_usd"].as_f64())
+/// Turns, and what they cost in micro-dollars.
+fn bill(row: &Value) -> (u64, Option<i64>) {
+    let micros = |dollars: f64| (dollars * 1e6).round() as i64;
+    (row["turns"].as_u64().unwrap(), row["cost_usd"].as_f64().map(micros))
 }
 
 #[tokio::test]
@@ -134,7 +136,7 @@ async fn sums_are_those_of_the_turns_by_day_model_provider_and_thread() {
         *days.entry(text(&turn["ended_at"])[..10].to_owned()).or_default() += 1;
     }
     // 40 at $1, 60 at $0.10 and 10 at $5, per million.
-    let (dear, whole) = (0.000_096, 0.000_150);
+    let (dear, whole) = (96, 0.000_150);
 
     let by_day = world.usage("").await;
     assert_eq!(by_day["data"].as_array().unwrap().len(), days.len());
@@ -142,7 +144,7 @@ async fn sums_are_those_of_the_turns_by_day_model_provider_and_thread() {
         assert_eq!(row(&by_day, json!({"day": day}))["turns"], json!(turns));
     }
     let totals = &by_day["totals"];
-    assert_eq!(bill(totals), (4, Some(3.0 * COST + dear)));
+    assert_eq!(bill(totals), (4, Some(9_096)));
     let expected = json!({
         "turns": 4, "model_calls": 4, "unreported_calls": 0, "unpriced_calls": 0, "input_tokens": 3_100,
         "output_tokens": 160, "cached_tokens": 60, "cache_miss_tokens": 40, "reasoning_tokens": 4,
@@ -151,7 +153,7 @@ async fn sums_are_those_of_the_turns_by_day_model_provider_and_thread() {
     assert_eq!(*totals, expected);
 
     let by_model = world.usage("?group_by=model").await;
-    assert_eq!(bill(row(&by_model, json!({"provider": "scripted", "model": "scripted"}))), (3, Some(3.0 * COST)));
+    assert_eq!(bill(row(&by_model, json!({"provider": "scripted", "model": "scripted"}))), (3, Some(3 * COST)));
     let row_of_dear = row(&by_model, json!({"provider": "openai", "model": "dear-1"}));
     assert_eq!(bill(row_of_dear), (1, Some(dear)));
     assert_eq!(row_of_dear["cost_without_cache_usd"], json!(whole));
@@ -162,7 +164,7 @@ async fn sums_are_those_of_the_turns_by_day_model_provider_and_thread() {
     assert_eq!(bill(row(&by_provider, json!({"provider": "openai"}))).0, 1);
 
     let by_thread = world.usage("?group_by=thread").await;
-    assert_eq!(bill(row(&by_thread, json!({"thread_id": first}))), (2, Some(2.0 * COST)));
+    assert_eq!(bill(row(&by_thread, json!({"thread_id": first}))), (2, Some(2 * COST)));
     assert_eq!(bill(row(&by_thread, json!({"thread_id": second}))), (2, Some(COST + dear)));
     for report in [&by_model, &by_provider, &by_thread] {
         assert_eq!(report["totals"], *totals);
@@ -195,7 +197,7 @@ async fn each_turn_is_priced_by_its_own_model_and_an_unknown_model_costs_null() 
     world.turn(&thread, json!({"prompt": "x", "model": "openai/dear-2"})).await;
 
     let report = world.usage("?group_by=model").await;
-    assert_eq!(bill(row(&report, json!({"model": "scripted"}))), (2, Some(2.0 * COST)));
+    assert_eq!(bill(row(&report, json!({"model": "scripted"}))), (2, Some(2 * COST)));
     let unknown = row(&report, json!({"model": "nobody-knows"}));
     assert_eq!((bill(unknown), &unknown["unpriced_calls"]), ((1, None), &json!(1)));
     assert_eq!((&unknown["savings_usd"], &unknown["input_tokens"]), (&Value::Null, &json!(100)));
@@ -205,7 +207,7 @@ async fn each_turn_is_priced_by_its_own_model_and_an_unknown_model_costs_null() 
         ((1, None), &json!(1), &json!(0))
     );
     let totals = &report["totals"];
-    assert_eq!((bill(totals), &totals["unpriced_calls"]), ((4, Some(2.0 * COST)), &json!(1)));
+    assert_eq!((bill(totals), &totals["unpriced_calls"]), ((4, Some(2 * COST)), &json!(1)));
 
     // The log says the same, call by call.
     let log = api.log(&thread).await;
@@ -258,7 +260,7 @@ async fn without_a_price_file_the_offline_model_is_known_to_be_free() {
     server.api.wait(&thread, &turn).await;
     let report = server.api.get("/v1/usage?group_by=model").await.expect(200);
     let free = row(&report, json!({"provider": "scripted", "model": "scripted"}));
-    assert_eq!((bill(free), &free["unpriced_calls"]), ((1, Some(0.0)), &json!(0)));
+    assert_eq!((bill(free), &free["unpriced_calls"]), ((1, Some(0)), &json!(0)));
     assert_eq!((&free["input_tokens"], &free["output_tokens"]), (&json!(1_000), &json!(50)));
 }
 
@@ -268,8 +270,8 @@ async fn a_price_file_that_cannot_be_read_refuses_the_start_and_names_the_line()
     let prices = dir.path().join("prices.toml");
     let path = prices.to_str().unwrap();
     for (old, new, why) in [
-        ("output = 5", "output = \"five\"", "line 24: `output` must be dollars"),
-        ("engine = \"openai\"", "engin = \"openai\"", "line 19: "),
+        ("output = 5", "output = \"five\"", "line 25: `output` must be dollars"),
+        ("engine = \"openai\"", "engin = \"openai\"", "line 20: "),
         ("until = 2020-01-01", "until = 1970-01-01", "line 8: `until` is not after `from`"),
     ] {
         std::fs::write(&prices, PRICES.replace(old, new)).unwrap();
@@ -327,7 +329,7 @@ async fn an_intent_chooses_the_model_and_the_bill_follows_it() {
     assert_eq!(named["model"], "scripted");
     let report = world.usage("?group_by=provider").await;
     assert_eq!(bill(row(&report, json!({"provider": "openai"}))).0, 1);
-    assert_eq!(bill(row(&report, json!({"provider": "scripted"}))), (2, Some(2.0 * COST)));
+    assert_eq!(bill(row(&report, json!({"provider": "scripted"}))), (2, Some(2 * COST)));
 }
 
 // ---- the command line ----------------------------------------------------------------------------

@@ -105,13 +105,17 @@ pub fn script() -> Vec<Act> {
         vec![Write::Erase { key: keys()[1], fence: 1, expected: 12 }, step(4, 71, 1, brings(&[(Effect, 5, false)], 8))],
         vec![rules(&[])],
         vec![step(0, 20, 2, brings(&[(Approval, 9, false), (Question, 2, false)], 9)), rules(&[7])],
-        talks(5, 0, 1, None).into_iter().chain(talks(5, 10, 2, None)).collect(),
-        talks(6, 20, 3, Some(5)),
-        talks(7, 10, 4, Some(6)).into_iter().chain([step(6, 30, 1, reverts(11, 31))]).collect(),
+        [
+            talks(5, 0, 1, None),
+            talks(5, 10, 2, None),
+            talks(6, 20, 3, Some(5)),
+            talks(7, 10, 4, Some(6)),
+            vec![step(6, 30, 1, reverts(11, 31))],
+        ]
+        .concat(),
         // Packs.
         Vec::new(),
-        talks(6, 31, 5, None).into_iter().chain([step(5, 20, 1, |_| {})]).collect(),
-        vec![Write::Erase { key: keys()[5], fence: 1, expected: 21 }],
+        [talks(6, 31, 5, None), vec![Write::Erase { key: keys()[5], fence: 1, expected: 20 }]].concat(),
         Vec::new(),
         vec![step(6, 41, 1, reverts(1, 42)), Write::Erase { key: keys()[7], fence: 1, expected: 20 }],
     ];

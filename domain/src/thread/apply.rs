@@ -161,8 +161,8 @@ impl ThreadState {
                     }
                     (TurnKind::Compaction, _) => {}
                 }
-                ended =
-                    Some(Ended::Settled(Box::new(Settled { turn: (**turn).clone(), started_seq, items, context_seq })));
+                let settled = Settled { turn: (**turn).clone(), started_seq, items, context_seq };
+                ended = Some(Ended::Settled(Box::new(settled)));
                 self.view.updated_at = record.ts;
             }
             Event::TurnRolledBack(turn) => {

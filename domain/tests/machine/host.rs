@@ -245,7 +245,7 @@ impl Host {
     fn late_speech(&self) -> Vec<Report> {
         let report = |turn, call| Report { turn, call, text: vec![(TextKind::Answer, "late".into())], end: None };
         let due = self.state.owed().call;
-        let gone = self.turns.iter().filter(|turn| due.is_none_or(|(open, _)| open != **turn));
+        let gone = self.turns.iter().rev().take(3).filter(|turn| due.is_none_or(|(open, _)| open != **turn));
         let mut reports: Vec<Report> = gone.map(|turn| report(*turn, 1)).collect();
         if let Some((turn, call)) = due {
             reports.extend([report(turn, call - 1), report(turn, call + 1)]);

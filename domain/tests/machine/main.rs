@@ -66,7 +66,8 @@ impl ReferenceStateMachine for Model {
             often(runs, 12) => (0..3usize, select(vec![End::Done, End::Done, End::Failed, End::NotDone, End::Unknown]))
                 .prop_map(|(which, end)| Op::Tool { which, end }),
             1 => (0..4usize).prop_map(|which| Op::LateTool { which }),
-            3 => (select(vec![0, 400, 500, 1_000, 6_000, 10_000, 25_000, 61_000]), prop::bool::weighted(0.7))
+            often(!approvals.is_empty() || !questions.is_empty(), 3) + 2 =>
+                (select(vec![0, 400, 500, 1_000, 6_000, 10_000, 20_000, 61_000]), prop::bool::weighted(0.6))
                 .prop_map(|(ms, rings)| Op::Pass { ms, rings }),
             often(open, 3) => Just(Op::Crash),
             2 => Just(Op::Evict),
