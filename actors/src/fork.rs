@@ -49,7 +49,7 @@ impl Runtime {
             }
             let shared = self.shared();
             let limits = &shared.config.limits;
-            let cx = Cx { now: shared.clock.now(), ids: &*shared.ids, limits, prices: &shared.prices };
+            let cx = Cx { now: shared.clock.now(), ids: &*shared.ids, limits, prices: &shared.prices, draining: false };
             let fork = raddle_domain::ports::Fork { parent: parent.thread, at: point.at };
             let (state, step) = ThreadState::fork(ThreadId::new(shared.ids.mint()), ForkPoint { title, ..point }, cx)?;
             Ok((state, step, Some(fork)))

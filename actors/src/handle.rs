@@ -19,7 +19,7 @@ use raddle_domain::{
     command::{Command, Interrupt, NewThread, Refused, Reply, Request, StartTurn, ThreadPatch},
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{Append, Fork, Models, StoreError, View, Write, WriteRefused},
-    record::{Admission, Approval, Effect, InterruptReceipt, Question, Thread, Turn},
+    record::{Admission, Approval, ApprovalStatus, Effect, InterruptReceipt, Question, Thread, Turn},
     thread::{Cx, Step, ThreadState},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -107,11 +107,11 @@ pub enum Error {
     Busy { what: &'static str, retry_after: Duration },
     #[error("the prompt became a turn already")]
     AlreadyPromoted(Box<Admission>),
-    #[error("the approval is decided already")]
+    #[error("the approval {}", over(.0))]
     AlreadyDecided(Box<Approval>),
     #[error("the question is answered already")]
     AlreadyAnswered(Box<Question>),
-    #[error("the effect is not uncertain any more")]
+    #[error("{}", if .0.closed { "the turn of the effect has ended: nothing can be done about it here any more" } else { "the effect is not uncertain any more" })]
     AlreadyResolved(Box<Effect>),
     #[error("the server is shutting down")]
     Draining,
@@ -123,6 +123,15 @@ pub enum Error {
     /// A defect of ours.
     #[error("internal error")]
     Internal(String),
+}
+
+/// Why nothing is left to decide.
+fn over(approval: &Approval) -> &'static str {
+    match approval.status {
+        ApprovalStatus::Expired => "expired: nobody decided it in time",
+        ApprovalStatus::Cancelled => "was cancelled: its turn ended before anybody decided",
+        _ => "is decided already",
+    }
 }
 
 /// An idempotency key that is in use until this is dropped.
@@ -187,7 +196,7 @@ impl Runtime {
         let begin = async {
             let shared = self.shared();
             let limits = &shared.config.limits;
-            let cx = Cx { now: shared.clock.now(), ids: &*shared.ids, limits, prices: &shared.prices };
+            let cx = Cx { now: shared.clock.now(), ids: &*shared.ids, limits, prices: &shared.prices, draining: false };
             let (state, step) = ThreadState::create(ThreadId::new(shared.ids.mint()), new, cx)?;
             Ok((state, step, None))
         };
@@ -327,7 +336,7 @@ impl Runtime {
         call: Call,
         expect: impl Fn(Reply) -> Result<T, Error>,
     ) -> Result<Done<T>, Error> {
-        let mut place = self.admit()?;
+        let mut place = if command.ends_work() { self.place()? } else { self.admit()? };
         let mut in_flight = match self.known(key.tenant, call.idempotency).await? {
             Known::Replay(stored) => return replay(stored, expect),
             Known::New(in_flight) => in_flight,
@@ -366,11 +375,12 @@ impl Runtime {
         Err(StoreError::Unavailable("the thread stops as soon as it is loaded".to_owned()).into())
     }
 
-    /// A place among the commands that are under way.
+    /// A place among the commands that are under way, unless the server is going down.
     pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
-        if self.shared().draining() {
-            return Err(Error::Draining);
-        }
+        if self.shared().draining() { Err(Error::Draining) } else { self.place() }
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
         self.inner.commands.clone().try_acquire_owned().map_err(|_| self.busy("the command queue"))
     }
 

@@ -161,7 +161,7 @@ impl ThreadActor {
         let Loaded { state, head, rest } = loaded;
         let mut pending = VecDeque::new();
         let owes = state.owes_since().is_some();
-        if state.open().is_some() {
+        if state.open().is_some() || owes {
             let restarted = head.fence != shared.store.epoch();
             pending.push_back(Envelope::internal(Command::Recover { restarted }));
             pending.push_back(Envelope::internal(Command::Tick));
@@ -234,7 +234,13 @@ impl ThreadActor {
             self.told.push(report.clone());
         }
         let now = self.shared.clock.now();
-        let cx = Cx { now, ids: &*self.shared.ids, limits: &self.shared.config.limits, prices: &self.shared.prices };
+        let cx = Cx {
+            now,
+            ids: &*self.shared.ids,
+            limits: &self.shared.config.limits,
+            prices: &self.shared.prices,
+            draining: self.shared.draining(),
+        };
         let outcome = self.state.step(request, cx).map(|step| {
             steps.add(&step);
             self.shared.registry.counters.turns.note(self.key, &step);

@@ -43,6 +43,14 @@ pub enum Command {
     Tick,
 }
 
+impl Command {
+    /// Whether it is a person's word on work that is under way, rather than new work: a server that goes down still
+    /// hears it.
+    pub const fn ends_work(&self) -> bool {
+        matches!(self, Self::Interrupt(_) | Self::Decide(_) | Self::Answer(_) | Self::Resolve(_) | Self::Withdraw(_))
+    }
+}
+
 /// A command with what its caller believes about the thread.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {

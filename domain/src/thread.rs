@@ -75,6 +75,8 @@ pub struct Cx<'a> {
     pub ids: &'a dyn Ids,
     pub limits: &'a Limits,
     pub prices: &'a Prices,
+    /// The process is about to end: no turn is begun for a prompt that waits. The next process begins it.
+    pub draining: bool,
 }
 
 /// A loaded thread.
@@ -295,7 +297,10 @@ impl ThreadState {
 
     /// Since when the thread has had work that must go on by itself.
     pub fn owes_since(&self) -> Option<UnixMs> {
-        let open = self.open.as_ref()?;
+        let Some(open) = &self.open else {
+            let goes_on = !self.inbox.is_empty() && !self.view.queue_paused && !self.view.archived;
+            return goes_on.then_some(self.view.updated_at);
+        };
         // What waits for a person need not be loaded for it, unless a restart is to end it.
         let owes = !open.waits() || self.view.on_restart == OnRestart::Interrupt;
         owes.then_some(open.turn.created_at)

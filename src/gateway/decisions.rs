@@ -206,7 +206,9 @@ pub async fn list_effects(
     Caller { tenant }: Caller,
     params: Params,
 ) -> Result<Json<List<Effect>>, Problem> {
-    let asked = Asked::read(params, Of::Effects(tenant), &EFFECTS, EffectStatus::Uncertain)?;
+    let mut asked = Asked::read(params, Of::Effects(tenant), &EFFECTS, EffectStatus::Uncertain)?;
+    // Uncertain are also those whose turn has ended, on which nobody has to act any more.
+    asked.query.open = false;
     let found = gateway.runtime.effects(tenant, asked.query).await?;
     Ok(page((asked.of, asked.status), found, |effect| effect.status))
 }

@@ -109,6 +109,7 @@ impl Stepper<'_> {
     /// Starts the turn of the prompt that is next, if one waits and nothing holds it back.
     pub(super) fn promote(&mut self) {
         while self.state.open.is_none()
+            && !self.cx.draining
             && !self.state.view.queue_paused
             && !self.state.view.archived
             && let Some(queued) = self.state.inbox.front()

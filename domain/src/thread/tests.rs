@@ -48,6 +48,7 @@ struct Bench {
     ids: Counter,
     limits: Limits,
     prices: Prices,
+    draining: bool,
     settled: Vec<Settled>,
 }
 
@@ -60,7 +61,7 @@ impl Bench {
 
     fn with(limits: Limits, on_restart: OnRestart) -> Self {
         let ids = Counter(AtomicU64::new(1));
-        let cx = Cx { now: UnixMs(1_000), ids: &ids, limits: &limits, prices: &NO_PRICES };
+        let cx = Cx { now: UnixMs(1_000), ids: &ids, limits: &limits, prices: &NO_PRICES, draining: false };
         let choice = ModelChoice { engine: "scripted".into(), model: "scripted".into() };
         let new = NewThread { on_restart, ..NewThread::with(choice) };
         let (state, step) = ThreadState::create(ThreadId::new(ids.mint()), new, cx).unwrap();
@@ -72,13 +73,15 @@ impl Bench {
             ids,
             limits,
             prices: Prices::default(),
+            draining: false,
             settled: Vec::new(),
         }
     }
 
     fn request(&mut self, request: Request) -> Result<Step, Refused> {
         let before = self.state.clone();
-        let cx = Cx { now: self.now, ids: &self.ids, limits: &self.limits, prices: &self.prices };
+        let Self { now, draining, .. } = *self;
+        let cx = Cx { now, ids: &self.ids, limits: &self.limits, prices: &self.prices, draining };
         let step =
             self.state.step(request, cx).inspect_err(|_| assert_eq!(before, self.state, "refused, yet changed"))?;
         self.log.extend(step.records.iter().cloned());

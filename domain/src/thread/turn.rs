@@ -175,7 +175,11 @@ impl Stepper<'_> {
     }
 
     pub(super) fn recover(&mut self, restarted: bool) -> Reply {
-        let Some(open) = &self.state.open else { return Reply::Noted };
+        let Some(open) = &self.state.open else {
+            // A prompt may have been left waiting by a process that was about to end.
+            self.promote();
+            return Reply::Noted;
+        };
         let error = |code: &str, message: String| Some(TurnError { code: code.to_owned(), message });
         if restarted && self.state.view.on_restart == OnRestart::Interrupt {
             let why = error("process-restarted", "the process that ran the turn is gone".to_owned());

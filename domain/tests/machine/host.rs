@@ -77,7 +77,7 @@ impl Host {
         let choice = ModelChoice { engine: "scripted".into(), model: "scripted".into() };
         let on_restart = if model.interrupts { OnRestart::Interrupt } else { OnRestart::Resume };
         let new = NewThread { on_restart, ..NewThread::with(choice) };
-        let cx = Cx { now: UnixMs(model.now), ids: &ids, limits: &limits, prices: &prices };
+        let cx = Cx { now: UnixMs(model.now), ids: &ids, limits: &limits, prices: &prices, draining: false };
         let (state, step) = ThreadState::create(ThreadId::new(ids.mint()), new, cx).unwrap();
         let watch = Watch::of(&step.records);
         Self {
@@ -271,7 +271,7 @@ impl Host {
     /// Asks, and says in a word what the caller is told.
     fn ask(&mut self, command: Command, now: UnixMs) -> &'static str {
         let before = self.state.clone();
-        let cx = Cx { now, ids: &self.ids, limits: &self.limits, prices: &self.prices };
+        let cx = Cx { now, ids: &self.ids, limits: &self.limits, prices: &self.prices, draining: false };
         match self.state.step(command.into(), cx) {
             Ok(step) => self.save(step),
             Err(refused) => {
@@ -404,7 +404,7 @@ impl Host {
             title: None,
             part: None,
         };
-        let cx = Cx { now, ids: &self.ids, limits: &self.limits, prices: &self.prices };
+        let cx = Cx { now, ids: &self.ids, limits: &self.limits, prices: &self.prices, draining: false };
         let (state, step) = ThreadState::fork(id, point, cx).unwrap();
         self.state = state;
         self.watch = Watch::of(&self.log);

@@ -809,15 +809,18 @@ impl Model {
         for at in (0..self.open.as_ref().map_or(0, |open| open.calls.len())).rev() {
             let call = self.open.as_ref().unwrap().calls[at].clone();
             match call.stage {
-                Stage::Approval { id, .. } => {
+                Stage::Approval { id, expires, .. } => {
+                    let late = expires <= self.now;
                     self.book.approvals.entry(id).and_modify(|status| {
                         if *status == ApprovalStatus::Pending {
-                            *status = ApprovalStatus::Cancelled;
+                            *status = if late { ApprovalStatus::Expired } else { ApprovalStatus::Cancelled };
                         }
                     });
                 }
-                Stage::Question { id, .. } => {
-                    self.book.questions.insert(id, QuestionStatus::Cancelled);
+                Stage::Question { id, expires } => {
+                    let late = expires <= self.now;
+                    let status = if late { QuestionStatus::Expired } else { QuestionStatus::Cancelled };
+                    self.book.questions.insert(id, status);
                 }
                 Stage::Effect { .. } => {
                     let effect = self.book.effects.get_mut(&call.operation.unwrap()).unwrap();

@@ -15,6 +15,24 @@ fn a_refused_start_leaves_no_trace_and_never_runs() {
 }
 
 #[test]
+fn a_process_that_is_about_to_end_begins_no_queued_prompt_and_the_next_one_does() {
+    let mut bench = Bench::new();
+    bench.start("p").unwrap();
+    bench.queue("q").unwrap();
+    bench.draining = true;
+    bench.finish();
+    assert!(bench.state.open().is_none());
+    assert_eq!((bench.state.view().queued, bench.state.owes_since().is_some()), (1, true));
+    assert_eq!(bench.reloaded(), bench.state);
+
+    bench.draining = false;
+    bench.ask(Command::Recover { restarted: true }).unwrap();
+    assert_eq!(bench.state.open().unwrap().turn().input_summary, "q");
+    bench.finish();
+    assert!(bench.state.owes_since().is_none());
+}
+
+#[test]
 fn queued_prompts_run_in_order_each_as_its_own_turn() {
     let mut bench = Bench::new();
     bench.start("p").unwrap();
