@@ -13,7 +13,6 @@ use raddle_domain::{
     },
     price::Prices,
     thread::{Cx, Step, ThreadState},
-    time::UnixMs,
 };
 
 use super::choice;
@@ -112,7 +111,7 @@ impl Author {
             archived: false,
         };
         let row = ThreadRow { head, view: json(self.state.view()).into(), snapshot: self.snapshot.clone() };
-        let append = Append::new(self.key, expected, UnixMs(0), chunk, row);
+        let append = Append::new(self.key, expected, SystemClock.now(), chunk, row);
         self.writes.push(Write::Append(Append { settled: settled.collect(), ..append }));
         reply
     }

@@ -16,12 +16,14 @@ use raddle_domain::{
     time::UnixMs,
 };
 
-use super::keys::{ForkKey, LogKey, MetaKey, ReceiptKey, RowKey, StoreKey, TurnIdKey, TurnKey, UnpackedKey};
+use super::keys::{
+    ForkKey, LogKey, MetaKey, ReceiptKey, RowKey, StoreKey, TurnIdKey, TurnKey, UnpackedKey, tenant::FeedKey,
+};
 
 /// The layout of the eight bytes before the body.
 pub(crate) const FORMAT: u8 = 1;
 const HEAD: usize = 8;
-/// In `flags`: a chunk of the log is packed.
+/// In `flags`: a chunk of the log, or a stretch of the feed, is packed.
 const PACKED: u8 = 1;
 /// The most bytes that are packed as one.
 const PACKED_BYTES: usize = 16 << 20;
@@ -74,7 +76,7 @@ fn unseal<'a, K: StoreKey>(key: &K, bytes: &'a [u8]) -> Result<Body<'a>, Corrupt
     if wrote > schema::<K>() {
         return Err(key.corrupt(format!("written by schema {wrote}, this build reads up to {}", schema::<K>())));
     }
-    let known = if K::TABLE == LogKey::TABLE { PACKED } else { 0 };
+    let known = if [LogKey::TABLE, FeedKey::TABLE].contains(&K::TABLE) { PACKED } else { 0 };
     if format == 0 || wrote == 0 || flags & !known != 0 || reserved != 0 {
         return Err(key.corrupt(format!("unknown kind of record ({format}, {wrote}, {flags}, {reserved})")));
     }

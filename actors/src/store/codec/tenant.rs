@@ -12,7 +12,7 @@ use super::{
         MetaKey, StoreKey,
         tenant::{DocumentKey, FeedKey, RecordIdKey, RecordKey, SpentKey},
     },
-    Parsed, number, put_blob, seal, unseal,
+    Body, PACKED, Parsed, number, put_blob, seal, seal_as, unseal,
 };
 
 pub(crate) fn seal_feed(key: &FeedKey, thread: ThreadId, first: Seq, last: Seq) -> Vec<u8> {
@@ -23,9 +23,13 @@ pub(crate) fn seal_feed(key: &FeedKey, thread: ThreadId, first: Seq, last: Seq) 
     })
 }
 
+/// The one append of a row.
 pub(crate) fn read_feed(key: &FeedKey, bytes: &[u8]) -> Result<Fed, Corrupt> {
     let mut body = unseal(key, bytes)?;
     let mut read = || -> Parsed<_> {
+        if body.flags != 0 {
+            return Err("it holds several appends");
+        }
         let thread = ThreadId::from_bytes(body.array()?);
         let fed = Fed { position: key.position(), thread, first: body.u64()?, last: body.u64()? };
         body.end()?;
@@ -35,6 +39,71 @@ pub(crate) fn read_feed(key: &FeedKey, bytes: &[u8]) -> Result<Fed, Corrupt> {
         Ok(fed)
     };
     read().map_err(|why| key.corrupt(why))
+}
+
+/// Appends at positions that follow each other, as one row under the key of the last: the threads that they are of,
+/// then for each its thread's number, its first seq, and how many more there are.
+pub(crate) fn seal_feed_run(key: &FeedKey, run: &[Fed]) -> Vec<u8> {
+    let mut threads: Vec<ThreadId> = run.iter().map(|fed| fed.thread).collect();
+    threads.sort_unstable();
+    threads.dedup();
+    seal_as(key, PACKED, 8 + 16 * threads.len() + 6 * run.len(), |to| {
+        to.extend_from_slice(&(run.len() as u32).to_le_bytes());
+        to.extend_from_slice(&(threads.len() as u32).to_le_bytes());
+        threads.iter().for_each(|thread| to.extend_from_slice(thread.as_bytes()));
+        for fed in run {
+            // Every thread is among them.
+            let thread = threads.partition_point(|known| *known < fed.thread);
+            for number in [thread as u64, fed.first, fed.last - fed.first] {
+                put_small(to, number);
+            }
+        }
+    })
+}
+
+/// The appends that a row holds, in order; the last is at the position of its key.
+pub(crate) fn read_feed_run(key: &FeedKey, bytes: &[u8]) -> Result<Vec<Fed>, Corrupt> {
+    let mut body = unseal(key, bytes)?;
+    if body.flags & PACKED == 0 {
+        return Ok(vec![read_feed(key, bytes)?]);
+    }
+    let mut read = || -> Parsed<_> {
+        let (count, threads) = (u64::from(body.u32()?), body.u32()? as usize);
+        let (threads, _) = body.take(threads.checked_mul(16).ok_or("the record is cut off")?)?.as_chunks::<16>();
+        let before = key.position().checked_sub(count).ok_or("it holds more than its place in a feed")?;
+        let mut run = Vec::new();
+        for position in before + 1..=key.position() {
+            let thread = usize::try_from(small(&mut body)?).ok().and_then(|number| threads.get(number));
+            let thread = ThreadId::from_bytes(*thread.ok_or("an append of no thread")?);
+            let first = small(&mut body)?;
+            let last = first.checked_add(small(&mut body)?).filter(|_| first > 0);
+            run.push(Fed { position, thread, first, last: last.ok_or("an append that holds no place in a log")? });
+        }
+        body.end()?;
+        if run.is_empty() { Err("it holds nothing") } else { Ok(run) }
+    };
+    read().map_err(|why| key.corrupt(why))
+}
+
+/// A number in as few bytes as it needs, seven bits in each, lowest first; the last has the eighth clear.
+fn put_small(to: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        to.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    to.push(number as u8);
+}
+
+fn small(body: &mut Body<'_>) -> Parsed<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let [byte] = body.array()?;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Ok(number);
+        }
+    }
+    Err("a number without an end")
 }
 
 pub(crate) fn seal_record_id(key: &RecordIdKey, thread: ThreadId) -> Vec<u8> {
@@ -150,6 +219,10 @@ mod tests {
         let fed = Fed { position: 7, thread: thread().thread, first: 41, last: 42 };
         assert_eq!(read_feed(&key, &bytes).unwrap(), fed);
 
+        let key = FeedKey::new(thread().tenant, 300);
+        let bytes = same_as_golden("feed-f1-s1-run.bin", &seal_feed_run(&key, &run()));
+        assert_eq!(read_feed_run(&key, &bytes).unwrap(), run());
+
         let [key, _] = record().entries();
         let bytes = same_as_golden("record_ids-f1-s1.bin", &seal_record_id(&key, thread().thread));
         assert_eq!(read_record_id(&key, &bytes).unwrap(), thread().thread);
@@ -170,6 +243,32 @@ mod tests {
         assert_eq!(read_layout(&bytes).unwrap(), 2);
     }
 
+    /// Appends of three threads that end at the position 300.
+    fn run() -> Vec<Fed> {
+        let append = |position, n, first, last| Fed { position, thread: ThreadId::from_bytes([n; 16]), first, last };
+        vec![
+            append(297, 9, 1, 3),
+            append(298, 7, 1_000_000, 1_000_000),
+            append(299, 9, 4, 204),
+            append(300, 8, 1, Seq::MAX),
+        ]
+    }
+
+    #[test]
+    fn a_row_of_the_feed_holds_one_append_or_several() {
+        let key = FeedKey::new(thread().tenant, 7);
+        let one = seal_feed(&key, thread().thread, 41, 42);
+        assert_eq!(read_feed_run(&key, &one).unwrap(), [read_feed(&key, &one).unwrap()]);
+        let key = FeedKey::new(thread().tenant, 300);
+        let several = seal_feed_run(&key, &run());
+        assert!(read_feed(&key, &several).is_err());
+        assert!(read_feed_run(&FeedKey::new(thread().tenant, 3), &several).is_err());
+        // A row may not reach in front of the first position.
+        let early = FeedKey::new(thread().tenant, 3);
+        assert!(read_feed_run(&early, &seal_feed_run(&early, &run())).is_err());
+        assert!(read_feed_run(&early, &seal_feed_run(&early, &[])).is_err());
+    }
+
     #[test]
     fn an_append_without_a_place_in_a_log_is_corrupt() {
         let key = FeedKey::new(thread().tenant, 7);
@@ -183,15 +282,18 @@ mod tests {
         macro_rules! with {
             ($key:expr, $read:expr) => {{
                 let key = $key;
-                if resealed && bytes.len() >= HEAD {
-                    bytes[..4].copy_from_slice(&[1, 1, 0, 0]);
-                    let sum = checksum(&key, &bytes[..4], &bytes[HEAD..]);
-                    bytes[4..HEAD].copy_from_slice(&sum.to_le_bytes());
+                for flags in [0, PACKED] {
+                    if resealed && bytes.len() >= HEAD {
+                        bytes[..4].copy_from_slice(&[1, 1, flags, 0]);
+                        let sum = checksum(&key, &bytes[..4], &bytes[HEAD..]);
+                        bytes[4..HEAD].copy_from_slice(&sum.to_le_bytes());
+                    }
+                    let _ = $read(&key, &bytes[..]);
                 }
-                let _ = $read(&key, &bytes[..]);
             }};
         }
         with!(FeedKey::new(thread().tenant, 7), read_feed);
+        with!(FeedKey::new(thread().tenant, 300), read_feed_run);
         with!(record().entries()[0], read_record_id);
         with!(record(), read_record);
         with!(SpentKey::new(thread(), 3), read_spent);
@@ -211,6 +313,7 @@ mod tests {
             let key = SpentKey::new(thread(), 20_776);
             for mut bytes in [
                 seal_feed(&FeedKey::new(thread().tenant, 7), thread().thread, 1, 2),
+                seal_feed_run(&FeedKey::new(thread().tenant, 300), &run()),
                 seal_record(&record(), 5, false),
                 seal_spent(&key, &spent()),
             ] {

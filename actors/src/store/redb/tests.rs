@@ -103,13 +103,12 @@ fn a_layout_that_was_lost_or_is_not_known_is_refused() {
     open(&medium).unwrap();
 }
 
-/// A store whose feed has ten appends, and the row of `position` is changed by `change`.
-fn damaged(position: u64, change: impl FnOnce(&mut Vec<u8>)) -> RedbStore {
+/// A store whose feed has so many appends, and the row of `position` is changed by `change`.
+fn damaged(appends: u64, position: u64, change: impl FnOnce(&mut Vec<u8>)) -> RedbStore {
     let medium = MemoryMedium::default();
     let store = open(&medium).unwrap();
-    for expected in 0..10 {
-        assert_eq!(store.commit(&[step(expected)]).unwrap(), [Ok(expected + 1)]);
-    }
+    let steps: Vec<_> = (0..appends).map(step).collect();
+    assert_eq!(store.commit(&steps).unwrap(), (1..=appends).map(Ok).collect::<Vec<_>>());
     drop(store);
     tamper(&medium, |txn| {
         let mut feed = txn.open_table(FEED).unwrap();
@@ -127,7 +126,7 @@ fn damaged(position: u64, change: impl FnOnce(&mut Vec<u8>)) -> RedbStore {
 
 #[test]
 fn a_hole_in_a_feed_is_noticed_from_both_of_its_sides() {
-    let store = damaged(5, Vec::clear);
+    let store = damaged(10, 5, Vec::clear);
     let view = store.view().unwrap();
     assert_eq!(view.feed(key().tenant, 0, 4).unwrap().len(), 4);
     for after in [0, 4] {
@@ -140,11 +139,52 @@ fn a_hole_in_a_feed_is_noticed_from_both_of_its_sides() {
 #[test]
 fn a_damaged_row_of_a_feed_is_noticed_and_never_written_over() {
     for position in [5, 10] {
-        let store = damaged(position, |bytes| bytes[9] ^= 1);
+        let store = damaged(10, position, |bytes| bytes[9] ^= 1);
         assert_eq!(store.commit(&[step(10)]).unwrap(), [Ok(11)]);
         let view = store.view().unwrap();
         let error = view.feed(key().tenant, 0, 99).unwrap_err().to_string();
         assert!(error.contains(&format!("feed default/{position}")) && error.contains("checksum"), "{error}");
         assert_eq!(view.feed(key().tenant, 10, 9).unwrap()[0].first, 11);
     }
+}
+
+#[test]
+fn a_feed_is_one_row_for_many_appends_and_reads_the_same() {
+    let store = damaged(700, 600, |_| {});
+    let view = store.view().unwrap();
+    assert_eq!(view.feed_head(key().tenant).unwrap(), 700);
+    for after in (0..700).step_by(13).chain([255, 256, 257, 511, 512, 699]) {
+        let rest = view.feed(key().tenant, after, 999).unwrap();
+        let fed = |position| Fed { position, thread: key().thread, first: position, last: position };
+        assert_eq!(rest, (after + 1..=700).map(fed).collect::<Vec<_>>());
+        assert_eq!(view.feed(key().tenant, after, 5).unwrap(), rest[..rest.len().min(5)]);
+    }
+    let txn = store.slot.read().unwrap().as_ref().unwrap().database.begin_read().unwrap();
+    assert_eq!(txn.open_table(FEED).unwrap().range::<FeedKey>(..).unwrap().count(), 2 + 700 - 512);
+}
+
+#[test]
+fn a_damaged_row_of_many_appends_is_noticed_and_never_written_over() {
+    for appends in [256, 300, 512, 520] {
+        let store = damaged(appends, 256, |bytes| bytes[9] ^= 1);
+        assert_eq!(store.commit(&[step(appends)]).unwrap(), [Ok(appends + 1)]);
+        let view = store.view().unwrap();
+        for after in [0, 200, 255] {
+            let error = view.feed(key().tenant, after, 99).unwrap_err().to_string();
+            assert!(error.contains("feed default/256") && error.contains("checksum"), "{error}");
+        }
+        let rest = view.feed(key().tenant, 256, 999).unwrap();
+        assert_eq!(rest.last().unwrap().position, appends + 1);
+        assert_eq!(rest.len() as u64, appends + 1 - 256);
+    }
+}
+
+#[test]
+fn appends_beside_a_damaged_row_are_not_made_one_with_it() {
+    let store = damaged(255, 100, |bytes| bytes[9] ^= 1);
+    assert_eq!(store.commit(&[step(255), step(256)]).unwrap(), [Ok(256), Ok(257)]);
+    let view = store.view().unwrap();
+    assert_eq!(view.feed(key().tenant, 0, 99).unwrap().len(), 99);
+    assert!(view.feed(key().tenant, 99, 1).unwrap_err().to_string().contains("feed default/100"));
+    assert_eq!(view.feed(key().tenant, 100, 999).unwrap().len(), 157);
 }

@@ -23,14 +23,23 @@ impl RedbView<'_> {
     pub(super) fn fed(&self, tenant: TenantId, after: u64, limit: usize) -> Result<Vec<Fed>, Fault> {
         let mut fed = Vec::new();
         let Some(mut next) = after.checked_add(1) else { return Ok(fed) };
-        for entry in self.txn.open_table(FEED)?.range(FeedKey::from(tenant, next))?.take(limit) {
+        for entry in self.txn.open_table(FEED)?.range(FeedKey::from(tenant, next))? {
+            if fed.len() >= limit {
+                break;
+            }
             let (at, bytes) = entry?;
             let (at, wanted) = (at.value(), FeedKey::new(tenant, next));
-            if at != wanted {
-                return Err(Fault::Corrupt(wanted.corrupt("the record is missing")));
+            let missing = || Fault::Corrupt(wanted.corrupt("the record is missing"));
+            if at != FeedKey::new(tenant, at.position()) {
+                return Err(missing());
             }
-            fed.push(codec::read_feed(&at, bytes.value()).map_err(Fault::Corrupt)?);
-            next += 1;
+            let run = codec::read_feed_run(&at, bytes.value()).map_err(Fault::Corrupt)?;
+            if run.first().is_none_or(|fed| fed.position > next) {
+                return Err(missing());
+            }
+            let left = limit - fed.len();
+            fed.extend(run.into_iter().filter(|fed| fed.position >= next).take(left));
+            next = at.position().saturating_add(1);
         }
         Ok(fed)
     }
@@ -38,8 +47,8 @@ impl RedbView<'_> {
     pub(super) fn fed_head(&self, tenant: TenantId) -> Result<u64, Fault> {
         let last = self.txn.open_table(FEED)?.range(FeedKey::from(tenant, 0))?.next_back().transpose()?;
         let Some((at, bytes)) = last else { return Ok(0) };
-        let fed = codec::read_feed(&at.value(), bytes.value()).map_err(Fault::Corrupt)?;
-        Ok(fed.position)
+        codec::read_feed_run(&at.value(), bytes.value()).map_err(Fault::Corrupt)?;
+        Ok(at.value().position())
     }
 
     pub(super) fn found(&self, tenant: TenantId, kind: RecordKind, id: Uuid) -> Result<Option<Found>, Fault> {

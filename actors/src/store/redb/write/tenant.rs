@@ -22,6 +22,9 @@ use super::{
     Checked, Fault, Records,
 };
 
+/// Appends that are made one row of the feed, once there are so many.
+const RUN: u64 = 256;
+
 pub(super) struct TenantTables<'t> {
     txn: &'t WriteTransaction,
     feed: Records<'t, FeedKey>,
@@ -109,24 +112,60 @@ impl<'t> TenantTables<'t> {
         let bytes = codec::seal_feed(&key, thread, append.chunk.first, append.chunk.last());
         open!(self.feed, FEED).insert(key, bytes.as_slice())?;
         self.heads.insert(tenant, position);
+        if position % RUN == 0 {
+            self.join_feed(tenant, position)?;
+        }
         Ok(position)
+    }
+
+    /// Makes one row of the last rows of a feed. The feed has one for every append there ever was: as rows they would
+    /// soon take more room than the logs that they lead to.
+    fn join_feed(&mut self, tenant: TenantId, last: u64) -> Result<(), Fault> {
+        let feed = open!(self.feed, FEED);
+        let first = last + 1 - RUN;
+        let mut run = Vec::new();
+        for (entry, position) in feed.range(FeedKey::new(tenant, first)..=FeedKey::new(tenant, last))?.zip(first..) {
+            let (key, bytes) = entry?;
+            match codec::read_feed(&key.value(), bytes.value()) {
+                Ok(fed) if fed.position == position => run.push(fed),
+                // Where one is damaged, or missing, all stay as they are, for readers to notice.
+                _ => return Ok(()),
+            }
+        }
+        if run.len() as u64 == RUN {
+            for position in first..last {
+                feed.remove(FeedKey::new(tenant, position))?;
+            }
+            let key = FeedKey::new(tenant, last);
+            feed.insert(key, codec::seal_feed_run(&key, &run).as_slice())?;
+        }
+        Ok(())
     }
 
     /// The newest position of a tenant's feed.
     ///
     /// A damaged row at its end says nothing about its own position, so those are counted from the last one that is
-    /// whole: the damage stays where readers notice it, and no row is written over another.
+    /// whole: the damage stays where readers notice it, and no row is written over another. A row of several says a
+    /// position that is further on, which is believed as far as there can be such rows.
     fn feed_head(&mut self, tenant: TenantId) -> Result<u64, Fault> {
-        let mut damaged = 0;
+        let mut damaged: Vec<u64> = Vec::new();
+        let mut whole = 0;
         for entry in open!(self.feed, FEED).range(FeedKey::from(tenant, 0))?.rev() {
             let (key, bytes) = entry?;
-            match codec::read_feed(&key.value(), bytes.value()) {
-                Ok(fed) => return Ok(fed.position + damaged),
+            let key = key.value();
+            match codec::read_feed_run(&key, bytes.value()) {
+                Ok(_) => {
+                    whole = key.position();
+                    break;
+                }
                 Err(corrupt) => tracing::error!(%corrupt, "the end of a feed is damaged"),
             }
-            damaged += 1;
+            damaged.push(key.position());
         }
-        Ok(damaged)
+        let counted = whole + damaged.len() as u64;
+        let furthest = whole.saturating_add(RUN.saturating_mul(damaged.len() as u64));
+        let said = damaged.into_iter().filter(|position| *position <= furthest && position % RUN == 0).max();
+        Ok(said.map_or(counted, |said| said.max(counted)))
     }
 
     fn put_record(&mut self, key: ThreadKey, record: &Indexed) -> Result<(), Fault> {
