@@ -229,12 +229,15 @@ impl Place<'_> {
 
     /// What is left of joined deltas for a reader that has those up to `after`, if it has any of them.
     pub(crate) fn rest(&self, chunk: &Sealed<'_>, after: Seq) -> Result<Option<Bytes>, Corrupt> {
+        if after < self.first {
+            return Ok(None);
+        }
         match self.packed() {
-            Packed::Run(run) if after >= self.first => {
+            Packed::Run(run) => {
                 let rest = run.rest(chunk.schema(), after);
                 Ok(Some(rest.map_err(|why| chunk.key.corrupt(why.to_string()))?.json))
             }
-            _ => Ok(None),
+            Packed::Event(_) => Ok(None),
         }
     }
 }
