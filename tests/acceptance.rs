@@ -669,7 +669,7 @@ async fn a_shutdown_ends_what_can_end_and_keeps_the_rest_and_the_queue() {
     let end = stream.until("turn.completed").await.json();
     assert_eq!((&end["turn_id"], &end["payload"]["status"]), (&json!(turn), &json!("completed")));
     stream.until("stream.end").await;
-    world.ended().await;
+    let mut world = world.ended().await;
     world.api().rest(&thread).await;
     assert_eq!(world.turns(&thread).await, ["ends", "q1", "q2"].map(|prompt| pair(prompt, "completed")));
     let log = world.log(&thread).await;
@@ -691,7 +691,7 @@ async fn a_shutdown_ends_what_can_end_and_keeps_the_rest_and_the_queue() {
         world.answer(Answer::text("a1"));
         world.answer(Answer::text("a2"));
         world.server.terminate();
-        world.ended().await;
+        world = world.ended().await;
         world.api().rest(&thread).await;
         assert_eq!(
             world.turns(&thread).await,

@@ -309,6 +309,11 @@ async fn an_interrupt_stops_what_has_not_acted_and_names_what_may_have() {
     let [effect] = &receipt["effects"].as_array().unwrap()[..] else { panic!("{receipt}") };
     assert_eq!((&effect["tool"], &effect["status"]), (&json!("demo_append"), &json!("uncertain")));
     assert_eq!((&effect["attempt"], &effect["closed"]), (&json!(1), &json!(true)));
+    let listed = world.api().get("/v1/effects?status=uncertain").await.expect(200);
+    assert_eq!(listed["data"], json!([effect]), "nobody can act on it, and it is uncertain all the same");
+    let settle = json!({"resolution": "settle", "output": "x"});
+    let late = world.api().post(&format!("/v1/effects/{}", text(&effect["operation_id"])), settle).await;
+    assert!(text(&late.problem(409, "already-decided")["detail"]).contains("turn of the effect has ended"));
     // The one behind it was never begun, and what comes next is stopped before it acts.
     let next =
         world.stands(&thread, |thread| thread["active_turn"] != *turn && thread["active_turn"] != json!(null)).await;

@@ -1,5 +1,6 @@
 //! Forks: what they share with the threads that they left, and what becomes of it.
 
+#[macro_use]
 mod support;
 
 use proptest::prelude::*;
@@ -11,18 +12,6 @@ use raddle_domain::{
     time::UnixMs,
 };
 use support::{append, commit, event, put, redb, settled, talk, thread, turn_id};
-
-/// Runs each function on each store.
-macro_rules! suite {
-    ($($fact:ident)*) => {
-        mod memory {
-            $(#[test] fn $fact() { super::$fact(&super::MemoryStore::default()); })*
-        }
-        mod redb {
-            $(#[test] fn $fact() { super::$fact(&super::redb(&super::MemoryMedium::default())); })*
-        }
-    };
-}
 
 suite! {
     a_fork_reads_what_it_shares_as_its_own

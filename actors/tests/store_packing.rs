@@ -1,5 +1,6 @@
 //! Logs that are packed: what readers get before and after.
 
+#[macro_use]
 mod support;
 
 use raddle_actors::store::{backend::MemoryMedium, memory::MemoryStore, redb::RedbStore};
@@ -10,18 +11,6 @@ use raddle_domain::{
     time::UnixMs,
 };
 use support::{append, commit, put, redb, settled, talk, thread, turn_id};
-
-/// Runs each function on each store.
-macro_rules! suite {
-    ($($fact:ident)*) => {
-        mod memory {
-            $(#[test] fn $fact() { super::$fact(&super::MemoryStore::default()); })*
-        }
-        mod redb {
-            $(#[test] fn $fact() { super::$fact(&super::redb(&super::MemoryMedium::default())); })*
-        }
-    };
-}
 
 suite! {
     every_cursor_gets_the_rest_of_the_same_text

@@ -373,6 +373,21 @@ async fn a_rule_whose_model_is_gone_refuses_the_start_and_leaves_no_trace() {
 }
 
 #[tokio::test]
+async fn a_start_that_was_accepted_is_replayed_though_its_rule_leads_nowhere_any_more() {
+    let world = world().await;
+    let key = world.thread("a").await;
+    world.set_rules(&[("code", "b")]).await;
+    let asked = || StartTurn { prompt: "x".into(), overrides: intent("code"), ..StartTurn::default() };
+    let first = world.runtime.start_turn(key, asked(), keyed(1, 1)).await.unwrap();
+    world.models.gone.store(true, SeqCst);
+    let again = world.runtime.start_turn(key, asked(), keyed(1, 1)).await.unwrap();
+    assert_eq!((again.value, again.replayed), (first.value, true));
+    let other = world.runtime.start_turn(key, asked(), keyed(1, 2)).await;
+    assert!(matches!(other, Err(Error::IdempotencyMismatch)), "{other:?}");
+    world.runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
 async fn a_start_that_names_no_intent_reads_nothing() {
     // A runtime in which nothing can be read.
     let world = world_with(|dir| Config { reads_in_flight: 0, ..Config::new(dir) }).await;

@@ -295,8 +295,6 @@ pub enum Refused {
     Invalid { field: &'static str, why: String },
     #[error("`{field}` has {size} bytes; the limit is {limit}")]
     TooLarge { field: &'static str, size: usize, limit: usize },
-    #[error("not built yet: {0}")]
-    NotImplemented(&'static str),
 }
 
 /// The sizes and counts that a thread keeps to.

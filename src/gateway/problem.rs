@@ -189,7 +189,6 @@ impl From<Refused> for Problem {
             Refused::NotPending { .. } | Refused::NotAsked { .. } | Refused::NotUncertain { .. } => {
                 Problem::new(Code::AlreadyDecided, sentence)
             }
-            Refused::NotImplemented(_) => Problem::new(Code::NotImplemented, sentence),
         }
     }
 }
@@ -342,7 +341,6 @@ mod tests {
             (Error::AlreadyResolved(effect()), 409, "already-decided"),
             (Refused::Invalid { field: "prompt", why: "is empty".into() }.into(), 422, "invalid"),
             (Refused::TooLarge { field: "prompt", size: 9, limit: 8 }.into(), 413, "too-large"),
-            (Refused::NotImplemented("steering").into(), 501, "not-implemented"),
             (Error::NotFound("thread"), 404, "not-found"),
             (Error::Deleted, 410, "thread-deleted"),
             (Error::InFlight, 409, "in-flight"),

@@ -3,7 +3,7 @@
 
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -74,14 +74,10 @@ impl Equipped {
     }
 
     /// Waits for the end of a server that was told to end, and starts a new one on the same data.
-    pub async fn ended(&mut self) {
-        let status = timeout(LOST, async {
-            while self.server.is_up() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        });
-        status.await.expect("the server does not end");
-        self.crash().await;
+    pub async fn ended(self) -> Self {
+        self.server.ended().await;
+        let server = launch(&self.data, &self.env).await;
+        Self { server, ..self }
     }
 
     /// Kills it, and starts it with another value of a variable.
@@ -107,7 +103,8 @@ impl Equipped {
     pub async fn until_acted(&self, count: usize) {
         let acted = async {
             while self.ledger().len() < count {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+                // A round trip is pause enough.
+                self.api().get("/healthz").await;
             }
         };
         timeout(LOST, acted).await.expect("the tools do not act");
@@ -131,11 +128,7 @@ impl Equipped {
 
     /// Waits until a metric is as asked.
     pub async fn until_metric(&self, name: &str, is: impl Fn(u64) -> bool) {
-        let comes = async {
-            while !is(self.metric(name).await) {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
+        let comes = async { while !is(self.metric(name).await) {} };
         timeout(LOST, comes).await.unwrap_or_else(|_| panic!("{name} stays as it is"));
     }
 

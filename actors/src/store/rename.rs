@@ -111,7 +111,8 @@ mod tests {
             json!({"thread_id": format!("{}0", id(1))}),
             json!({"thread_id": format!("turn{}", &id(1).to_string()[3..])}),
             json!({"thread_id": null, "thread": {"name": id(1)}, "parent_id": id(1)}),
-            json!({"forked_from": id(1)}),
+            json!({"forked_from": {"thread_id": id(1), "seq": 7}}),
+            json!({"approval": {"arguments": {"thread_id": id(1)}}}),
         ] {
             assert_eq!(renamed(&value), value);
         }

@@ -597,6 +597,5 @@ fn refusal(refused: &Refused) -> &'static str {
         Refused::InboxFull { .. } => "inbox-full",
         Refused::Invalid { .. } => "invalid",
         Refused::TooLarge { .. } => "too-large",
-        Refused::NotImplemented(_) => "not-implemented",
     }
 }
