@@ -104,31 +104,15 @@ fn reveal(secret: &Secret) -> anyhow::Result<SecretString> {
 
 #[cfg(test)]
 mod tests {
-    use raddle_domain::{
-        id::{TenantId, ThreadId, ThreadKey},
-        ports::Tools,
-        record::TurnSettings,
-    };
+    use raddle_domain::ports::Tools;
     use secrecy::ExposeSecret;
 
     use super::*;
+    use crate::tools::bench::{scene, settings};
 
     fn offered(config: &str) -> anyhow::Result<Vec<String>> {
         let config = Config::read(Some(config), [], []).unwrap();
-        let settings = TurnSettings {
-            engine: "scripted".into(),
-            model: "scripted".into(),
-            mode: "agent".into(),
-            allow_shell: false,
-            auto_approve: false,
-            trust_mode: false,
-            temperature: None,
-            top_p: None,
-            max_tokens: None,
-            price: None,
-        };
-        let key = ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::from_bytes([0; 16]) };
-        Ok(tools(&config)?.specs(key, &settings).into_iter().map(|spec| spec.name).collect())
+        Ok(tools(&config)?.specs(scene(&settings())).into_iter().map(|spec| spec.name).collect())
     }
 
     #[test]

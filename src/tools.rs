@@ -19,9 +19,9 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 use futures_util::FutureExt;
 use raddle_domain::{
     history::ToolCall,
-    id::ThreadKey,
-    ports::{Gate, Invocation, Judgement, Planned, ToolEnd, ToolRun, ToolSpec, Tools},
-    record::{EffectClass, Permit, TurnSettings},
+    policy::TenantRules,
+    ports::{Gate, Invocation, Judgement, Output, Planned, Scene, ToolEnd, ToolRun, ToolSpec, Tools},
+    record::{EffectClass, ItemKind, Permit},
 };
 use serde_json::Value;
 
@@ -36,6 +36,16 @@ pub trait Tool: Send + Sync + 'static {
 
     fn gate(&self) -> Gate;
 
+    /// What its calls show as.
+    fn kind(&self) -> ItemKind {
+        ItemKind::ToolCall
+    }
+
+    /// Whether a model is told of it in such a turn. A call of one that is not offered is answered as unknown.
+    fn offered(&self, _scene: Scene<'_>) -> bool {
+        true
+    }
+
     /// What a call with these arguments would do, for the person who is asked. They fit the schema.
     fn reason(&self, arguments: &Value) -> String;
 
@@ -45,7 +55,7 @@ pub trait Tool: Send + Sync + 'static {
     }
 
     /// Makes one attempt. The arguments fitted the schema when they were judged, which may be a version ago.
-    fn run(&self, invocation: Invocation) -> ToolRun;
+    fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun;
 
     /// Says what became of an operation, for tools that are [`EffectClass::Reconcilable`].
     fn reconcile(&self, _invocation: Invocation) -> ToolRun {
@@ -120,25 +130,31 @@ fn is_name(name: &str) -> bool {
 }
 
 impl Tools for Toolbox {
-    fn specs(&self, _: ThreadKey, _: &TurnSettings) -> Vec<ToolSpec> {
+    fn specs(&self, scene: Scene<'_>) -> Vec<ToolSpec> {
         let questions = self.offers_questions.then(ask::spec);
-        self.tools.iter().map(|entry| entry.spec.clone()).chain(questions).collect()
+        self.tools
+            .iter()
+            .filter(|entry| entry.tool.offered(scene))
+            .map(|entry| entry.spec.clone())
+            .chain(questions)
+            .collect()
     }
 
-    fn judge(&self, call: &ToolCall, _: &TurnSettings, permits: &[(String, Permit)]) -> Judgement {
+    fn judge(&self, call: &ToolCall, scene: Scene<'_>, rules: &TenantRules) -> Judgement {
         // Known also where it is not offered: a model that asks anyway is better answered than refused.
         if call.name == ask::ASK_USER {
             let judged = self.questions.read(&call.arguments).and_then(|arguments| ask::judge(&arguments));
             return judged.unwrap_or_else(Judgement::Invalid);
         }
-        let Some(entry) = self.find(&call.name) else { return Judgement::Unknown };
+        let entry = self.find(&call.name).filter(|entry| entry.tool.offered(scene));
+        let Some(entry) = entry else { return Judgement::Unknown };
         match entry.schema.read(&call.arguments) {
-            Ok(arguments) => entry.plan(arguments, permits),
+            Ok(arguments) => entry.plan(arguments, &rules.permits),
             Err(why) => Judgement::Invalid(why),
         }
     }
 
-    fn run(&self, invocation: Invocation) -> ToolRun {
+    fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun {
         let Some(entry) = self.find(&invocation.tool) else {
             // What may have been done under an earlier configuration cannot be said to have failed.
             let end = match invocation.attempt {
@@ -148,7 +164,7 @@ impl Tools for Toolbox {
             return Box::pin(async { end });
         };
         let tool = entry.tool.clone();
-        guarded(invocation, move |invocation| tool.run(invocation))
+        guarded(invocation, move |invocation| tool.run(invocation, output))
     }
 
     fn reconcile(&self, invocation: Invocation) -> ToolRun {
@@ -173,9 +189,11 @@ impl Entry {
         let name = &self.spec.name;
         let covering = permits.iter().find(|(_, permit)| permit.covers(name, &arguments_sha256, words.as_deref()));
         Judgement::Run(Box::new(Planned {
+            kind: self.tool.kind(),
             class: self.tool.class(),
             gate: self.tool.gate(),
             reason: self.tool.reason(&arguments),
+            asked_by: None,
             amendment: Some(amendment(name, &arguments_sha256, words.as_deref())),
             permitted_by: covering.map(|(rule, _)| rule.clone()),
             arguments,
@@ -214,5 +232,7 @@ fn guarded(invocation: Invocation, start: impl FnOnce(Invocation) -> ToolRun + S
     })
 }
 
+#[cfg(test)]
+pub(crate) mod bench;
 #[cfg(test)]
 mod tests;

@@ -641,7 +641,7 @@ async fn whatever_the_state_does_not_allow_is_a_conflict() {
 /// A40
 #[tokio::test]
 async fn a_shutdown_ends_what_can_end_and_keeps_the_rest_and_the_queue() {
-    let mut world = Equipped::with_provider(&[("RADDLE_SHUTDOWN_DEADLINE_MS", "50000")]).await;
+    let world = Equipped::with_provider(&[("RADDLE_SHUTDOWN_DEADLINE_MS", "50000")]).await;
     let thread = world.api().create(json!({})).await;
     let gate = Gate::closed();
     world.answer(held(&gate));

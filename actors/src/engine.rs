@@ -1,36 +1,26 @@
 //! One model call: built from the log, driven as a tokio task, told to its thread through an outbox.
 //!
-//! The outbox is where streamed text coalesces: whatever comes while the thread's last append is under way is one
-//! delta of the next. It is bounded, so a model that is faster than the disk waits.
-//!
 //! Absent on purpose: retries and deadlines, which the thread's machine decides.
 
-use std::{
-    collections::BTreeMap,
-    panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::{FutureExt, StreamExt};
 use raddle_domain::{
     command::{Report, TextKind},
     history::{History, Message, ToolCall},
     id::{Seq, ThreadKey, TurnId},
+    policy::{Policy, TenantRules},
     ports::{
-        Answered, FinishReason, Fragment, LogStore, ModelError, ModelErrorKind, ModelRequest, Models, Requested,
+        Answered, FinishReason, Fragment, LogStore, ModelError, ModelErrorKind, ModelRequest, Models, Requested, Scene,
         StoreError, Tools,
     },
     record::{Compaction, Item, Purpose, TurnSettings, Usage},
     thread::INSTRUCTION,
 };
-use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
+use tokio::{runtime::Handle, task::AbortHandle};
 
 use crate::host;
 
-/// Text that may wait in an outbox before the model must.
-const OUTBOX_BYTES: usize = 64 * 1024;
-/// Text that is worth saving without waiting for more.
-pub(crate) const DELTA_BYTES: usize = 4 * 1024;
 /// Tool calls of one answer.
 const TOOL_CALLS: usize = 128;
 
@@ -41,6 +31,9 @@ pub(crate) struct EngineCall {
     pub call: u32,
     pub settings: TurnSettings,
     pub system_prompt: Option<String>,
+    pub workspace: Option<String>,
+    /// The thread's own layer of the policy.
+    pub policy: Option<Policy>,
     /// The items of the open turn so far.
     pub items: Vec<Item>,
     /// The most bytes of all tool calls of the answer.
@@ -67,80 +60,16 @@ impl Drop for Engine {
     }
 }
 
-/// What the engine has said and the thread has not yet taken.
-pub(crate) struct Outbox {
-    said: Mutex<Said>,
-    room: Notify,
-    wake: Box<dyn Fn() + Send + Sync>,
-}
-
-#[derive(Default)]
-struct Said {
-    text: Vec<(TextKind, String)>,
-    bytes: usize,
-    end: Option<Result<Answered, ModelError>>,
-}
-
-impl Outbox {
-    fn new(wake: Box<dyn Fn() + Send + Sync>) -> Self {
-        Self { said: Mutex::default(), room: Notify::new(), wake }
-    }
-
-    fn said(&self) -> std::sync::MutexGuard<'_, Said> {
-        // Nothing below can leave it half changed.
-        self.said.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds text, once there is room for it. The thread is woken by the first text since it took the last, and by
-    /// enough of it to be saved at once.
-    async fn say(&self, kind: TextKind, text: String) {
-        if text.is_empty() {
-            return;
-        }
-        loop {
-            let room = self.room.notified();
-            {
-                let mut said = self.said();
-                if said.bytes < OUTBOX_BYTES {
-                    let before = said.bytes;
-                    said.bytes += text.len();
-                    match said.text.last_mut() {
-                        Some((last, said)) if *last == kind => said.push_str(&text),
-                        _ => said.text.push((kind, text)),
-                    }
-                    let wakes = before == 0 || (before < DELTA_BYTES && said.bytes >= DELTA_BYTES);
-                    drop(said);
-                    if wakes {
-                        (self.wake)();
-                    }
-                    return;
-                }
-            }
-            room.await;
-        }
-    }
-
-    fn end(&self, end: Result<Answered, ModelError>) {
-        self.said().end = Some(end);
-        (self.wake)();
-    }
-
-    /// Bytes that wait, and whether the call has ended.
-    pub fn waiting(&self) -> (usize, bool) {
-        let said = self.said();
-        (said.bytes, said.end.is_some())
-    }
-
-    /// Takes everything.
-    pub fn take(&self, turn: TurnId, call: u32) -> Option<Report> {
-        let said = std::mem::take(&mut *self.said());
-        self.room.notify_one();
-        let Said { text, end, bytes: _ } = said;
-        (!text.is_empty() || end.is_some()).then_some(Report { turn, call, text, end })
-    }
-}
+/// What the engine says.
+pub(crate) type Outbox = crate::outbox::Outbox<TextKind, Result<Answered, ModelError>>;
 
 impl Engine {
+    /// Takes what it has said.
+    pub fn take(&self) -> Option<Report> {
+        let (text, end) = self.outbox.take()?;
+        Some(Report { turn: self.turn, call: self.call, text, end })
+    }
+
     /// Starts a call on `runtime`; `wake` is called when the outbox has something and the thread does not know it.
     pub fn start(
         call: EngineCall,
@@ -168,7 +97,9 @@ async fn drive(
     tools: Arc<dyn Tools>,
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
-    let EngineCall { key, settings, system_prompt, items, tool_bytes, is_first, context_seq, compaction, .. } = call;
+    let EngineCall { key, settings, system_prompt, workspace, policy, items, tool_bytes, .. } = call;
+    let EngineCall { is_first, context_seq, compaction, .. } = call;
+    let scene = Scene { key, workspace: workspace.as_deref(), policy: policy.as_ref(), settings: &settings };
     let model = models.engine(&settings.engine).ok_or_else(|| {
         let message = format!("the engine `{}` is not configured", settings.engine);
         ModelError { kind: ModelErrorKind::Rejected, message, retry_after: None }
@@ -183,7 +114,7 @@ async fn drive(
         messages.map_err(|why| unreadable("the conversation", &why))?
     };
     let (purpose, offered) = match compaction {
-        None => (Purpose::Answer, tools.specs(key, &settings)),
+        None => (Purpose::Answer, tools.specs(scene)),
         Some(compaction) => {
             let content = match compaction.reason {
                 Some(reason) => format!("{INSTRUCTION}\n\n{reason}"),
@@ -221,14 +152,14 @@ async fn drive(
         let message = "the model's answer was cut off".to_owned();
         return Err(ModelError { kind: ModelErrorKind::CutOff, message, retry_after: None });
     };
-    let permits = if tool_calls.is_empty() {
-        Vec::new()
+    let rules = if tool_calls.is_empty() {
+        TenantRules::default()
     } else {
-        let read = tokio::task::spawn_blocking(move || host::permits(&*store.view()?, key.tenant));
+        let read = tokio::task::spawn_blocking(move || host::rules(&*store.view()?, key.tenant));
         let read = read.await.map_err(|why| broken(why.to_string()))?;
         read.map_err(|why| unreadable("the tenant's policy", &why))?
     };
-    let requested = |call: ToolCall| Requested { judgement: tools.judge(&call, &settings, &permits), call };
+    let requested = |call: ToolCall| Requested { judgement: tools.judge(&call, scene, &rules), call };
     Ok(Answered { reason, usage, tool_calls: tool_calls.into_values().map(requested).collect() })
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use raddle_domain::{
     event::{self, BadRecord, Event, Record},
     id::{Seq, TenantId, ThreadKey},
+    policy::{Policy, TenantRules},
     ports::{
         Append, Chunk, Corrupt, Document, DocumentKind, Indexed, Receipt, RecordKind, Reverted, RowHead, SettledTurn,
         Spent, StoreError, StoredEvent, ThreadRow, View,
@@ -254,8 +255,13 @@ fn document(record: &Record) -> Option<Document> {
     Some(Document { kind: DocumentKind::PolicyRule, id, json: json(permit) })
 }
 
+/// What the tenant has said about calls.
+pub(crate) fn rules(view: &dyn View, tenant: TenantId) -> Result<TenantRules, StoreError> {
+    Ok(TenantRules { policy: Policy::default(), permits: permits(view, tenant)? })
+}
+
 /// The calls that the tenant approved for ever, by the names of their rules.
-pub(crate) fn permits(view: &dyn View, tenant: TenantId) -> Result<Vec<(String, Permit)>, StoreError> {
+fn permits(view: &dyn View, tenant: TenantId) -> Result<Vec<(String, Permit)>, StoreError> {
     let name = |id: &[u8; 32]| id[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     // What cannot be read permits nothing: then somebody is asked, and the tenant's turns go on.
     let unreadable =

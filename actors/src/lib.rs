@@ -21,6 +21,7 @@ mod engine;
 mod fork;
 mod handle;
 mod host;
+mod outbox;
 mod reads;
 mod receipts;
 mod registry;

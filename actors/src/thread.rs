@@ -27,9 +27,10 @@ use tokio::{
 
 use crate::{
     batch::Batch,
-    engine::{DELTA_BYTES, Engine, EngineCall},
+    engine::{Engine, EngineCall},
     handle::{Error, InFlight, append_error},
     host::{self, Loaded, SavedRest, Steps},
+    outbox::DELTA_BYTES,
     receipts::{self, Idempotency},
     registry::{Gauge, Ticket},
     store::AppendError,
@@ -196,9 +197,10 @@ impl ThreadActor {
         let mut taken = 0;
         // What was intended is saved by now. It is started behind what has come meanwhile, which may end its turn.
         let begins = self.begins();
-        if let Some(report) = self.engine_says(ctx) {
-            taken += report.text.iter().map(|(_, text)| text.len()).sum::<usize>();
-            self.step(Envelope::internal(Command::Report(report)), &mut steps, &mut waiting);
+        for command in self.said(ctx) {
+            let envelope = Envelope::internal(command);
+            taken += envelope.bytes();
+            self.step(envelope, &mut steps, &mut waiting);
         }
         while let Some(envelope) = self.pending.pop_front_if(|_| taken < STEP_BYTES) {
             taken += envelope.bytes();
@@ -337,8 +339,7 @@ impl ThreadActor {
         self.pay(ctx);
         self.shared.registry.set_bytes(&self.gauge, self.state.held_bytes() + self.rest.json.len());
         self.gauge.set_wake_at(self.state.owed().wake_at);
-        let (bytes, ended) = self.engine.as_ref().map_or((0, false), |engine| engine.outbox.waiting());
-        if !self.pending.is_empty() || self.begins() || (self.park.is_none() && (bytes > 0 || ended)) {
+        if !self.pending.is_empty() || self.begins() || (self.park.is_none() && self.has_more()) {
             self.advance_later(ctx);
         } else {
             // A parked engine's last words were saved with this step; it may not go on for ever.
@@ -406,6 +407,8 @@ impl ThreadActor {
             call,
             settings: open.map(|open| open.turn().settings.clone()).expect("a call is owed by an open turn"),
             system_prompt: self.state.view().system_prompt.clone(),
+            workspace: self.state.view().workspace.clone(),
+            policy: self.state.view().policy.clone(),
             items: open.map(|open| open.items().cloned().collect()).unwrap_or_default(),
             tool_bytes: self.shared.config.limits.item_bytes,
             // Only the thread's creation stands before the first turn's start.
@@ -423,12 +426,9 @@ impl ThreadActor {
     fn start_tool(&self, due: Due, ctx: &Context<Self>) -> Option<ToolTask> {
         let (invocation, class) = self.state.invocation(self.key, due)?;
         let addr = ctx.address();
-        let done = move |end| {
-            let report = ToolReport { operation: due.operation, attempt: due.attempt, end };
-            // One for each tool that is under way, which the machine bounds.
-            addr.do_send(Envelope::internal(Command::ToolReport(report)));
-        };
-        Some(ToolTask::start(due, class, invocation, self.shared.tools.clone(), &self.shared.engines, done))
+        // At most one of these is under way for each time the outbox is taken.
+        let wake = Box::new(move || addr.do_send(Spoke));
+        Some(ToolTask::start(due, class, invocation, self.shared.tools.clone(), &self.shared.engines, wake))
     }
 
     fn set_alarm(&mut self, at: Option<UnixMs>, ctx: &mut Context<Self>) {
@@ -450,26 +450,50 @@ impl ThreadActor {
         });
     }
 
-    /// What the engine has said, if it is time to save it.
-    fn engine_says(&mut self, ctx: &mut Context<Self>) -> Option<raddle_domain::command::Report> {
-        let engine = self.engine.as_ref()?;
-        let (bytes, ended) = engine.outbox.waiting();
-        if bytes == 0 && !ended {
-            return None;
-        }
-        let lingered = self.spoke.map_or(DELTA_LINGER, |spoke| spoke.elapsed());
-        let due = ended || bytes >= DELTA_BYTES || lingered >= DELTA_LINGER;
-        if due || !self.pending.is_empty() || self.park.is_some() {
+    /// What engine and tools have said, where it is time to save it.
+    fn said(&mut self, ctx: &mut Context<Self>) -> Vec<Command> {
+        let hurry = !self.pending.is_empty() || self.park.is_some();
+        let mut commands = Vec::new();
+        let mut lingers: Option<Duration> = None;
+        let mut is_due = |(bytes, ended): (usize, bool), spoke: Option<Instant>| {
+            if bytes == 0 && !ended {
+                return false;
+            }
+            let lingered = spoke.map_or(DELTA_LINGER, |spoke| spoke.elapsed());
+            let due = hurry || ended || bytes >= DELTA_BYTES || lingered >= DELTA_LINGER;
+            if !due {
+                let left = DELTA_LINGER - lingered;
+                lingers = Some(lingers.map_or(left, |known| known.min(left)));
+            }
+            due
+        };
+        if let Some(engine) = &self.engine
+            && is_due(engine.outbox.waiting(), self.spoke)
+        {
             self.spoke = Some(Instant::now());
-            return engine.outbox.take(engine.turn, engine.call);
+            commands.extend(engine.take().map(Command::Report));
         }
-        if self.linger.is_none() {
-            self.linger = Some(ctx.run_later(DELTA_LINGER - lingered, |this, ctx| {
+        for tool in &mut self.tools {
+            if is_due(tool.outbox.waiting(), tool.spoke) {
+                commands.extend(tool.take().map(Command::ToolReport));
+            }
+        }
+        if let Some(wait) = lingers
+            && self.linger.is_none()
+        {
+            self.linger = Some(ctx.run_later(wait, |this, ctx| {
                 this.linger = None;
                 this.advance(ctx);
             }));
         }
-        None
+        commands
+    }
+
+    /// Whether engine or tools have something to save.
+    fn has_more(&self) -> bool {
+        let mut waiting = self.tools.iter().map(|tool| tool.outbox.waiting());
+        let waiting = waiting.by_ref().chain(self.engine.iter().map(|engine| engine.outbox.waiting()));
+        waiting.into_iter().any(|(bytes, ended)| bytes > 0 || ended)
     }
 
     fn erase(&mut self, steps: Steps, waiting: Vec<Waiting>, ctx: &mut Context<Self>) {
@@ -519,10 +543,14 @@ impl Envelope {
             Command::EditPrompt(edit) => edit.prompt.as_ref().map_or(0, String::len),
             Command::Answer(answer) => answer.answer.len(),
             Command::Resolve(resolve) => resolve.output.as_ref().map_or(0, String::len),
-            Command::ToolReport(report) => match &report.end {
-                ToolEnd::Done(text) | ToolEnd::Failed(text) | ToolEnd::Unknown(text) => text.len(),
-                ToolEnd::NotDone => 0,
-            },
+            Command::Report(report) => report.text.iter().map(|(_, text)| text.len()).sum(),
+            Command::ToolReport(ToolReport { said, end, .. }) => {
+                let end = end.as_ref().map_or(0, |end| match end {
+                    ToolEnd::Done(text) | ToolEnd::Failed(text) | ToolEnd::Unknown(text) => text.len(),
+                    ToolEnd::NotDone => 0,
+                });
+                said.len() + end
+            }
             _ => 0,
         }
     }

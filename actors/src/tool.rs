@@ -1,4 +1,4 @@
-//! One attempt of one tool call: run as a tokio task, told to its thread as a command.
+//! One attempt of one tool call: run as a tokio task, told to its thread through an outbox.
 //!
 //! Absent on purpose: whether it may run, and what becomes of an outcome that nobody knows; the thread's machine
 //! decides both.
@@ -7,15 +7,22 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
 use raddle_domain::{
-    ports::{Invocation, ToolEnd, Tools},
+    command::ToolReport,
+    ports::{Invocation, Output, Saying, ToolEnd, Tools},
     record::EffectClass,
     thread::Due,
 };
-use tokio::{runtime::Handle, task::AbortHandle};
+use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
+
+/// What the tool says.
+pub(crate) type Outbox = crate::outbox::Outbox<(), ToolEnd>;
 
 /// A running attempt. Dropping it gives the tool up.
 pub(crate) struct ToolTask {
     pub due: Due,
+    pub outbox: Arc<Outbox>,
+    /// When something it said was last saved.
+    pub spoke: Option<Instant>,
     task: AbortHandle,
 }
 
@@ -25,26 +32,51 @@ impl Drop for ToolTask {
     }
 }
 
+impl Output for Outbox {
+    fn say(&self, text: String) -> Saying<'_> {
+        Box::pin(self.say((), text))
+    }
+}
+
 impl ToolTask {
-    /// Starts the attempt on `runtime`; `done` is called with its end, once.
+    /// Starts the attempt on `runtime`; `wake` is called when the outbox has something and the thread does not know it.
     pub fn start(
         due: Due,
         class: EffectClass,
         invocation: Invocation,
         tools: Arc<dyn Tools>,
         runtime: &Handle,
-        done: impl FnOnce(ToolEnd) + Send + 'static,
+        wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
-        let task = runtime.spawn(async move { done(attempt(due, class, invocation, &*tools).await) });
-        Self { due, task: task.abort_handle() }
+        let outbox = Arc::new(Outbox::new(wake));
+        let told = outbox.clone();
+        let task = runtime.spawn(async move {
+            let end = attempt(due, class, invocation, &*tools, told.clone()).await;
+            told.end(end);
+        });
+        Self { due, outbox, spoke: None, task: task.abort_handle() }
+    }
+
+    /// Takes what it has said.
+    pub fn take(&mut self) -> Option<ToolReport> {
+        let (text, end) = self.outbox.take()?;
+        self.spoke = Some(Instant::now());
+        let said = text.into_iter().map(|((), text)| text).collect();
+        Some(ToolReport { operation: self.due.operation, attempt: self.due.attempt, said, end })
     }
 }
 
-async fn attempt(due: Due, class: EffectClass, invocation: Invocation, tools: &dyn Tools) -> ToolEnd {
+async fn attempt(
+    due: Due,
+    class: EffectClass,
+    invocation: Invocation,
+    tools: &dyn Tools,
+    output: Arc<Outbox>,
+) -> ToolEnd {
     if due.reconcile {
         return caught(async { tools.reconcile(invocation).await }).await;
     }
-    match caught(async { tools.run(invocation.clone()).await }).await {
+    match caught(async { tools.run(invocation.clone(), output).await }).await {
         ToolEnd::Unknown(_) if class == EffectClass::Reconcilable => {
             caught(async { tools.reconcile(invocation).await }).await
         }

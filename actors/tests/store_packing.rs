@@ -3,7 +3,7 @@
 #[macro_use]
 mod support;
 
-use raddle_actors::store::{backend::MemoryMedium, memory::MemoryStore, redb::RedbStore};
+use raddle_actors::store::{backend::MemoryMedium, redb::RedbStore};
 use raddle_domain::{
     event::{Event, Record, SCHEMA},
     id::{Seq, ThreadKey},

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{ApprovalId, InputId, OperationId, QuestionId, Seq, TurnId},
+    policy::Policy,
     ports::{Answered, ModelError, ToolEnd},
     record::{
         Admission, Approval, Checkpoint, Decision, Delivery, Effect, InterruptReceipt, ItemKind, Metadata, ModelChoice,
@@ -33,7 +34,7 @@ pub enum Command {
     Report(Report),
     /// The host is ready to run the tools that are due: their effects count as started from here on.
     Begin,
-    /// A tool came to its end.
+    /// A tool speaks.
     ToolReport(ToolReport),
     /// First command of a loaded thread with an open turn and no engine. `restarted` when another process ran it.
     Recover {
@@ -77,6 +78,7 @@ pub struct NewThread {
     pub auto_approve: bool,
     pub trust_mode: bool,
     pub on_restart: OnRestart,
+    pub policy: Option<Policy>,
     pub metadata: Metadata,
 }
 
@@ -93,6 +95,7 @@ impl NewThread {
             auto_approve: false,
             trust_mode: false,
             on_restart: OnRestart::default(),
+            policy: None,
             metadata: Metadata::new(),
         }
     }
@@ -110,6 +113,7 @@ pub struct ThreadPatch {
     pub auto_approve: Option<bool>,
     pub trust_mode: Option<bool>,
     pub on_restart: Option<OnRestart>,
+    pub policy: Option<Option<Policy>>,
     pub archived: Option<bool>,
     /// Whether queued prompts wait although no turn is open.
     pub queue_paused: Option<bool>,
@@ -197,13 +201,16 @@ pub struct Resolve {
     pub output: Option<String>,
 }
 
-/// How one attempt of a tool ended.
+/// What one attempt of a tool has to tell.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ToolReport {
     pub operation: OperationId,
     /// A report about another attempt than the one that is under way changes nothing.
     pub attempt: u32,
-    pub end: ToolEnd,
+    /// Text that came since the last report.
+    pub said: String,
+    /// How the attempt ended, if it did.
+    pub end: Option<ToolEnd>,
 }
 
 /// What the engine has to tell about one model call.

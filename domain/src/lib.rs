@@ -20,4 +20,5 @@ pub mod history;
 
 pub mod pack;
 
+pub mod policy;
 pub mod ports;

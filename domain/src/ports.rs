@@ -9,8 +9,9 @@ use uuid::Uuid;
 use crate::{
     history::{Message, ToolCall},
     id::{OperationId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    policy::{Policy, TenantRules},
     price::Totals,
-    record::{EffectClass, ModelChoice, Permit, Purpose, TurnSettings, Usage},
+    record::{EffectClass, ItemKind, ModelChoice, Permit, Purpose, TurnSettings, Usage},
     time::UnixMs,
 };
 
@@ -212,9 +213,21 @@ pub enum Judgement {
     Run(Box<Planned>),
 }
 
+/// The turn in which a call is made, as far as tools and policies look at it.
+#[derive(Debug, Clone, Copy)]
+pub struct Scene<'a> {
+    pub key: ThreadKey,
+    pub workspace: Option<&'a str>,
+    /// The thread's own layer.
+    pub policy: Option<&'a Policy>,
+    pub settings: &'a TurnSettings,
+}
+
 /// A tool call that can be run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Planned {
+    /// What the call shows as.
+    pub kind: ItemKind,
     pub class: EffectClass,
     pub gate: Gate,
     pub arguments: serde_json::Value,
@@ -227,9 +240,11 @@ pub struct Planned {
     pub words: Option<Vec<String>>,
     /// Why it has to be asked, where it has to be.
     pub reason: String,
+    /// The rule because of which it has to be asked.
+    pub asked_by: Option<String>,
     /// What a lasting approval would let pass.
     pub amendment: Option<Permit>,
-    /// The rule of the tenant that lets it pass.
+    /// The rule that lets it pass.
     pub permitted_by: Option<String>,
 }
 
@@ -242,6 +257,8 @@ pub enum Gate {
     Ask,
     /// A person, unless the turn approves by itself and is trusted.
     FullAccess,
+    /// A person, whatever the turn says.
+    Person,
 }
 
 /// One attempt of one tool call.
@@ -256,6 +273,10 @@ pub struct Invocation {
     pub tool: String,
     pub arguments: serde_json::Value,
     pub workspace: Option<String>,
+    /// The thread's own layer of the policy.
+    pub policy: Option<Policy>,
+    /// Whether the turn is trusted.
+    pub trusted: bool,
 }
 
 /// How an attempt ended.
@@ -271,19 +292,39 @@ pub enum ToolEnd {
     Unknown(String),
 }
 
+/// Where a tool at work says what it has to say before its end. It is saved and streamed; what the end says takes its
+/// place.
+pub trait Output: Send + Sync + 'static {
+    /// Adds text. Ready once there is room for it: a tool that says more than the thread can save has to wait.
+    fn say(&self, text: String) -> Saying<'_>;
+}
+
+/// Text on its way to the log.
+pub type Saying<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// Nobody listens.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silence;
+
+impl Output for Silence {
+    fn say(&self, _: String) -> Saying<'_> {
+        Box::pin(async {})
+    }
+}
+
 /// A tool at work. Dropping it gives it up, whatever it has done.
 pub type ToolRun = Pin<Box<dyn Future<Output = ToolEnd> + Send>>;
 
 /// The tools that are configured.
 pub trait Tools: Send + Sync + 'static {
     /// What may be offered to the model of such a turn.
-    fn specs(&self, key: ThreadKey, settings: &TurnSettings) -> Vec<ToolSpec>;
+    fn specs(&self, scene: Scene<'_>) -> Vec<ToolSpec>;
 
-    /// Judges a call. `permits` are the calls that the tenant approved for ever, by the names of the rules.
-    fn judge(&self, call: &ToolCall, settings: &TurnSettings, permits: &[(String, Permit)]) -> Judgement;
+    /// Judges a call, by what the tenant has said among others.
+    fn judge(&self, call: &ToolCall, scene: Scene<'_>, rules: &TenantRules) -> Judgement;
 
     /// Runs a call that was judged, as often as its class allows.
-    fn run(&self, invocation: Invocation) -> ToolRun;
+    fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun;
 
     /// Asks a reconcilable tool what became of an operation that it was started with.
     fn reconcile(&self, invocation: Invocation) -> ToolRun;
@@ -294,13 +335,13 @@ pub trait Tools: Send + Sync + 'static {
 pub struct NoTools;
 
 impl Tools for NoTools {
-    fn specs(&self, _: ThreadKey, _: &TurnSettings) -> Vec<ToolSpec> {
+    fn specs(&self, _: Scene<'_>) -> Vec<ToolSpec> {
         Vec::new()
     }
-    fn judge(&self, _: &ToolCall, _: &TurnSettings, _: &[(String, Permit)]) -> Judgement {
+    fn judge(&self, _: &ToolCall, _: Scene<'_>, _: &TenantRules) -> Judgement {
         Judgement::Unknown
     }
-    fn run(&self, invocation: Invocation) -> ToolRun {
+    fn run(&self, invocation: Invocation, _: Arc<dyn Output>) -> ToolRun {
         Box::pin(async move { ToolEnd::Failed(format!("unknown tool: {}", invocation.tool)) })
     }
     fn reconcile(&self, _: Invocation) -> ToolRun {

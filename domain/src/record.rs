@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use crate::{
     id::{ApprovalId, InputId, ItemId, OperationId, QuestionId, Seq, ThreadId, TurnId},
+    policy::Policy,
     price::{Cost, Price},
     time::UnixMs,
 };
@@ -30,6 +31,9 @@ pub struct Thread {
     pub auto_approve: bool,
     pub trust_mode: bool,
     pub on_restart: OnRestart,
+    /// The thread's own layer of the policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
     pub archived: bool,
     pub active_turn: Option<TurnId>,
     /// Prompts that wait in the inbox.

@@ -324,6 +324,8 @@ impl ThreadState {
             tool: effect.tool.clone(),
             arguments: item.metadata.get("arguments").cloned().unwrap_or_default(),
             workspace: self.view.workspace.clone(),
+            policy: self.view.policy.clone(),
+            trusted: open.turn.settings.trust_mode,
         };
         Some((invocation, effect.class))
     }

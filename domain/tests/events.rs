@@ -47,6 +47,7 @@ fn thread() -> Box<Thread> {
         auto_approve: false,
         trust_mode: false,
         on_restart: OnRestart::Interrupt,
+        policy: None,
         archived: false,
         active_turn: Some(TurnId::new(uuid(2))),
         queued: 1,

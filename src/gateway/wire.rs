@@ -7,6 +7,7 @@ use raddle_actors::ForkAt;
 use raddle_domain::{
     command::{self, IfIdle, ThreadPatch},
     id::{InputId, ItemId, Seq, ThreadId, TurnId},
+    policy::Policy,
     ports::{Models, UnknownModel},
     record::{
         Admission, Approval, Decision, Delivery, Item, Metadata, ModelChoice, OnRestart, Resolution, Thread, Turn,
@@ -34,6 +35,8 @@ pub struct NewThread {
     pub auto_approve: Option<bool>,
     pub trust_mode: Option<bool>,
     pub on_restart: Option<OnRestart>,
+    /// Rules of this thread alone, beside those of the tenant and of the installation: the strictest wins.
+    pub policy: Option<Policy>,
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Metadata>,
 }
@@ -50,13 +53,14 @@ impl NewThread {
             auto_approve: self.auto_approve.unwrap_or_default(),
             trust_mode: self.trust_mode.unwrap_or_default(),
             on_restart: self.on_restart.unwrap_or_default(),
+            policy: self.policy,
             metadata: self.metadata.unwrap_or_default(),
             ..command::NewThread::with(choice)
         })
     }
 }
 
-/// Settings of a thread to change; what is absent stays. `null` clears `title`, `system_prompt`, `workspace`.
+/// Settings of a thread to change; what is absent stays. `null` clears `title`, `system_prompt`, `workspace`, `policy`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PatchThread {
@@ -75,6 +79,9 @@ pub struct PatchThread {
     pub auto_approve: Option<bool>,
     pub trust_mode: Option<bool>,
     pub on_restart: Option<OnRestart>,
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<Policy>)]
+    pub policy: Option<Option<Policy>>,
     pub archived: Option<bool>,
     /// Whether queued prompts go on waiting when no turn is open.
     pub queue_paused: Option<bool>,
@@ -96,6 +103,7 @@ impl PatchThread {
             auto_approve: self.auto_approve,
             trust_mode: self.trust_mode,
             on_restart: self.on_restart,
+            policy: self.policy,
             archived: self.archived,
             queue_paused: self.queue_paused,
             metadata: self.metadata,

@@ -21,7 +21,7 @@ mod dir;
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use raddle_domain::{
-    ports::{Gate, Invocation, ToolEnd, ToolRun, ToolSpec},
+    ports::{Gate, Invocation, Output, ToolEnd, ToolRun, ToolSpec},
     record::EffectClass,
 };
 use serde::Deserialize;
@@ -176,7 +176,7 @@ impl Tool for Demo {
         }
     }
 
-    fn run(&self, invocation: Invocation) -> ToolRun {
+    fn run(&self, invocation: Invocation, _: Arc<dyn Output>) -> ToolRun {
         let (dir, act) = (self.dir.clone(), self.act);
         Box::pin(async move {
             let arguments = match Arguments::deserialize(&invocation.arguments) {

@@ -1,7 +1,10 @@
-use raddle_domain::id::{OperationId, TenantId, ThreadId, TurnId};
+use raddle_domain::ports::Silence;
 use serde_json::json;
 
-use super::*;
+use super::{
+    bench::{invocation, scene, settings},
+    *,
+};
 
 /// A tool that says what it was asked, or panics.
 struct Fake {
@@ -38,7 +41,7 @@ impl Tool for Fake {
             words: Some(words.iter().map(|word| (*word).to_owned()).collect()),
         })
     }
-    fn run(&self, invocation: Invocation) -> ToolRun {
+    fn run(&self, invocation: Invocation, _: Arc<dyn Output>) -> ToolRun {
         assert!(invocation.arguments["n"] != 0, "broken before it began");
         Box::pin(async move {
             assert!(invocation.arguments["n"] != 1, "broken on the way");
@@ -51,40 +54,10 @@ fn toolbox(tools: Vec<Fake>) -> Result<Toolbox, ToolboxError> {
     Toolbox::new(tools.into_iter().map(|tool| Arc::new(tool) as Arc<dyn Tool>), false)
 }
 
-fn settings() -> TurnSettings {
-    TurnSettings {
-        engine: "scripted".into(),
-        model: "scripted".into(),
-        mode: "agent".into(),
-        allow_shell: false,
-        auto_approve: false,
-        trust_mode: false,
-        temperature: None,
-        top_p: None,
-        max_tokens: None,
-        price: None,
-    }
-}
-
-fn key() -> ThreadKey {
-    ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::from_bytes([0; 16]) }
-}
-
-fn invocation(tool: &str, attempt: u32, arguments: Value) -> Invocation {
-    Invocation {
-        key: key(),
-        turn: TurnId::from_bytes([1; 16]),
-        operation: OperationId::from_bytes([2; 16]),
-        attempt,
-        tool: tool.to_owned(),
-        arguments,
-        workspace: None,
-    }
-}
-
 fn judge(toolbox: &Toolbox, name: &str, arguments: &str, permits: &[(String, Permit)]) -> Judgement {
     let call = ToolCall { call_id: "c1".into(), name: name.into(), arguments: arguments.into() };
-    toolbox.judge(&call, &settings(), permits)
+    let rules = TenantRules { permits: permits.to_vec(), ..TenantRules::default() };
+    toolbox.judge(&call, scene(&settings()), &rules)
 }
 
 fn planned(toolbox: &Toolbox, name: &str, arguments: &str, permits: &[(String, Permit)]) -> Planned {
@@ -95,7 +68,7 @@ fn planned(toolbox: &Toolbox, name: &str, arguments: &str, permits: &[(String, P
 }
 
 fn names(toolbox: &Toolbox) -> Vec<String> {
-    toolbox.specs(key(), &settings()).into_iter().map(|spec| spec.name).collect()
+    toolbox.specs(scene(&settings())).into_iter().map(|spec| spec.name).collect()
 }
 
 #[test]
@@ -103,6 +76,7 @@ fn a_call_that_fits_is_planned_as_its_tool_says() {
     let toolbox = toolbox(vec![Fake::named("other"), Fake::named("count")]).unwrap();
     let digest = arguments::digest(&json!({"n": 7})).unwrap();
     let expected = Planned {
+        kind: ItemKind::ToolCall,
         class: EffectClass::Once,
         gate: Gate::FullAccess,
         arguments: json!({"n": 7}),
@@ -112,6 +86,7 @@ fn a_call_that_fits_is_planned_as_its_tool_says() {
         words: None,
         reason: "n is 7".into(),
         amendment: Some(Permit { tool: "count".into(), arguments_sha256: Some(digest), command_prefix: None }),
+        asked_by: None,
         permitted_by: None,
     };
     assert_eq!(planned(&toolbox, "count", " {\"n\" : 7}", &[]), expected);
@@ -243,16 +218,19 @@ fn tools_that_cannot_be_offered_are_refused_at_the_start() {
 #[tokio::test]
 async fn a_run_ends_as_its_tool_says() {
     let toolbox = toolbox(vec![Fake::named("count")]).unwrap();
-    assert_eq!(toolbox.run(invocation("count", 2, json!({"n": 7}))).await, ToolEnd::Done("attempt 2".into()));
+    assert_eq!(
+        toolbox.run(invocation("count", 2, 2, json!({"n": 7})), Arc::new(Silence)).await,
+        ToolEnd::Done("attempt 2".into())
+    );
     let cannot_say = ToolEnd::Unknown("the tool cannot say what became of it".into());
-    assert_eq!(toolbox.reconcile(invocation("count", 1, json!({}))).await, cannot_say);
+    assert_eq!(toolbox.reconcile(invocation("count", 2, 1, json!({}))).await, cannot_say);
 }
 
 #[tokio::test]
 async fn a_panic_is_an_unknown_outcome() {
     let toolbox = toolbox(vec![Fake::named("count")]).unwrap();
     for n in [0, 1] {
-        let end = toolbox.run(invocation("count", 1, json!({ "n": n }))).await;
+        let end = toolbox.run(invocation("count", 2, 1, json!({ "n": n })), Arc::new(Silence)).await;
         assert_eq!(end, ToolEnd::Unknown("the tool broke off; this is a defect".into()), "{n}");
     }
 }
@@ -261,7 +239,10 @@ async fn a_panic_is_an_unknown_outcome() {
 async fn a_tool_that_is_gone_has_failed_only_if_it_was_never_started() {
     let toolbox = toolbox(vec![]).unwrap();
     let gone = ToolEnd::Unknown("the tool is no longer configured".into());
-    assert_eq!(toolbox.run(invocation("count", 1, json!({}))).await, ToolEnd::Failed("unknown tool: count".into()));
-    assert_eq!(toolbox.run(invocation("count", 2, json!({}))).await, gone);
-    assert_eq!(toolbox.reconcile(invocation("count", 1, json!({}))).await, gone);
+    assert_eq!(
+        toolbox.run(invocation("count", 2, 1, json!({})), Arc::new(Silence)).await,
+        ToolEnd::Failed("unknown tool: count".into())
+    );
+    assert_eq!(toolbox.run(invocation("count", 2, 2, json!({})), Arc::new(Silence)).await, gone);
+    assert_eq!(toolbox.reconcile(invocation("count", 2, 1, json!({}))).await, gone);
 }

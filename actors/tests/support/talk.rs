@@ -27,6 +27,7 @@ fn thread_record(key: ThreadKey, seq: Seq, title: &str) -> Thread {
         auto_approve: false,
         trust_mode: false,
         on_restart: OnRestart::Resume,
+        policy: None,
         archived: false,
         active_turn: None,
         queued: 0,

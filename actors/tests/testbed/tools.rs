@@ -3,7 +3,7 @@
 //! `read`, `idempotent`, `reconcilable` and `once` are named for their class; `gated_` in front of one makes it ask,
 //! `full_` ask for full access. `ask` is a question. Words of the argument say what a call does: `before` and `after`
 //! wait for a permit of the gate of that name before, or after, they act; `panics`, `fails`, `unknown` and `undone`
-//! say how it ends, and with a `1` behind them how its first attempt does. Of a `mute` operation nothing can be said
+//! say how it ends, and with a `1` behind them how its first attempt does; `says` speaks before it acts. Of a `mute` operation nothing can be said
 //! later.
 
 use std::{
@@ -16,9 +16,9 @@ use std::{
 
 use raddle_domain::{
     history::ToolCall,
-    id::ThreadKey,
-    ports::{Gate, Invocation, Judgement, Planned, ToolEnd, ToolRun, ToolSpec, Tools},
-    record::{EffectClass, Permit, TurnSettings},
+    policy::TenantRules,
+    ports::{Gate, Invocation, Judgement, Output, Planned, Scene, ToolEnd, ToolRun, ToolSpec, Tools},
+    record::{EffectClass, ItemKind, Permit},
 };
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, watch};
@@ -122,12 +122,12 @@ fn class(tool: &str) -> Option<(EffectClass, Gate)> {
 pub struct Shared(pub Arc<TestTools>);
 
 impl Tools for Shared {
-    fn specs(&self, _: ThreadKey, _: &TurnSettings) -> Vec<ToolSpec> {
+    fn specs(&self, _: Scene<'_>) -> Vec<ToolSpec> {
         (self.0.on_specs)();
         Vec::new()
     }
 
-    fn judge(&self, call: &ToolCall, _: &TurnSettings, permits: &[(String, Permit)]) -> Judgement {
+    fn judge(&self, call: &ToolCall, _: Scene<'_>, rules: &TenantRules) -> Judgement {
         let arguments = call.arguments_value();
         if call.name == "ask" {
             let question = arguments["argument"].as_str().unwrap_or_default().to_owned();
@@ -137,10 +137,11 @@ impl Tools for Shared {
         let digest: BTreeMap<_, _> = arguments.as_object().into_iter().flatten().collect();
         let digest = Sha256::digest(serde_json::to_vec(&digest).unwrap());
         let arguments_sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        let permitted = permits.iter().find(|(_, permit)| permit.covers(&call.name, &arguments_sha256, None));
+        let permitted = rules.permits.iter().find(|(_, permit)| permit.covers(&call.name, &arguments_sha256, None));
         let amendment =
             Permit { tool: call.name.clone(), arguments_sha256: Some(arguments_sha256.clone()), command_prefix: None };
         Judgement::Run(Box::new(Planned {
+            kind: ItemKind::ToolCall,
             class,
             gate,
             arguments,
@@ -149,12 +150,13 @@ impl Tools for Shared {
             cwd: None,
             words: None,
             reason: "it leaves a mark".into(),
+            asked_by: None,
             amendment: Some(amendment),
             permitted_by: permitted.map(|(rule, _)| rule.clone()),
         }))
     }
 
-    fn run(&self, invocation: Invocation) -> ToolRun {
+    fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun {
         let tools = self.0.clone();
         Box::pin(async move {
             tools.progress.send_modify(|(begun, _)| *begun += 1);
@@ -170,6 +172,9 @@ impl Tools for Shared {
             }
             if says("fails") {
                 return ToolEnd::Failed(format!("cannot do {}", words[0]));
+            }
+            if says("says") {
+                output.say(format!("about to do {}\n", words[0])).await;
             }
             tools.act(&invocation);
             assert!(!says("panics"), "told to fail");

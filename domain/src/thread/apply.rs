@@ -318,10 +318,9 @@ impl OpenTurn {
                 }
                 self.items.push(OpenItem { item: (**item).clone(), settled: None });
             }
-            Event::ItemDelta(delta) => match self.items.last_mut() {
-                Some(OpenItem { item, settled: None }) if item.id == delta.item => item.detail.push_str(&delta.delta),
-                _ => return Err("the item is not open"),
-            },
+            Event::ItemDelta(delta) => {
+                self.open_item_mut(delta.item).ok_or("the item is not open")?.detail.push_str(&delta.delta);
+            }
             Event::ItemCompleted(done) => {
                 let mut open = self.items.iter_mut().rev().filter(|open| open.settled.is_none());
                 let open = open.find(|open| open.item.id == done.id).ok_or("the item is not open")?;
@@ -370,8 +369,13 @@ impl OpenTurn {
                 {
                     return Err("an effect of class `once` is started again");
                 }
+                let again = next.attempt > effect.attempt.max(1);
                 *effect = Effect::clone(next);
                 *reconcile = false;
+                if again {
+                    // Another attempt says everything anew.
+                    self.open_item_mut(next.item_id).ok_or("the item is not open")?.detail.clear();
+                }
             }
             _ => return Err("not an event of an open turn"),
         }
@@ -392,6 +396,11 @@ impl OpenTurn {
                 *reconcile = effect.class == EffectClass::Reconcilable && effect.status == EffectStatus::Started;
             }
         }
+    }
+
+    fn open_item_mut(&mut self, id: crate::id::ItemId) -> Option<&mut Item> {
+        let mut open = self.items.iter_mut().rev().filter(|open| open.settled.is_none());
+        open.find(|open| open.item.id == id).map(|open| &mut open.item)
     }
 
     fn effect_mut(&mut self, which: &Effect) -> Option<(&mut Effect, &mut bool)> {

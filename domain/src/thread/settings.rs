@@ -5,7 +5,7 @@ use crate::{
     command::{Limits, NewThread, Refused, Reply, ThreadPatch},
     event::{Event, Record},
     id::ThreadId,
-    record::{Checkpoint, MAX_DEPTH, Metadata, Thread, ThreadStatus, nests_deeper},
+    record::{Checkpoint, MAX_DEPTH, Thread, ThreadStatus, nests_deeper},
 };
 
 impl ThreadState {
@@ -24,6 +24,7 @@ impl ThreadState {
             auto_approve: new.auto_approve,
             trust_mode: new.trust_mode,
             on_restart: new.on_restart,
+            policy: new.policy,
             archived: false,
             active_turn: None,
             queued: 0,
@@ -65,6 +66,7 @@ impl Stepper<'_> {
         set(&mut view.auto_approve, patch.auto_approve);
         set(&mut view.trust_mode, patch.trust_mode);
         set(&mut view.on_restart, patch.on_restart);
+        set(&mut view.policy, patch.policy);
         set(&mut view.archived, patch.archived);
         set(&mut view.queue_paused, patch.queue_paused);
         set(&mut view.metadata, patch.metadata);
@@ -150,9 +152,11 @@ fn within(thread: &Thread, limits: &Limits) -> Result<(), Refused> {
     if thread.metadata.values().any(|value| nests_deeper(value, MAX_DEPTH)) {
         return Err(Refused::Invalid { field: "metadata", why: format!("nests deeper than {MAX_DEPTH} levels") });
     }
-    let size = metadata_bytes(&thread.metadata);
-    if size > limits.metadata_bytes {
-        return Err(Refused::TooLarge { field: "metadata", size, limit: limits.metadata_bytes });
+    let policy = thread.policy.as_ref().map_or(0, json_bytes);
+    for (field, size) in [("metadata", json_bytes(&thread.metadata)), ("policy", policy)] {
+        if size > limits.metadata_bytes {
+            return Err(Refused::TooLarge { field, size, limit: limits.metadata_bytes });
+        }
     }
     Ok(())
 }
@@ -162,6 +166,6 @@ pub(super) fn fits(field: &'static str, value: &str, limit: usize) -> Result<(),
     if size > limit { Err(Refused::TooLarge { field, size, limit }) } else { Ok(()) }
 }
 
-fn metadata_bytes(metadata: &Metadata) -> usize {
-    serde_json::to_vec(metadata).map_or(usize::MAX, |json| json.len())
+fn json_bytes(value: &impl serde::Serialize) -> usize {
+    serde_json::to_vec(value).map_or(usize::MAX, |json| json.len())
 }

@@ -213,8 +213,13 @@ impl Bench {
     /// The attempt of the tool that is under way comes to its end.
     fn tool(&mut self, tool: &str, end: ToolEnd) -> Step {
         let effect = self.effect(tool);
-        self.ask(Command::ToolReport(ToolReport { operation: effect.operation_id, attempt: effect.attempt, end }))
-            .unwrap()
+        self.ask(Command::ToolReport(ToolReport {
+            operation: effect.operation_id,
+            attempt: effect.attempt,
+            said: String::new(),
+            end: Some(end),
+        }))
+        .unwrap()
     }
 
     fn done(&mut self, tool: &str) -> Step {
@@ -376,6 +381,7 @@ fn key() -> ThreadKey {
 fn planned(name: &str, class: EffectClass, gate: Gate) -> Planned {
     let arguments_sha256 = "d1".repeat(32);
     Planned {
+        kind: ItemKind::ToolCall,
         class,
         gate,
         arguments: serde_json::json!({}),
@@ -386,6 +392,7 @@ fn planned(name: &str, class: EffectClass, gate: Gate) -> Planned {
         reason: "it writes".into(),
         amendment: Some(Permit { tool: name.into(), arguments_sha256: Some(arguments_sha256), command_prefix: None }),
         permitted_by: None,
+        asked_by: None,
     }
 }
 
@@ -587,9 +594,19 @@ impl Bench {
             Op::Tool(which, end) => {
                 let owed = self.state.owed().tools;
                 if let Some(due) = owed.get(which).or(owed.first()) {
-                    let late = ToolReport { operation: due.operation, attempt: due.attempt - 1, end: end.clone() };
+                    let late = ToolReport {
+                        operation: due.operation,
+                        attempt: due.attempt - 1,
+                        said: "late".into(),
+                        end: Some(end.clone()),
+                    };
                     assert!(self.ask(Command::ToolReport(late)).unwrap().records.is_empty());
-                    let report = ToolReport { operation: due.operation, attempt: due.attempt, end };
+                    let report = ToolReport {
+                        operation: due.operation,
+                        attempt: due.attempt,
+                        said: String::new(),
+                        end: Some(end),
+                    };
                     assert!(!self.ask(Command::ToolReport(report)).unwrap().records.is_empty());
                 }
             }

@@ -21,7 +21,7 @@ use serde_json::json;
 use super::{OpenCall, settings::fits, step::Stepper};
 use crate::{
     command::{Answer, Decide, Refused, Reply, Resolve, ToolReport},
-    event::Event,
+    event::{Event, ItemDelta},
     history::{ARGUMENTS, ToolCall},
     id::{ApprovalId, ItemId, OperationId, QuestionId, TurnId},
     ports::{Gate, Judgement, Planned, Requested, ToolEnd},
@@ -35,7 +35,11 @@ impl Stepper<'_> {
     /// Takes a tool call of the model's answer.
     pub(super) fn request(&mut self, turn: TurnId, call: u32, requested: Requested) {
         let Requested { call: asked, judgement } = requested;
-        let mut item = self.new_item(turn, call, ItemKind::ToolCall);
+        let kind = match &judgement {
+            Judgement::Run(planned) => planned.kind,
+            _ => ItemKind::ToolCall,
+        };
+        let mut item = self.new_item(turn, call, kind);
         item.summary = summarize(&asked.name);
         item.metadata.insert("call_id".to_owned(), json!(asked.call_id));
         item.metadata.insert("tool".to_owned(), json!(asked.name));
@@ -93,6 +97,7 @@ impl Stepper<'_> {
         let granted = grants.any(|permit| permit.covers(&asked.name, &planned.arguments_sha256, words));
         let passes = match planned.gate {
             Gate::Open => None,
+            Gate::Person => return self.require(item, asked, operation, planned),
             _ if planned.permitted_by.is_some() => Some(DecidedBy::Policy),
             _ if granted => Some(DecidedBy::Session),
             Gate::Ask if auto => Some(DecidedBy::Auto),
@@ -132,7 +137,7 @@ impl Stepper<'_> {
             command: planned.command,
             cwd: planned.cwd,
             reason: planned.reason,
-            matched_rule: planned.permitted_by,
+            matched_rule: planned.permitted_by.or(planned.asked_by),
             available_decisions: [Decision::Approved]
                 .into_iter()
                 .chain(lasting)
@@ -304,10 +309,12 @@ impl Stepper<'_> {
 
     /// What a tool says. Said about an attempt that is not under way, it changes nothing.
     pub(super) fn tool_report(&mut self, report: ToolReport) -> Reply {
-        let ToolReport { operation, attempt, end } = report;
+        let ToolReport { operation, attempt, said, end } = report;
         let open = self.state.open.as_ref().and_then(|open| open.open_effect(operation));
         let current = |effect: &&Effect| effect.status == EffectStatus::Started && effect.attempt == attempt;
         let Some(mut effect) = open.filter(current).cloned() else { return Reply::Noted };
+        self.hear(&effect, said);
+        let Some(end) = end else { return Reply::Noted };
         let due = self.state.owed().tools.into_iter().find(|due| due.operation == operation);
         if matches!(end, ToolEnd::Done(_)) && due.is_some_and(|due| due.reconcile) {
             effect = self.reconciled(effect, Resolution::Settle, ResolvedBy::Tool, false);
@@ -334,6 +341,16 @@ impl Stepper<'_> {
         }
         self.proceed();
         Reply::Noted
+    }
+
+    /// Adds what a tool says to its item, up to the limit of an item.
+    fn hear(&mut self, effect: &Effect, mut said: String) {
+        let Some(item) = self.open_item(effect.item_id) else { return };
+        let room = self.cx.limits.item_bytes.saturating_sub(item.detail.len());
+        said.truncate(said.floor_char_boundary(room));
+        if !said.is_empty() {
+            self.emit(Event::ItemDelta(ItemDelta { turn: item.turn_id, item: item.id, kind: item.kind, delta: said }));
+        }
     }
 
     /// The process that ran the tools is gone.
@@ -405,7 +422,11 @@ impl Stepper<'_> {
             }
             if let Some(item) = self.open_item(item) {
                 self.close_item(item, TurnStatus::Interrupted, |item| {
-                    item.detail = "the turn ended before this call was done".to_owned();
+                    // What it said by then may be all that anybody will know of it.
+                    if !item.detail.is_empty() {
+                        item.detail.push('\n');
+                    }
+                    item.detail.push_str("the turn ended before this call was done");
                 });
             }
         }

@@ -14,7 +14,8 @@ use raddle_domain::{
     ports::{Answered, FinishReason, Gate, Ids, Judgement, ModelError, ModelErrorKind, Planned, Requested, ToolEnd},
     price::Prices,
     record::{
-        AdmissionStatus, Delivery, EffectClass, ModelChoice, OnRestart, Permit, Resolution, Turn, Undelivered, Usage,
+        AdmissionStatus, Delivery, EffectClass, ItemKind, ModelChoice, OnRestart, Permit, Resolution, Turn,
+        Undelivered, Usage,
     },
     thread::{Cx, ForkPoint, Rest, Settled, Snapshot, Step, ThreadState},
     time::UnixMs,
@@ -131,7 +132,12 @@ impl Host {
                 match owed.get(*which).or(owed.first()) {
                     Some(due) => {
                         let end = tool_end(*end);
-                        let report = ToolReport { operation: due.operation, attempt: due.attempt, end };
+                        let report = ToolReport {
+                            operation: due.operation,
+                            attempt: due.attempt,
+                            said: String::new(),
+                            end: Some(end),
+                        };
                         self.ask(Command::ToolReport(report), now)
                     }
                     None => "noted",
@@ -256,7 +262,8 @@ impl Host {
     /// What a tool would say that was given up.
     fn late_ends(&self, operation: usize) -> Vec<ToolReport> {
         let Some(operation) = self.operations.get(operation).copied() else { return Vec::new() };
-        let report = |attempt| ToolReport { operation, attempt, end: ToolEnd::Done("late".into()) };
+        let report =
+            |attempt| ToolReport { operation, attempt, said: "late".into(), end: Some(ToolEnd::Done("late".into())) };
         let due = self.state.owed().tools.into_iter().find(|due| due.operation == operation);
         let runs = |attempt: &u32| due.is_none_or(|due| due.attempt != *attempt);
         (0..4).filter(runs).map(report).collect()
@@ -549,6 +556,7 @@ fn requested(tool: &Tool) -> Requested {
             let arguments_sha256 = format!("{arguments:064x}");
             let sha256 = Some(arguments_sha256.clone());
             let planned = Planned {
+                kind: ItemKind::ToolCall,
                 class: *class,
                 gate: match gate {
                     model::Gate::Open => Gate::Open,
@@ -563,6 +571,7 @@ fn requested(tool: &Tool) -> Requested {
                 reason: "it writes".into(),
                 amendment: Some(Permit { tool: "t".into(), arguments_sha256: sha256, command_prefix: None }),
                 permitted_by: None,
+                asked_by: None,
             };
             ("t", Judgement::Run(Box::new(planned)))
         }

@@ -8,14 +8,16 @@ use std::{
 use futures_util::FutureExt;
 use raddle_domain::{
     history::ToolCall,
-    id::{OperationId, TenantId, ThreadId, ThreadKey, TurnId},
-    ports::{Judgement, Tools},
-    record::TurnSettings,
+    policy::TenantRules,
+    ports::{Judgement, Silence, Tools},
 };
 use tokio::time::Instant;
 
 use super::*;
-use crate::tools::Toolbox;
+use crate::tools::{
+    Toolbox,
+    bench::{invocation, operation, scene, settings},
+};
 
 struct World {
     toolbox: Toolbox,
@@ -30,10 +32,6 @@ fn world() -> World {
     World { toolbox, root }
 }
 
-fn operation(number: u8) -> OperationId {
-    OperationId::from_bytes([number; 16])
-}
-
 impl World {
     fn path(&self, name: &str) -> PathBuf {
         self.root.path().join("demo").join(name)
@@ -44,38 +42,14 @@ impl World {
     }
 
     fn judge(&self, tool: &str, arguments: &Value) -> Judgement {
-        let settings = TurnSettings {
-            engine: "scripted".into(),
-            model: "scripted".into(),
-            mode: "agent".into(),
-            allow_shell: false,
-            auto_approve: false,
-            trust_mode: false,
-            temperature: None,
-            top_p: None,
-            max_tokens: None,
-            price: None,
-        };
         let call = ToolCall { call_id: "c".into(), name: tool.into(), arguments: arguments.to_string() };
-        self.toolbox.judge(&call, &settings, &[])
-    }
-
-    fn invocation(tool: &str, number: u8, attempt: u32, arguments: Value) -> Invocation {
-        Invocation {
-            key: ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::from_bytes([0; 16]) },
-            turn: TurnId::from_bytes([0; 16]),
-            operation: operation(number),
-            attempt,
-            tool: tool.to_owned(),
-            arguments,
-            workspace: None,
-        }
+        self.toolbox.judge(&call, scene(&settings()), &TenantRules::default())
     }
 
     /// An attempt of a call that was judged.
     fn start(&self, tool: &str, number: u8, attempt: u32, arguments: Value) -> ToolRun {
         assert!(matches!(self.judge(tool, &arguments), Judgement::Run(_)), "{tool} {arguments}");
-        self.toolbox.run(Self::invocation(tool, number, attempt, arguments))
+        self.toolbox.run(invocation(tool, number, attempt, arguments), Arc::new(Silence))
     }
 
     async fn run(&self, tool: &str, arguments: Value) -> ToolEnd {
@@ -83,7 +57,7 @@ impl World {
     }
 
     async fn reconcile(&self, number: u8, arguments: Value) -> ToolEnd {
-        self.toolbox.reconcile(Self::invocation("demo_send", number, 1, arguments)).await
+        self.toolbox.reconcile(invocation("demo_send", number, 1, arguments)).await
     }
 
     /// Operation (by its number), attempt and tool of each line of the ledger.
@@ -293,7 +267,7 @@ async fn no_name_leads_out_of_the_directory() {
         ] {
             assert!(matches!(world.judge(tool, &arguments), Judgement::Invalid(_)), "{tool} {name:?}");
             // A call that was judged by other rules is refused as well.
-            let end = world.toolbox.run(World::invocation(tool, 1, 1, arguments)).await;
+            let end = world.toolbox.run(invocation(tool, 1, 1, arguments), Arc::new(Silence)).await;
             assert_eq!(end, failed("that is no plain file name"), "{tool} {name:?}");
         }
     }

@@ -335,7 +335,12 @@ fn what_can_be_repeated_is_started_again_under_its_operation_id() {
         let second = bench.effect("t");
         assert_eq!((second.status, second.attempt), (EffectStatus::Started, 2));
         assert_eq!(second.operation_id, first.operation_id);
-        let late = ToolReport { operation: first.operation_id, attempt: 1, end: ToolEnd::Done("late".into()) };
+        let late = ToolReport {
+            operation: first.operation_id,
+            attempt: 1,
+            said: "late".into(),
+            end: Some(ToolEnd::Done("late".into())),
+        };
         assert!(bench.ask(Command::ToolReport(late)).unwrap().records.is_empty());
         bench.done("t");
         assert_eq!(bench.count("effect.settled"), 1);
