@@ -3,6 +3,7 @@
 //! ```text
 //! ROOT/                      `workspaces.root`
 //!   TENANT/                  0700; what no path of another tenant reaches
+//!     .raddle/               what tools note for themselves: in no workspace
 //!     threads/THREAD/        of a thread that names no workspace: its own
 //!     anything/below         of threads that name it: `anything/below`, or its absolute path
 //! ```
@@ -35,8 +36,8 @@ use rustix::{
     io::Errno,
 };
 
-/// The name that is kept, in any case, for what tools note in a workspace. No path of a caller goes through it.
-pub const RESERVED: &str = ".raddle";
+/// Where tools note what they need to know after a crash. No workspace is in it or above it.
+const RESERVED: &str = ".raddle";
 
 /// Where the directories are of threads that name none.
 const THREADS: &str = "threads";
@@ -125,6 +126,9 @@ impl Workspaces {
     /// Opens the root, and makes it if it is not there. Where it is itself a link, it is followed now and never again:
     /// who sets up the server may put it where they like.
     pub fn open(root: &Path) -> io::Result<Self> {
+        if let Some(above) = root.parent() {
+            std::fs::create_dir_all(above)?;
+        }
         DirBuilder::new().recursive(true).mode(PRIVATE).create(root)?;
         let path = root.canonicalize()?;
         Ok(Self { root: Dir::open_ambient_dir(&path, ambient_authority())?, path, given: std::path::absolute(root)? })
@@ -157,7 +161,7 @@ impl Workspaces {
         };
         for part in name.ancestors().filter(|part| !part.as_os_str().is_empty()) {
             match dir.open_dir(part) {
-                Ok(_) => return Ok(()),
+                Ok(_) => return check_reserved(&dir.canonicalize(part)?),
                 // A link to nowhere is something, and nothing can be made in its place.
                 Err(why) if why.kind() == io::ErrorKind::NotFound => {
                     if dir.symlink_metadata(part).is_ok() {
@@ -171,14 +175,9 @@ impl Workspaces {
     }
 
     fn make(&self, tenant: TenantId, name: &Path) -> Result<Workspace, NoWorkspace> {
+        let dir = self.make_tenant(tenant)?;
         let mut private = cap_std::fs::DirBuilder::new();
-        private.mode(PRIVATE);
-        match self.root.create_dir_with(tenant.as_str(), &private) {
-            Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why.into()),
-            _ => {}
-        }
-        let dir = self.tenant(tenant)?;
-        private.recursive(true);
+        private.mode(PRIVATE).recursive(true);
         let taken = match dir.create_dir_with(name, &private) {
             // Not by a directory; by what, is found out by going there.
             Err(why) if why.kind() == io::ErrorKind::AlreadyExists => true,
@@ -189,15 +188,28 @@ impl Workspaces {
             Err(why) if taken && why.kind() == io::ErrorKind::NotFound => return Err(NoWorkspace::NotADirectory),
             real => real?,
         };
+        // By a link it may be reached under any name.
+        check_reserved(&real)?;
         let path = self.path.join(tenant.as_str()).join(&real);
         Ok(Workspace { dir: dir.open_dir(&real)?, path })
     }
 
+    /// The directory in which the tools of a tenant note what they need to know after a crash: of the same disk as its
+    /// workspaces, and out of their reach.
+    pub fn notes(&self, tenant: TenantId) -> Result<Dir, NoWorkspace> {
+        let dir = self.make_tenant(tenant)?;
+        make_private(&dir, RESERVED)?;
+        open_no_link(&dir, RESERVED)
+    }
+
+    fn make_tenant(&self, tenant: TenantId) -> Result<Dir, NoWorkspace> {
+        make_private(&self.root, tenant.as_str())?;
+        self.tenant(tenant)
+    }
+
     /// The tenant's directory, if it is there. No link leads from one tenant to another.
     fn tenant(&self, tenant: TenantId) -> Result<Dir, NoWorkspace> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(&self.root, tenant.as_str(), flags, Mode::empty());
-        Ok(Dir::from_std_file(File::from(opened.map_err(io::Error::from)?)))
+        open_no_link(&self.root, tenant.as_str())
     }
 
     /// Reads a name: the way from the tenant's directory down. This is about names alone; where they lead is found
@@ -225,16 +237,30 @@ impl Workspaces {
         if below.as_os_str().len() > NAME_BYTES || below.components().any(is_long) {
             return Err(NoWorkspace::TooLong);
         }
-        if below.components().any(|part| is_reserved(part.as_os_str())) {
-            return Err(NoWorkspace::Reserved);
-        }
+        check_reserved(&below)?;
         Ok(below)
     }
 }
 
-/// Whether this is our own name, as any disk may read it.
-pub fn is_reserved(component: &std::ffi::OsStr) -> bool {
-    component.eq_ignore_ascii_case(RESERVED)
+/// Refuses the way to our own directory, in any case: some disks do not tell them apart.
+fn check_reserved(below: &Path) -> Result<(), NoWorkspace> {
+    let is_ours = |part: Component<'_>| part.as_os_str().eq_ignore_ascii_case(RESERVED);
+    if below.components().any(is_ours) { Err(NoWorkspace::Reserved) } else { Ok(()) }
+}
+
+fn make_private(dir: &Dir, name: &str) -> Result<(), NoWorkspace> {
+    let mut private = cap_std::fs::DirBuilder::new();
+    private.mode(PRIVATE);
+    match dir.create_dir_with(name, &private) {
+        Err(why) if why.kind() != io::ErrorKind::AlreadyExists => Err(why.into()),
+        _ => Ok(()),
+    }
+}
+
+fn open_no_link(dir: &Dir, name: &str) -> Result<Dir, NoWorkspace> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(dir, name, flags, Mode::empty());
+    Ok(Dir::from_std_file(File::from(opened.map_err(io::Error::from)?)))
 }
 
 #[cfg(test)]
@@ -391,6 +417,18 @@ mod tests {
         // Below a link that leaves nothing is made either.
         assert!(ground.refused("absolute_link/new").contains("outside"));
         assert!(!secret.join("new").exists());
+    }
+
+    #[test]
+    fn what_tools_note_is_in_no_workspace_not_even_by_a_link() {
+        let ground = Ground::new();
+        ground.spaces.notes(TenantId::DEFAULT).unwrap().write("note", "").unwrap();
+        let tenant = ground.tenant("default");
+        std::fs::create_dir(tenant.join("w")).unwrap();
+        symlink("../.raddle", tenant.join("w/alias")).unwrap();
+        assert!(tenant.join("w/alias/note").exists());
+        assert!(ground.refused("w/alias").contains("kept for the server"));
+        assert!(ground.spaces.named(TenantId::DEFAULT, "w").unwrap().dir().open("alias/note").is_err());
     }
 
     #[test]
