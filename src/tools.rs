@@ -12,7 +12,9 @@
 
 pub mod arguments;
 pub mod ask;
+mod blocking;
 pub mod demo;
+pub mod files;
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
