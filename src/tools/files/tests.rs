@@ -7,12 +7,17 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use raddle_domain::{history::ToolCall, policy::TenantRules, ports::Judgement, ports::Tools as _};
+use raddle_domain::{
+    history::ToolCall,
+    id::OperationId,
+    policy::TenantRules,
+    ports::{Judgement, Tools as _},
+};
 
 use super::{change::crash, *};
 use crate::tools::{
     Toolbox,
-    bench::{invocation, key, scene, settings},
+    bench::{invocation, key, operation, scene, settings},
 };
 
 /// A workspace with files, and beside it what must not be reached.
@@ -54,9 +59,9 @@ impl Ground {
         std::fs::read_to_string(self.at(path)).ok()
     }
 
-    fn run(&self, act: Act, operation: u8, arguments: Value) -> ToolEnd {
-        let mut invocation = invocation(act.tool(), operation, 1, arguments);
-        invocation.workspace = Some("w".to_owned());
+    fn run(&self, act: Act, operation: OperationId, arguments: Value) -> ToolEnd {
+        let invocation = invocation(act.tool(), 0, 1, arguments);
+        let invocation = Invocation { operation, workspace: Some("w".to_owned()), ..invocation };
         perform(act, &self.spaces, &invocation, &Stop::default())
     }
 
@@ -112,11 +117,11 @@ impl Ground {
     }
 }
 
-/// A number that no other operation of this test has.
-fn fresh() -> u8 {
-    thread_local! { static LAST: std::cell::Cell<u8> = const { std::cell::Cell::new(100) }; }
+/// An operation that no other call of this test has.
+fn fresh() -> OperationId {
+    thread_local! { static LAST: std::cell::Cell<u128> = const { std::cell::Cell::new(1 << 64) }; }
     LAST.set(LAST.get() + 1);
-    LAST.get()
+    OperationId::from_bytes(LAST.get().to_be_bytes())
 }
 
 fn path(path: &str) -> Value {
@@ -249,14 +254,13 @@ fn a_link_put_there_between_the_look_and_the_use_leads_nowhere() {
         while rounds < 1_000 || (naive == 0 && rounds < 500_000) {
             rounds += 1;
             naive += u32::from(ground.naive("d/key").as_deref() == Some(SECRET));
-            if let ToolEnd::Done(said) = ground.run(Act::Read, 1, path("d/key")) {
+            if let ToolEnd::Done(said) = ground.run(Act::Read, fresh(), path("d/key")) {
                 assert_eq!(said, "1\tmine\n[the last line has no line end]\n");
             }
             if rounds % 10 == 0 {
-                let number = u8::try_from(rounds / 10 % 100).unwrap();
-                let _either = ground.run(Act::Write, number, json!({"path": "d/key", "content": "mine"}));
-                let _either = ground.run(Act::Write, number, json!({"path": "d/new", "content": "mine"}));
-                let said = ground.run(Act::Grep, 1, json!({"pattern": SECRET}));
+                let _either = ground.run(Act::Write, fresh(), json!({"path": "d/key", "content": "mine"}));
+                let _either = ground.run(Act::Write, fresh(), json!({"path": "d/new", "content": "mine"}));
+                let said = ground.run(Act::Grep, fresh(), json!({"pattern": SECRET}));
                 assert!(!format!("{said:?}").contains("key:1:"), "{said:?}");
             }
         }
@@ -421,8 +425,6 @@ fn a_search_is_bounded_and_says_so() {
     let said = ground.done(Act::Grep, json!({"pattern": "needle", "path": "d3/b.txt"}));
     assert_eq!(said, "d3/b.txt:1:needle\n");
     assert!(ground.fails(Act::Grep, json!({"pattern": "("})).contains("no regular expression"));
-    let nested = format!("{}a{}", "(".repeat(200), "{100}){100}".repeat(1));
-    ground.fails(Act::Grep, json!({"pattern": nested}));
     assert!(ground.fails(Act::Grep, json!({"pattern": "((a{100}){100}){100}"})).contains("no regular expression"));
     assert!(ground.fails(Act::Grep, json!({"pattern": "x", "glob": "["})).contains("no glob"));
 }
@@ -434,8 +436,7 @@ fn a_call_that_is_given_up_stops_and_changes_nothing() {
     let stop = Stop::default();
     stop.ask();
     let run = |act: Act, arguments| {
-        let mut invocation = invocation(act.tool(), fresh(), 1, arguments);
-        invocation.workspace = Some("w".to_owned());
+        let invocation = Invocation { workspace: Some("w".to_owned()), ..invocation(act.tool(), 1, 1, arguments) };
         perform(act, &ground.spaces, &invocation, &stop)
     };
     let ToolEnd::Done(said) = run(Act::Grep, json!({"pattern": "x"})) else { panic!() };
@@ -550,8 +551,7 @@ fn a_change_of_somebody_else_is_not_overwritten() {
     let patch = Patch {
         patch: "*** Begin Patch\n*** Update File: a\n@@\n-1\n+9\n*** Update File: b\n@@\n-2\n+9\n*** End Patch".into(),
     };
-    let operation = crate::tools::bench::operation(7);
-    let ended = change::change(&notes, operation, &workspace, &Stop::default(), || {
+    let ended = change::change(&notes, operation(7), &workspace, &Stop::default(), || {
         let plan = plan_patch(&workspace, &patch);
         ground.put("b", "theirs\n");
         plan
@@ -561,7 +561,7 @@ fn a_change_of_somebody_else_is_not_overwritten() {
     assert_eq!((ground.get("a").as_deref(), ground.get("b").as_deref()), (Some("1\n"), Some("theirs\n")));
     // And the operation was not decided on: it may be tried again.
     ground.put("b", "2\n");
-    let again = change::change(&notes, operation, &workspace, &Stop::default(), || plan_patch(&workspace, &patch));
+    let again = change::change(&notes, operation(7), &workspace, &Stop::default(), || plan_patch(&workspace, &patch));
     assert!(again.is_ok());
     assert_eq!((ground.get("a").as_deref(), ground.get("b").as_deref()), (Some("9\n"), Some("9\n")));
 }
@@ -590,22 +590,22 @@ fn a_change_that_a_crash_cuts_off_is_made_once_and_whole() {
         let files = |ground: &Ground| names.map(|name| ground.get(name));
         let whole = ground();
         let before = files(&whole);
-        let said = whole.run(act, 1, arguments.clone());
+        let said = whole.run(act, operation(1), arguments.clone());
         let after = files(&whole);
         let mut crashes = 0;
         for at in 0.. {
             let ground = ground();
-            let ended = crash::after(at, || ground.run(act, 1, arguments.clone()));
+            let ended = crash::after(at, || ground.run(act, operation(1), arguments.clone()));
             for ((now, old), new) in files(&ground).iter().zip(&before).zip(&after) {
                 assert!(now == old || now == new, "{act:?} at {at}: torn: {now:?}");
             }
             // As often as it is cut off: here a second time, a little later.
-            let _again = crash::after(at / 2, || ground.run(act, 1, arguments.clone()));
-            assert_eq!(ground.run(act, 1, arguments.clone()), said, "{act:?} at {at}");
+            let _again = crash::after(at / 2, || ground.run(act, operation(1), arguments.clone()));
+            assert_eq!(ground.run(act, operation(1), arguments.clone()), said, "{act:?} at {at}");
             assert_eq!(files(&ground), after, "{act:?} at {at}");
             // Later runs of the same operation do nothing, whatever became of the files.
             ground.put("log", "later\n");
-            let last = ground.run(act, 1, arguments.clone());
+            let last = ground.run(act, operation(1), arguments.clone());
             assert!(matches!(last, ToolEnd::Unknown(_)) && ground.get("log").as_deref() == Some("later\n"), "{last:?}");
             if ended.is_some() {
                 break;
