@@ -12,18 +12,32 @@ use crate::{
     models::{Registry, RegistryConfig, openai::OpenAiConfig},
     prices,
     tools::{Toolbox, demo},
+    workspace::Workspaces,
 };
 
 /// Starts the runtime on the configured data directory, with the configured models and tools.
 ///
 /// The error is a sentence for whoever started the server; that another process owns the directory is one, and
 /// names its pid.
-pub async fn start(config: &Config) -> anyhow::Result<Runtime> {
+pub async fn start(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<Runtime> {
     let models = Registry::new(models(config)?).context("`model`")?;
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
-    let tools = Arc::new(tools(config)?);
+    let tools = Arc::new(tools(config, workspaces)?);
     let ports = Ports { prices, tools, ..Ports::with_models(Arc::new(models)) };
     Ok(Runtime::start(runtime(config), ports).await?)
+}
+
+/// The directories in which threads work. None of them has the server's own files in it.
+pub fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
+    let root = &config.workspaces_root;
+    let open = || {
+        let spaces = Workspaces::open(root).with_context(|| format!("cannot use {} as a directory", root.display()))?;
+        if config.data_dir.canonicalize().is_ok_and(|data| data.starts_with(spaces.path())) {
+            bail!("{} holds the data directory: name one in it, or beside it", root.display());
+        }
+        Ok(Arc::new(spaces))
+    };
+    open().context("`workspaces.root`")
 }
 
 /// What models cost: by the file, if there is one, otherwise as this build knows it.
@@ -34,7 +48,7 @@ fn prices(file: Option<&Path>) -> anyhow::Result<Prices> {
     prices::parse(&name, &text).with_context(|| path.display().to_string())
 }
 
-fn tools(config: &Config) -> anyhow::Result<Toolbox> {
+fn tools(config: &Config, _workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolbox> {
     let demo = config.tools.demo_dir.as_deref().map(|dir| {
         let tools = demo::tools(dir).with_context(|| format!("cannot use {} as a directory", dir.display()))?;
         // A model that may remove files must not be let at the ones that we live on.
@@ -112,7 +126,7 @@ mod tests {
 
     fn offered(config: &str) -> anyhow::Result<Vec<String>> {
         let config = Config::read(Some(config), [], []).unwrap();
-        Ok(tools(&config)?.specs(scene(&settings())).into_iter().map(|spec| spec.name).collect())
+        Ok(tools(&config, &workspaces(&config)?)?.specs(scene(&settings())).into_iter().map(|spec| spec.name).collect())
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Config {
     /// What models cost, instead of the table that is built in.
     pub prices_file: Option<PathBuf>,
     pub tools: ToolsConfig,
+    /// Where the directories are in which threads work. Made if it is not there.
+    pub workspaces_root: PathBuf,
     pub store: StoreConfig,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
@@ -66,6 +68,8 @@ pub struct ToolsConfig {
     pub demo_dir: Option<PathBuf>,
     /// Offers `ask_user` also where no other tool is offered.
     pub ask_user: bool,
+    /// Offers the tools that read and change the files of a thread's workspace.
+    pub files: bool,
 }
 
 /// A provider that speaks the OpenAI chat protocol.
@@ -180,16 +184,22 @@ impl Config {
                 return Err(ConfigError::Invalid { key: key.to_owned(), origin, why });
             }
         }
+        let data_dir = keys.text("data_dir")?.map_or_else(|| PathBuf::from("./raddle-data"), |text| text.0.into());
+        // Beside the store's files, not above them: no workspace has them in it.
+        let workspaces_root =
+            keys.text("workspaces.root")?.map_or_else(|| data_dir.join("workspaces"), |text| text.0.into());
         Ok(Self {
             listen: listen(keys)?,
-            data_dir: keys.text("data_dir")?.map_or_else(|| PathBuf::from("./raddle-data"), |text| text.0.into()),
+            data_dir,
             limits: limits(keys)?,
             model: ModelConfig { default: keys.text("model.default")?.map(|text| text.0), openai: openai(keys)? },
             prices_file: keys.text("prices.file")?.map(|text| text.0.into()),
             tools: ToolsConfig {
                 demo_dir: keys.text("tools.demo_dir")?.map(|text| text.0.into()),
                 ask_user: keys.flag("tools.ask_user", false)?,
+                files: keys.flag("tools.files", true)?,
             },
+            workspaces_root,
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
@@ -450,6 +460,7 @@ mod tests {
         let config = read("", &[], &[]).unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:7878");
         assert_eq!(config.data_dir, PathBuf::from("./raddle-data"));
+        assert_eq!(config.workspaces_root, PathBuf::from("./raddle-data/workspaces"));
         assert_eq!(config.limits.body_bytes, 1 << 20);
         assert_eq!(config.limits.loaded_threads, 1000);
         assert_eq!(config.limits.thread, Limits::default());
@@ -496,6 +507,8 @@ mod tests {
             "model.openai.send_reasoning",
             "tools.demo_dir",
             "tools.ask_user",
+            "tools.files",
+            "workspaces.root",
             "store.sync_delay_ms",
             "store.pack_after_ms",
             "approvals.expiry_ms",

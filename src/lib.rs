@@ -14,3 +14,4 @@ pub mod models;
 pub mod prices;
 pub mod sse;
 pub mod tools;
+pub mod workspace;

@@ -59,7 +59,9 @@ impl Serve {
         log_to_stderr(&config.log)?;
         // Before anything is announced: a signal that arrives from here on is a shutdown, not a death.
         let mut signals = Signals::new()?;
-        let runtime = app::start(&config).await.map_err(|err| Failure::Failed(format!("{err:#}")))?;
+        let failed = |err: anyhow::Error| Failure::Failed(format!("{err:#}"));
+        let workspaces = app::workspaces(&config).map_err(failed)?;
+        let runtime = app::start(&config, &workspaces).await.map_err(failed)?;
         let listener = match TcpListener::bind(config.listen).await {
             Ok(listener) => listener,
             Err(err) => {
@@ -73,6 +75,7 @@ impl Serve {
             limits: config.limits.thread,
             // The configuration allows nothing but loopback while there are no keys.
             loopback_only: true,
+            workspaces: Some(workspaces),
         };
         let router = gateway::router(runtime.clone(), gateway);
         // Small frames must not wait for each other.
