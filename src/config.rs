@@ -10,6 +10,8 @@ use raddle_domain::command::Limits;
 use secrecy::SecretString;
 use toml::{Table, Value};
 
+use crate::egress::Allowed;
+
 /// Variables that are no configuration of the server: they belong to the command line.
 const NOT_KEYS: [&str; 4] = ["RADDLE_SERVER", "RADDLE_KEY", "RADDLE_LOG", "RADDLE_CONFIG"];
 
@@ -29,6 +31,8 @@ pub struct Config {
     pub tools: ToolsConfig,
     /// Where the directories are in which threads work. Made if it is not there.
     pub workspaces_root: PathBuf,
+    /// What requests to addresses that users name may reach beside the internet at large.
+    pub egress_allow: Vec<Allowed>,
     pub store: StoreConfig,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
@@ -200,6 +204,7 @@ impl Config {
                 files: keys.flag("tools.files", true)?,
             },
             workspaces_root,
+            egress_allow: allowed(keys)?,
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
@@ -317,6 +322,14 @@ fn openai(keys: &mut Keys) -> Result<Option<OpenAiConfig>, ConfigError> {
     Ok(Some(OpenAiConfig { base_url, api_key, connect_timeout, first_byte_timeout, idle_timeout, send_reasoning }))
 }
 
+fn allowed(keys: &mut Keys) -> Result<Vec<Allowed>, ConfigError> {
+    let Some((texts, origin)) = keys.texts("egress.allow")? else { return Ok(Vec::new()) };
+    let parse = |text: &String| {
+        text.parse::<Allowed>().map_err(|why| invalid("egress.allow", origin, format!("holds `{text}`, which {why}")))
+    };
+    texts.iter().map(parse).collect()
+}
+
 fn invalid(key: &str, origin: Origin, why: impl Into<String>) -> ConfigError {
     ConfigError::Invalid { key: key.to_owned(), origin, why: why.into() }
 }
@@ -371,6 +384,24 @@ impl Keys {
             None => Ok(None),
             Some((Value::String(text), origin)) if !text.is_empty() => Ok(Some((text, origin))),
             Some((_, origin)) => Err(invalid(key, origin, "must be a text that is not empty")),
+        }
+    }
+
+    /// A list of texts; where there is no TOML, with commas between them.
+    fn texts(&mut self, key: &str) -> Result<Option<(Vec<String>, Origin)>, ConfigError> {
+        let Some((value, origin)) = self.raw(key) else { return Ok(None) };
+        let texts: Option<Vec<String>> = match value {
+            Value::Array(values) => {
+                values.into_iter().map(|value| value.as_str().map(|text| text.trim().to_owned())).collect()
+            }
+            Value::String(text) if origin != Origin::File => {
+                Some(text.split(',').map(|text| text.trim().to_owned()).collect())
+            }
+            _ => None,
+        };
+        match texts.filter(|texts| texts.iter().all(|text| !text.is_empty())) {
+            Some(texts) => Ok(Some((texts, origin))),
+            None => Err(invalid(key, origin, "must be a list of texts that are not empty")),
         }
     }
 
@@ -509,6 +540,7 @@ mod tests {
             "tools.ask_user",
             "tools.files",
             "workspaces.root",
+            "egress.allow",
             "store.sync_delay_ms",
             "store.pack_after_ms",
             "approvals.expiry_ms",
@@ -570,6 +602,17 @@ mod tests {
             assert!(asks("", &[("RADDLE_TOOLS_ASK_USER", env)]).is_err(), "{env}");
         }
         assert!(asks("tools.ask_user = \"true\"", &[]).is_err());
+    }
+
+    #[test]
+    fn what_egress_may_reach_is_a_list() {
+        let allow = |file: &str, env: &[(&str, &str)]| read(file, env, &[]).map(|config| config.egress_allow.len());
+        assert_eq!(allow("", &[]), Ok(0));
+        assert_eq!(allow("egress.allow = [\"10.0.0.0/8\", \"sink.internal\"]", &[]), Ok(2));
+        assert_eq!(allow("", &[("RADDLE_EGRESS_ALLOW", "10.0.0.0/8, ::1,sink")]), Ok(3));
+        for bad in ["\"10.0.0.1\"", "[\"\"]", "[7]", "[\"http://a\"]", "[\"10.0.0.0/33\"]"] {
+            assert!(allow(&format!("egress.allow = {bad}"), &[]).is_err(), "{bad}");
+        }
     }
 
     #[test]
