@@ -8,8 +8,8 @@ use raddle_domain::price::Prices;
 use secrecy::SecretString;
 
 use crate::{
-    config::{Config, Secret},
-    models::{Registry, RegistryConfig, openai::OpenAiConfig},
+    config::{Config, ProviderConfig, Secret},
+    models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
     prices,
     tools::{Toolbox, demo, files},
     workspace::Workspaces,
@@ -66,19 +66,35 @@ fn tools(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolbo
 }
 
 fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
-    let openai = config.model.openai.as_ref().map(|openai| {
-        let key = openai.api_key.as_ref().map(reveal).transpose().context("`model.openai.api_key_file`")?;
-        let defaults = OpenAiConfig::new(openai.base_url.clone());
+    let model = &config.model;
+    let key = |provider: &ProviderConfig, name: &str| {
+        let key = provider.api_key.as_ref().map(reveal).transpose();
+        key.with_context(|| format!("`model.{name}.api_key_file`"))
+    };
+    let openai = model.openai.as_ref().map(|openai| {
         anyhow::Ok(OpenAiConfig {
-            api_key: key,
-            connect_timeout: openai.connect_timeout,
-            first_byte_timeout: openai.first_byte_timeout,
-            idle_timeout: openai.idle_timeout,
+            api_key: key(&openai.provider, OPENAI)?,
+            patience: openai.provider.patience,
             send_reasoning: openai.send_reasoning,
-            ..defaults
+            ..OpenAiConfig::new(&openai.provider.base_url)
         })
     });
-    Ok(RegistryConfig { default: config.model.default.clone(), openai: openai.transpose()? })
+    let anthropic = model.anthropic.as_ref().map(|anthropic| {
+        let usual = AnthropicConfig::new(&anthropic.provider.base_url);
+        anyhow::Ok(AnthropicConfig {
+            api_key: key(&anthropic.provider, ANTHROPIC)?,
+            patience: anthropic.provider.patience,
+            version: anthropic.version.clone().unwrap_or(usual.version),
+            max_tokens: anthropic.max_tokens,
+            prompt_cache: anthropic.prompt_cache,
+            base_url: usual.base_url,
+        })
+    });
+    Ok(RegistryConfig {
+        default: model.default.clone(),
+        openai: openai.transpose()?,
+        anthropic: anthropic.transpose()?,
+    })
 }
 
 fn runtime(config: &Config) -> raddle_actors::Config {
