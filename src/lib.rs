@@ -12,5 +12,6 @@ pub mod gateway;
 mod instant;
 pub mod models;
 pub mod prices;
+pub mod sandbox;
 pub mod sse;
 pub mod tools;

@@ -231,7 +231,9 @@ async fn a_chat_shows_what_tools_do_and_settles_in_place_what_nobody_knows() {
     let done = chat(&["--thread", &thread], &stdin);
     assert_eq!(done.code, Some(0), "{}", done.said);
     assert!(done.out.ends_with("echo: next\n"), "{done:?}");
-    for shown in ["[demo_send] to=ada text=hi", "would let pass: demo_send with exactly these arguments", "nobody knows"] {
+    for shown in
+        ["[demo_send] to=ada text=hi", "would let pass: demo_send with exactly these arguments", "nobody knows"]
+    {
         assert!(done.said.contains(shown), "{shown}: {}", done.said);
     }
     assert!(done.said.contains("  it was sent"), "the output is shown: {}", done.said);
