@@ -85,7 +85,7 @@ fn the_model_hears_of_its_calls_in_its_own_words_and_order() {
     let history = bench.history();
     let Message::Assistant { tool_calls, .. } = &history[1] else { panic!("{history:?}") };
     assert_eq!(tool_calls[0].arguments, arguments);
-    let tool = |id: &str, content: &str| Message::Tool { call_id: id.into(), content: content.into() };
+    let tool = |id: &str, content: &str| Message::Tool { call_id: id.into(), content: content.into(), failed: false };
     assert_eq!(history[2..], [tool("c-a", "a is done"), tool("c-b", "b is done")]);
 }
 
