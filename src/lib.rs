@@ -13,6 +13,7 @@ pub mod gateway;
 mod instant;
 pub mod models;
 pub mod prices;
+pub mod sandbox;
 pub mod sse;
 pub mod tools;
 pub mod webhook;
