@@ -1,29 +1,63 @@
 //! Wiring: a [`Config`] becomes a running [`Runtime`]. The only place that knows every part by name.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use raddle_actors::{Ports, Runtime, store::redb::RedbConfig};
+use raddle_actors::{Ports, Runtime, SystemClock, store::redb::RedbConfig};
 use raddle_domain::price::Prices;
 use secrecy::SecretString;
 
 use crate::{
-    config::{Config, Secret},
+    config::{Config, McpConfig, Secret},
+    mcp::{self, Mcp},
     models::{Registry, RegistryConfig, openai::OpenAiConfig},
     prices,
     tools::{Toolbox, demo},
 };
 
+/// A running server, but for its listening.
+#[derive(Clone)]
+pub struct App {
+    pub runtime: Runtime,
+    pub mcp: Mcp,
+}
+
+impl App {
+    /// Takes what the runtime needs for open turns, at most the deadline; then ends what helped it.
+    pub async fn shutdown(&self, deadline: Duration) {
+        self.runtime.shutdown(deadline).await;
+        self.mcp.stop().await;
+    }
+}
+
 /// Starts the runtime on the configured data directory, with the configured models and tools.
 ///
 /// The error is a sentence for whoever started the server; that another process owns the directory is one, and
 /// names its pid.
-pub async fn start(config: &Config) -> anyhow::Result<Runtime> {
+pub async fn start(config: &Config) -> anyhow::Result<App> {
     let models = Registry::new(models(config)?).context("`model`")?;
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
-    let tools = Arc::new(tools(config)?);
+    let mcp = mcp(&config.mcp).context("`mcp.file`")?;
+    let tools = Arc::new(tools(config)?.with(Arc::new(mcp.clone())));
     let ports = Ports { prices, tools, ..Ports::with_models(Arc::new(models)) };
-    Ok(Runtime::start(runtime(config), ports).await?)
+    let runtime = Runtime::start(runtime(config), ports).await?;
+    // Not before the data directory is known to be ours.
+    mcp.start();
+    Ok(App { runtime, mcp })
+}
+
+/// The servers whose tools are offered, not started yet.
+fn mcp(config: &McpConfig) -> anyhow::Result<Mcp> {
+    let servers = match config.file.as_deref() {
+        None => Vec::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let servers = mcp::config::read(&text, &|name| std::env::var(name).ok());
+            servers.with_context(|| path.display().to_string())?
+        }
+    };
+    let timeouts = mcp::Timeouts { startup: config.startup_timeout, call: config.call_timeout };
+    Ok(Mcp::new(servers, timeouts, Arc::new(SystemClock))?)
 }
 
 /// What models cost: by the file, if there is one, otherwise as this build knows it.

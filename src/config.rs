@@ -27,6 +27,7 @@ pub struct Config {
     /// What models cost, instead of the table that is built in.
     pub prices_file: Option<PathBuf>,
     pub tools: ToolsConfig,
+    pub mcp: McpConfig,
     pub store: StoreConfig,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
@@ -66,6 +67,15 @@ pub struct ToolsConfig {
     pub demo_dir: Option<PathBuf>,
     /// Offers `ask_user` also where no other tool is offered.
     pub ask_user: bool,
+}
+
+/// The tools of others.
+#[derive(Debug, Clone)]
+pub struct McpConfig {
+    /// The servers, see [`crate::mcp::config`].
+    pub file: Option<PathBuf>,
+    pub startup_timeout: Duration,
+    pub call_timeout: Duration,
 }
 
 /// A provider that speaks the OpenAI chat protocol.
@@ -189,6 +199,11 @@ impl Config {
             tools: ToolsConfig {
                 demo_dir: keys.text("tools.demo_dir")?.map(|text| text.0.into()),
                 ask_user: keys.flag("tools.ask_user", false)?,
+            },
+            mcp: McpConfig {
+                file: keys.text("mcp.file")?.map(|text| text.0.into()),
+                startup_timeout: keys.millis("mcp.startup_timeout_ms", 30_000, 1)?,
+                call_timeout: keys.millis("mcp.call_timeout_ms", 120_000, 1)?,
             },
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
@@ -496,6 +511,9 @@ mod tests {
             "model.openai.send_reasoning",
             "tools.demo_dir",
             "tools.ask_user",
+            "mcp.file",
+            "mcp.startup_timeout_ms",
+            "mcp.call_timeout_ms",
             "store.sync_delay_ms",
             "store.pack_after_ms",
             "approvals.expiry_ms",

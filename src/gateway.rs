@@ -25,6 +25,7 @@ mod events;
 mod fork;
 mod frame;
 mod inbox;
+mod mcp;
 mod metrics;
 mod not_built;
 mod observe;
@@ -41,6 +42,8 @@ mod wire;
 
 use problem::{Code, Problem};
 
+use crate::mcp::Mcp;
+
 /// What the gateway keeps to, and tells callers about.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
@@ -51,11 +54,13 @@ pub struct GatewayConfig {
     /// Answer only under names of the machine itself: right for a server without keys, which must listen on
     /// loopback only, and where otherwise any web page could talk to it through its reader's browser.
     pub loopback_only: bool,
+    /// The servers whose tools are offered, for `/v1/mcp`.
+    pub mcp: Option<Mcp>,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true }
+        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, mcp: None }
     }
 }
 
@@ -71,7 +76,7 @@ pub(crate) struct Gateway {
 pub fn router(runtime: Runtime, config: GatewayConfig) -> Router {
     let (router, document) = table().split_for_parts();
     let openapi = document.to_json().unwrap_or_default().into();
-    let metrics = metrics::Metrics::new(runtime.clone());
+    let metrics = metrics::Metrics::new(runtime.clone(), config.mcp.clone());
     let gateway = Arc::new(Gateway { runtime, config, metrics, openapi });
     router
         .fallback(no_such_path)
@@ -120,7 +125,8 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(events::list_events))
         .routes(routes!(tenant_events::list_tenant_events))
         .routes(routes!(usage::get_usage))
-        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules));
+        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules))
+        .routes(routes!(mcp::get_mcp));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
     table

@@ -10,6 +10,7 @@ pub mod client;
 pub mod config;
 pub mod gateway;
 mod instant;
+pub mod mcp;
 pub mod models;
 pub mod prices;
 pub mod sse;
