@@ -70,7 +70,9 @@ pub async fn get_mcp(
     if wants_stream(&headers) {
         return Ok(stream(match mcp {
             Some(mcp) => Watch::new(mcp.clone()),
-            None => Watch { mcp: None, now: VecDeque::from([Event::End]), later: broadcast::Sender::new(1).subscribe() },
+            None => {
+                Watch { mcp: None, now: VecDeque::from([Event::End]), later: broadcast::Sender::new(1).subscribe() }
+            }
         }));
     }
     let (data, summary) = mcp.map(Mcp::states).unwrap_or_default();

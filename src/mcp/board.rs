@@ -210,11 +210,8 @@ impl State {
             server: server.server.clone(),
             error: server.error.clone().unwrap_or_default(),
         });
-        let summary = Summary {
-            ready: names(Status::Ready),
-            failed: failed.collect(),
-            cancelled: names(Status::Cancelled),
-        };
+        let summary =
+            Summary { ready: names(Status::Ready), failed: failed.collect(), cancelled: names(Status::Cancelled) };
         self.summary = Some(Arc::new(summary));
         true
     }

@@ -311,7 +311,8 @@ mod tests {
 
     #[test]
     fn of_two_tools_with_one_name_the_second_is_left_out_and_it_is_said() {
-        let found = Catalogue::new(&server(json!({})), &[tool("a.b", object()), tool("a/b", object()), tool("c", object())]);
+        let found =
+            Catalogue::new(&server(json!({})), &[tool("a.b", object()), tool("a/b", object()), tool("c", object())]);
         assert_eq!(names(&found), ["my_server__a_b", "my_server__c"]);
         let why = "its name would be `my_server__a_b`, as that of `a.b`".to_owned();
         assert_eq!(found.left_out, [LeftOut { tool: "a/b".into(), why }]);

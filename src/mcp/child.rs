@@ -29,7 +29,11 @@ pub struct Child {
 
 impl Child {
     /// Starts the program, with its pipes.
-    pub fn start(server: &str, program: &Program, secrets: &Secrets) -> Result<(Self, ChildStdin, ChildStdout), String> {
+    pub fn start(
+        server: &str,
+        program: &Program,
+        secrets: &Secrets,
+    ) -> Result<(Self, ChildStdin, ChildStdout), String> {
         let mut command = command(program);
         command.env_clear();
         let inherited = INHERITED.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));

@@ -303,12 +303,7 @@ impl<'a> Fields<'a> {
 }
 
 /// Puts variables in the place of `${NAME}`. What comes out of one is a secret.
-fn expand(
-    text: &str,
-    place: &str,
-    variable: &dyn Fn(&str) -> Option<String>,
-    secrets: &mut Secrets,
-) -> Result<String> {
+fn expand(text: &str, place: &str, variable: &dyn Fn(&str) -> Option<String>, secrets: &mut Secrets) -> Result<String> {
     let mut out = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
@@ -361,9 +356,13 @@ mod tests {
         assert_eq!(program.call_timeout, Some(Duration::from_millis(5)));
         assert_eq!(program.classes["a"], EffectClass::Read);
         let Reach::Stdio(spawned) = &program.reach else { panic!("{program:?}") };
-        assert_eq!((spawned.args.as_slice(), spawned.cwd.as_deref()), (&["-y".into(), "a=hush-hush".into()][..], Some("/srv".as_ref())));
+        assert_eq!(
+            (spawned.args.as_slice(), spawned.cwd.as_deref()),
+            (&["-y".into(), "a=hush-hush".into()][..], Some("/srv".as_ref()))
+        );
         assert_eq!(spawned.env[0].1.expose_secret(), "hush-hush!");
-        let http = one(json!({"type": "http", "url": "http://h:1/mcp", "headers": {"Authorization": "Bearer ${TOKEN}"}}));
+        let http =
+            one(json!({"type": "http", "url": "http://h:1/mcp", "headers": {"Authorization": "Bearer ${TOKEN}"}}));
         let http = http.unwrap();
         assert_eq!(http.reach.transport(), "http");
         assert_eq!(http.secrets.hide("Bearer hush-hush, hush-hush"), "[hidden], [hidden]");
@@ -392,16 +391,31 @@ mod tests {
             (json!({}), "`mcpServers.s.command` is missing"),
             (json!({"type": "http"}), "`mcpServers.s.url` is missing"),
             (json!({"type": "hush-hush"}), "`mcpServers.s.type` must be `stdio` or `http`"),
-            (json!({"url": "ftp://hush-hush"}), "`mcpServers.s.url` must be an address that starts with http:// or https://"),
+            (
+                json!({"url": "ftp://hush-hush"}),
+                "`mcpServers.s.url` must be an address that starts with http:// or https://",
+            ),
             (json!({"command": ["hush-hush"]}), "`mcpServers.s.command` must be a text"),
             (json!({"command": "x", "args": [1]}), "`mcpServers.s.args[0]` must be a text"),
             (json!({"command": "x", "env": "hush-hush"}), "`mcpServers.s.env` must be an object"),
             (json!({"command": "x", "env": {"A": {"hush-hush": 1}}}), "`mcpServers.s.env.A` must be a text"),
-            (json!({"url": "http://h", "headers": {"A": "hush\nhush-hush"}}), "`mcpServers.s.headers.A` has a value that no header can carry"),
-            (json!({"command": "x", "env": {"A": "${GONE}"}}), "`mcpServers.s.env.A` names the variable `GONE`, which is not set"),
+            (
+                json!({"url": "http://h", "headers": {"A": "hush\nhush-hush"}}),
+                "`mcpServers.s.headers.A` has a value that no header can carry",
+            ),
+            (
+                json!({"command": "x", "env": {"A": "${GONE}"}}),
+                "`mcpServers.s.env.A` names the variable `GONE`, which is not set",
+            ),
             (json!({"command": "${TOKEN"}), "`mcpServers.s.command` has a `${` without its `}`"),
-            (json!({"command": "x", "timeout_ms": 0}), "`mcpServers.s.timeout_ms` must be a whole number of at least 1"),
-            (json!({"command": "x", "classes": {"a": "reconcilable"}}), "`mcpServers.s.classes.a` must be `read`, `idempotent` or `once`"),
+            (
+                json!({"command": "x", "timeout_ms": 0}),
+                "`mcpServers.s.timeout_ms` must be a whole number of at least 1",
+            ),
+            (
+                json!({"command": "x", "classes": {"a": "reconcilable"}}),
+                "`mcpServers.s.classes.a` must be `read`, `idempotent` or `once`",
+            ),
             (json!("hush-hush"), "`mcpServers.s` must be an object"),
         ];
         for (server, expected) in rows {

@@ -20,7 +20,7 @@ use rmcp::{
     ClientHandler, RoleClient,
     model::{
         CallToolRequest, CallToolRequestParams, CallToolResult, CancelledNotificationParam, ClientCapabilities,
-        ClientConfig, ClientRequest, Implementation, ListToolsRequest, PaginatedRequestParams,
+        ClientConfig, ClientRequest, Implementation, ListToolsRequest, PaginatedRequestParams, PingRequest,
         ProgressNotificationParam, ProgressToken, RequestId, RequestMetaObject, ServerResult,
     },
     service::{NotificationContext, Peer, PeerRequestOptions, RunningService, ServiceError, serve_client},
@@ -53,6 +53,8 @@ const LIST_BYTES: usize = 16 * 1024 * 1024;
 /// Signs of progress that may wait for a log that is slow; further ones are dropped.
 const PROGRESS: usize = 16;
 const CONNECT: Duration = Duration::from_secs(10);
+/// Between two looks whether a server over HTTP is there, and how long an answer is waited for.
+const PING: Duration = Duration::from_secs(5);
 /// Of what a server says went wrong.
 const REASON_CHARS: usize = 300;
 
@@ -104,6 +106,14 @@ pub enum CallError {
     Refused(String),
     /// It was sent, and what became of it is not known.
     Lost(String),
+}
+
+impl CallError {
+    fn into_reason(self) -> String {
+        match self {
+            Self::NotSent(why) | Self::Refused(why) | Self::Lost(why) => why,
+        }
+    }
 }
 
 // ---- over the library ----------------------------------------------------------------------------
@@ -163,12 +173,20 @@ impl Connector {
         let (tell, ended) = watch::channel(None);
         let asked = close.clone();
         let reason = broken.clone();
+        let reachable = Reachable { peer: peer.clone(), secrets: self.server.secrets.clone() };
+        let is_process = child.is_some();
         tokio::spawn(async move {
             let stop = service.cancellation_token();
             let mut waiting = Box::pin(service.waiting());
             tokio::select! {
                 _ = &mut waiting => {}
                 () = asked.notified() => {
+                    stop.cancel();
+                    let _ = waiting.await;
+                }
+                // The end of a process is seen at its pipe.
+                why = reachable.no_longer(), if !is_process => {
+                    reason.set(why);
                     stop.cancel();
                     let _ = waiting.await;
                 }
@@ -196,7 +214,9 @@ impl Connect for Connector {
 
 fn http(url: &Url, headers: &HeaderMap) -> StreamableHttpClientTransportConfig {
     let headers = headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-    StreamableHttpClientTransportConfig::with_uri(url.as_str()).custom_headers(headers).max_sse_event_size(MESSAGE_BYTES)
+    StreamableHttpClientTransportConfig::with_uri(url.as_str())
+        .custom_headers(headers)
+        .max_sse_event_size(MESSAGE_BYTES)
 }
 
 /// An error with its causes, as one line.
@@ -211,6 +231,31 @@ fn reason(error: &dyn std::error::Error, secrets: &Secrets) -> String {
         source = cause.source();
     }
     secrets.line(&texts.join(": "), REASON_CHARS)
+}
+
+/// Whether a server over HTTP is still there. Of what was cut off the library hears nothing by itself.
+struct Reachable {
+    peer: Peer<RoleClient>,
+    secrets: Secrets,
+}
+
+impl Reachable {
+    /// Ready when it is not, with the reason. A server that is slow, or does not know what a ping is, is there.
+    async fn no_longer(&self) -> String {
+        loop {
+            tokio::time::sleep(PING).await;
+            let ping = self.peer.send_request_with_option(
+                ClientRequest::PingRequest(PingRequest::default()),
+                PeerRequestOptions::with_timeout(PING),
+            );
+            let Ok(ping) = ping.await else { return "the connection ended".to_owned() };
+            if let Err(ServiceError::TransportSend(error)) = ping.await_response().await
+                && let (true, found) = undelivered(error.error.as_ref(), || reason(&error, &self.secrets))
+            {
+                return found.into_reason();
+            }
+        }
+    }
 }
 
 /// A connection over the library.
@@ -238,10 +283,17 @@ impl Session {
             let params = cursor.take().map(|cursor| PaginatedRequestParams::default().with_cursor(Some(cursor)));
             let request = ListToolsRequest { params, ..ListToolsRequest::default() };
             let page = self.peer.send_request(ClientRequest::ListToolsRequest(request)).await;
-            let page = page.map_err(|error| format!("it does not list its tools: {}", self.reason(&error)))?;
+            let page = match page {
+                Ok(page) => page,
+                // Why it was closed says more.
+                Err(ServiceError::TransportClosed) => return Err(self.ended().await),
+                Err(error) => return Err(format!("it does not list its tools: {}", self.reason(&error))),
+            };
             // As JSON, because one tool that the library cannot read must not cost the others.
             let page = serde_json::to_value(page).map_err(|_| "its list of tools cannot be read".to_owned())?;
-            let Some(found) = page["tools"].as_array() else { return Err("it answers with no list of tools".to_owned()) };
+            let Some(found) = page["tools"].as_array() else {
+                return Err("it answers with no list of tools".to_owned());
+            };
             bytes += page.to_string().len();
             if bytes > LIST_BYTES {
                 return Err(format!("its list of tools has more than {LIST_BYTES} bytes"));
@@ -295,9 +347,7 @@ impl Session {
             ServiceError::TransportSend(error) => {
                 let (end, found) = undelivered(error.error.as_ref(), || self.reason(&error));
                 if end {
-                    self.broken.set(match &found {
-                        CallError::NotSent(why) | CallError::Refused(why) | CallError::Lost(why) => why.clone(),
-                    });
+                    self.broken.set(found.clone().into_reason());
                     self.close.notify_one();
                 }
                 found
