@@ -1,34 +1,70 @@
 //! Wiring: a [`Config`] becomes a running [`Runtime`]. The only place that knows every part by name.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use raddle_actors::{Ports, Runtime, store::redb::RedbConfig};
+use raddle_actors::{Ports, Runtime, SystemClock, store::redb::RedbConfig};
 use raddle_domain::price::Prices;
 use secrecy::SecretString;
 
 use crate::{
-    config::{Config, ProviderConfig, Secret},
+    config::{Config, McpConfig, ProviderConfig, Secret},
+    mcp::{self, Mcp},
     models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
     prices,
     tools::{Toolbox, demo, files},
     workspace::Workspaces,
 };
 
+/// A running server, but for its listening.
+#[derive(Clone)]
+pub struct App {
+    pub runtime: Runtime,
+    pub workspaces: Arc<Workspaces>,
+    pub mcp: Mcp,
+}
+
+impl App {
+    /// Takes what the runtime needs for open turns, at most the deadline; then ends what helped it.
+    pub async fn shutdown(&self, deadline: Duration) {
+        self.runtime.shutdown(deadline).await;
+        self.mcp.stop().await;
+    }
+}
+
 /// Starts the runtime on the configured data directory, with the configured models and tools.
 ///
 /// The error is a sentence for whoever started the server; that another process owns the directory is one, and
 /// names its pid.
-pub async fn start(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<Runtime> {
+pub async fn start(config: &Config) -> anyhow::Result<App> {
     let models = Registry::new(models(config)?).context("`model`")?;
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
-    let tools = Arc::new(tools(config, workspaces)?);
+    let workspaces = workspaces(config)?;
+    let mcp = mcp(&config.mcp).context("`mcp.file`")?;
+    let tools = Arc::new(tools(config, &workspaces)?.with(Arc::new(mcp.clone())));
     let ports = Ports { prices, tools, ..Ports::with_models(Arc::new(models)) };
-    Ok(Runtime::start(runtime(config), ports).await?)
+    let runtime = Runtime::start(runtime(config), ports).await?;
+    // Not before the data directory is known to be ours.
+    mcp.start();
+    Ok(App { runtime, workspaces, mcp })
+}
+
+/// The servers whose tools are offered, not started yet.
+fn mcp(config: &McpConfig) -> anyhow::Result<Mcp> {
+    let servers = match config.file.as_deref() {
+        None => Vec::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let servers = mcp::config::read(&text, &|name| std::env::var(name).ok());
+            servers.with_context(|| path.display().to_string())?
+        }
+    };
+    let timeouts = mcp::Timeouts { startup: config.startup_timeout, call: config.call_timeout };
+    Ok(Mcp::new(servers, timeouts, Arc::new(SystemClock))?)
 }
 
 /// The directories in which threads work. None of them has the server's own files in it.
-pub fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
+fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
     let root = &config.workspaces_root;
     let open = || {
         let spaces = Workspaces::open(root).with_context(|| format!("cannot use {} as a directory", root.display()))?;

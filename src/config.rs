@@ -34,6 +34,7 @@ pub struct Config {
     pub workspaces_root: PathBuf,
     /// What requests to addresses that users name may reach beside the internet at large.
     pub egress_allow: Vec<Allowed>,
+    pub mcp: McpConfig,
     pub store: StoreConfig,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
@@ -76,6 +77,15 @@ pub struct ToolsConfig {
     pub ask_user: bool,
     /// Offers the tools that read and change the files of a thread's workspace.
     pub files: bool,
+}
+
+/// The tools of others.
+#[derive(Debug, Clone)]
+pub struct McpConfig {
+    /// The servers, see [`crate::mcp::config`].
+    pub file: Option<PathBuf>,
+    pub startup_timeout: Duration,
+    pub call_timeout: Duration,
 }
 
 /// A provider that speaks the OpenAI chat protocol.
@@ -227,6 +237,11 @@ impl Config {
             },
             workspaces_root,
             egress_allow: allowed(keys)?,
+            mcp: McpConfig {
+                file: keys.text("mcp.file")?.map(|text| text.0.into()),
+                startup_timeout: keys.millis("mcp.startup_timeout_ms", 30_000, 1)?,
+                call_timeout: keys.millis("mcp.call_timeout_ms", 120_000, 1)?,
+            },
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
@@ -584,6 +599,9 @@ mod tests {
             "tools.files",
             "workspaces.root",
             "egress.allow",
+            "mcp.file",
+            "mcp.startup_timeout_ms",
+            "mcp.call_timeout_ms",
             "store.sync_delay_ms",
             "store.pack_after_ms",
             "approvals.expiry_ms",

@@ -27,6 +27,7 @@ mod events;
 mod fork;
 mod frame;
 mod inbox;
+mod mcp;
 mod metrics;
 mod not_built;
 mod observe;
@@ -43,6 +44,8 @@ mod wire;
 
 use problem::{Code, Problem};
 
+use crate::mcp::Mcp;
+
 /// What the gateway keeps to, and tells callers about.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
@@ -55,11 +58,13 @@ pub struct GatewayConfig {
     pub loopback_only: bool,
     /// Where threads work: a `workspace` that is none is refused. Without it, any text will do.
     pub workspaces: Option<Arc<Workspaces>>,
+    /// The servers whose tools are offered, for `/v1/mcp`.
+    pub mcp: Option<Mcp>,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, workspaces: None }
+        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, workspaces: None, mcp: None }
     }
 }
 
@@ -86,7 +91,7 @@ impl Gateway {
 pub fn router(runtime: Runtime, config: GatewayConfig) -> Router {
     let (router, document) = table().split_for_parts();
     let openapi = document.to_json().unwrap_or_default().into();
-    let metrics = metrics::Metrics::new(runtime.clone());
+    let metrics = metrics::Metrics::new(runtime.clone(), config.mcp.clone());
     let gateway = Arc::new(Gateway { runtime, config, metrics, openapi });
     router
         .fallback(no_such_path)
@@ -135,7 +140,8 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(events::list_events))
         .routes(routes!(tenant_events::list_tenant_events))
         .routes(routes!(usage::get_usage))
-        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules));
+        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules))
+        .routes(routes!(mcp::get_mcp));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
     table
