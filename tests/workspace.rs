@@ -41,8 +41,8 @@ impl World {
     }
 
     /// Plays a script, and gives what its tools said: the status and the detail of each call.
-    async fn play(&self, thread: &str, lines: &[String]) -> Vec<(String, String)> {
-        let turn = self.api().start(thread, &lines.join("\n")).await;
+    async fn play(&self, thread: &str, script: &str) -> Vec<(String, String)> {
+        let turn = self.api().start(thread, script).await;
         self.api().wait(thread, &turn).await;
         let items = self.api().list(&format!("/v1/threads/{thread}/items?turn={turn}"), 100).await;
         let tools = items.iter().filter(|item| ["tool_call", "file_change"].contains(&item["kind"].as_str().unwrap()));
@@ -104,17 +104,17 @@ async fn threads_have_a_directory_each_unless_they_name_the_same() {
     let write = |text: &str| call("write_file", json!({"path": "f", "content": text}));
     let read = call("read_file", json!({"path": "f"}));
     let [one, two] = [world.thread(None).await, world.thread(None).await];
-    world.play(&one, &[write("of one\n")]).await;
-    assert_eq!(world.play(&two, &[read.clone()]).await, [("failed".to_owned(), "there is no `f`".to_owned())]);
+    world.play(&one, &write("of one\n")).await;
+    assert_eq!(world.play(&two, &read).await, [("failed".to_owned(), "there is no `f`".to_owned())]);
     assert_eq!(std::fs::read_to_string(world.tenant().join("threads").join(&one).join("f")).unwrap(), "of one\n");
     let [shared, also] = [world.thread(Some("team/x")).await, world.thread(Some("./team//x/")).await];
-    world.play(&shared, &[write("shared\n")]).await;
-    assert_eq!(world.play(&also, &[read.clone()]).await, [done("1\tshared\n")]);
+    world.play(&shared, &write("shared\n")).await;
+    assert_eq!(world.play(&also, &read).await, [done("1\tshared\n")]);
     // A fork works where its parent works if that was said, and begins with nothing where it was not.
     for (parent, said) in [(&shared, done("1\tshared\n")), (&one, ("failed".to_owned(), "there is no `f`".to_owned()))]
     {
         let fork = world.api().post(&format!("/v1/threads/{parent}/fork"), json!({})).await.expect(201);
-        assert_eq!(world.play(&text(&fork["id"]), &[read.clone()]).await, [said]);
+        assert_eq!(world.play(&text(&fork["id"]), &read).await, [said]);
     }
     // What is in a workspace outlives its thread.
     world.api().delete(&format!("/v1/threads/{one}")).await;
@@ -175,17 +175,13 @@ async fn every_tool_works_below_its_workspace_and_no_path_leads_out_of_it() {
     std::fs::create_dir_all(world.tenant().join("beside")).unwrap();
     std::fs::write(world.tenant().join("beside/key"), "hush").unwrap();
     let patch = "*** Begin Patch\n*** Update File: a.txt\n@@\n-two\n+2\n*** Add File: b/c.txt\n+new\n*** End Patch";
-    let said = world
-        .play(
-            &thread,
-            &[
-                call("write_file", json!({"path": "a.txt", "content": "one\ntwo\n"})),
-                call("apply_patch", json!({"patch": patch})),
-                call("list_dir", json!({"depth": 2})),
-                call("grep", json!({"pattern": "^[0-9n]"})),
-            ],
-        )
-        .await;
+    let script = [
+        call("write_file", json!({"path": "a.txt", "content": "one\ntwo\n"})),
+        call("apply_patch", json!({"patch": patch})),
+        call("list_dir", json!({"depth": 2})),
+        call("grep", json!({"pattern": "^[0-9n]"})),
+    ];
+    let said = world.play(&thread, &script.join("\n")).await;
     assert_eq!(said[2..], [done("a.txt (6 bytes)\nb/\nb/c.txt (4 bytes)\n"), done("a.txt:2:2\nb/c.txt:1:new\n")]);
     assert!(said.iter().all(|(status, _)| status == "completed"), "{said:?}");
     // Links that a person, or a command, put there.
@@ -195,18 +191,14 @@ async fn every_tool_works_below_its_workspace_and_no_path_leads_out_of_it() {
     let absolute = world.tenant().join("beside/key").display().to_string();
     for path in ["../beside/key", &absolute, "out/key", "key"] {
         let update = format!("*** Begin Patch\n*** Update File: {path}\n@@\n-hush\n+mine\n*** End Patch");
-        let said = world
-            .play(
-                &thread,
-                &[
-                    call("read_file", json!({"path": path})),
-                    call("grep", json!({"path": path, "pattern": "."})),
-                    call("write_file", json!({"path": path, "content": "mine"})),
-                    call("edit_file", json!({"path": path, "old_string": "hush", "new_string": "mine"})),
-                    call("apply_patch", json!({"patch": update})),
-                ],
-            )
-            .await;
+        let script = [
+            call("read_file", json!({"path": path})),
+            call("grep", json!({"path": path, "pattern": "."})),
+            call("write_file", json!({"path": path, "content": "mine"})),
+            call("edit_file", json!({"path": path, "old_string": "hush", "new_string": "mine"})),
+            call("apply_patch", json!({"patch": update})),
+        ];
+        let said = world.play(&thread, &script.join("\n")).await;
         assert_eq!(said.len(), 5);
         for (status, why) in said {
             assert_eq!(status, "failed", "{path}: {why}");
@@ -221,15 +213,15 @@ async fn a_workspace_that_is_no_longer_there_takes_its_tools_with_it() {
     let mut world = World::start().await;
     let thread = world.thread(Some("w")).await;
     let write = call("write_file", json!({"path": "f", "content": ""}));
-    assert_eq!(world.play(&thread, &[write.clone()]).await[0].0, "completed");
+    assert_eq!(world.play(&thread, &write).await[0].0, "completed");
     std::fs::remove_dir_all(world.tenant().join("w")).unwrap();
     std::os::unix::fs::symlink("/", world.tenant().join("w")).unwrap();
     let unknown = ("failed".to_owned(), "unknown tool: write_file".to_owned());
-    assert_eq!(world.play(&thread, &[write.clone()]).await, [unknown.clone()]);
+    assert_eq!(world.play(&thread, &write).await, [unknown.clone()]);
     // Nor are there any where they are turned off.
     world.equipped.reconfigure("RADDLE_TOOLS_FILES", "false").await;
     let other = world.thread(None).await;
-    assert_eq!(world.play(&other, &[write]).await, [unknown]);
+    assert_eq!(world.play(&other, &write).await, [unknown]);
 }
 
 // ---- crashes -------------------------------------------------------------------------------------
