@@ -14,10 +14,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use raddle_actors::Runtime;
-use raddle_domain::command::Limits;
+use raddle_domain::{command::Limits, id::TenantId};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::workspace::Workspaces;
 
 mod cursor;
 mod decisions;
@@ -56,11 +58,13 @@ pub struct GatewayConfig {
     pub loopback_only: bool,
     /// The servers whose tools are offered, for `/v1/mcp`.
     pub mcp: Option<Mcp>,
+    /// Where threads work: a `workspace` that is none is refused. Without it, any text will do.
+    pub workspaces: Option<Arc<Workspaces>>,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, mcp: None }
+        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, mcp: None, workspaces: None }
     }
 }
 
@@ -70,6 +74,17 @@ pub(crate) struct Gateway {
     config: GatewayConfig,
     metrics: metrics::Metrics,
     openapi: Bytes,
+}
+
+impl Gateway {
+    /// Refuses the name of a workspace that could not be used. Off the threads that serve requests: it looks at a disk.
+    async fn check_workspace(&self, tenant: TenantId, name: Option<&str>) -> Result<(), Problem> {
+        let (Some(spaces), Some(name)) = (self.config.workspaces.clone(), name.map(str::to_owned)) else {
+            return Ok(());
+        };
+        let checked = tokio::task::spawn_blocking(move || spaces.check(tenant, &name)).await;
+        Ok(checked.map_err(|_| Problem::new(Code::Internal, "the workspace could not be looked at"))??)
+    }
 }
 
 /// The whole API as a router, for the server and for hosts that mount it in their own.

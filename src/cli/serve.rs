@@ -22,6 +22,7 @@ use crate::{
     client::Client,
     config::{Config, LogConfig, LogFormat},
     gateway::{self, GatewayConfig},
+    mcp,
 };
 
 /// What replies under way get at least, however much of the deadline the runtime took.
@@ -59,7 +60,9 @@ impl Serve {
         log_to_stderr(&config.log)?;
         // Before anything is announced: a signal that arrives from here on is a shutdown, not a death.
         let mut signals = Signals::new()?;
-        let app = app::start(&config).await.map_err(|err| Failure::Failed(format!("{err:#}")))?;
+        let failed = |err: anyhow::Error| Failure::Failed(format!("{err:#}"));
+        let workspaces = app::workspaces(&config).map_err(failed)?;
+        let app = app::start(&config, &workspaces).await.map_err(failed)?;
         let listener = match TcpListener::bind(config.listen).await {
             Ok(listener) => listener,
             Err(err) => {
@@ -74,6 +77,7 @@ impl Serve {
             // The configuration allows nothing but loopback while there are no keys.
             loopback_only: true,
             mcp: Some(app.mcp.clone()),
+            workspaces: Some(workspaces),
         };
         let router = gateway::router(app.runtime.clone(), gateway);
         // Small frames must not wait for each other.
@@ -165,6 +169,8 @@ impl Signals {
 fn log_to_stderr(log: &LogConfig) -> Result<(), Failure> {
     let filter =
         EnvFilter::try_new(&log.level).map_err(|err| Failure::Usage(format!("`log.level` is not a filter: {err}")))?;
+    let quiet = mcp::QUIET.parse().map_err(|err| Failure::Failed(format!("cannot log: {err}")))?;
+    let filter = filter.add_directive(quiet);
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -180,14 +186,15 @@ fn log_to_stderr(log: &LogConfig) -> Result<(), Failure> {
 fn welcome(config: &Config, address: SocketAddr) {
     let base = format!("http://{address}");
     eprintln!("data in {}", config.data_dir.display());
-    if config.model.openai.is_none() {
+    if config.model.openai.is_none() && config.model.anthropic.is_none() {
         eprintln!("no model is configured: the engine `scripted` answers, without a network");
         eprintln!(
             "  a real one: RADDLE_MODEL_DEFAULT=openai/NAME RADDLE_MODEL_OPENAI_BASE_URL=… RADDLE_MODEL_OPENAI_API_KEY=… raddle serve"
         );
+        eprintln!("  or: RADDLE_MODEL_DEFAULT=claude-… RADDLE_MODEL_ANTHROPIC_API_KEY=… raddle serve");
     } else if config.model.default.is_none() {
         eprintln!("`model.default` is not set: where no model is named, the engine `scripted` answers");
-        eprintln!("  to change that: RADDLE_MODEL_DEFAULT=openai/NAME");
+        eprintln!("  to change that: RADDLE_MODEL_DEFAULT=NAME");
     }
     eprintln!("to begin, in another terminal:");
     eprintln!("  THREAD=$(curl -s -X POST {base}/v1/threads | grep -o 'thr_[0-9a-f-]*' | head -n 1)");

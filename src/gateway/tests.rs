@@ -55,8 +55,10 @@ async fn gateway() -> (Router, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data").display().to_string();
     let config = crate::config::Config::read(None, [], [("data_dir", data)]).unwrap();
-    let app = crate::app::start(&config).await.unwrap();
-    let config = GatewayConfig { body_bytes: 64, mcp: Some(app.mcp), ..GatewayConfig::default() };
+    let workspaces = crate::app::workspaces(&config).unwrap();
+    let app = crate::app::start(&config, &workspaces).await.unwrap();
+    let config =
+        GatewayConfig { body_bytes: 64, mcp: Some(app.mcp), workspaces: Some(workspaces), ..GatewayConfig::default() };
     (router(app.runtime, config), dir)
 }
 
