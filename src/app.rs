@@ -12,7 +12,7 @@ use crate::{
     mcp::{self, Mcp},
     models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
     prices,
-    tools::{Toolbox, demo},
+    tools::{Toolbox, demo, files},
     workspace::Workspaces,
 };
 
@@ -20,6 +20,7 @@ use crate::{
 #[derive(Clone)]
 pub struct App {
     pub runtime: Runtime,
+    pub workspaces: Arc<Workspaces>,
     pub mcp: Mcp,
 }
 
@@ -35,16 +36,17 @@ impl App {
 ///
 /// The error is a sentence for whoever started the server; that another process owns the directory is one, and
 /// names its pid.
-pub async fn start(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<App> {
+pub async fn start(config: &Config) -> anyhow::Result<App> {
     let models = Registry::new(models(config)?).context("`model`")?;
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
+    let workspaces = workspaces(config)?;
     let mcp = mcp(&config.mcp).context("`mcp.file`")?;
-    let tools = Arc::new(tools(config, workspaces)?.with(Arc::new(mcp.clone())));
+    let tools = Arc::new(tools(config, &workspaces)?.with(Arc::new(mcp.clone())));
     let ports = Ports { prices, tools, ..Ports::with_models(Arc::new(models)) };
     let runtime = Runtime::start(runtime(config), ports).await?;
     // Not before the data directory is known to be ours.
     mcp.start();
-    Ok(App { runtime, mcp })
+    Ok(App { runtime, workspaces, mcp })
 }
 
 /// The servers whose tools are offered, not started yet.
@@ -62,7 +64,7 @@ fn mcp(config: &McpConfig) -> anyhow::Result<Mcp> {
 }
 
 /// The directories in which threads work. None of them has the server's own files in it.
-pub fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
+fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
     let root = &config.workspaces_root;
     let open = || {
         let spaces = Workspaces::open(root).with_context(|| format!("cannot use {} as a directory", root.display()))?;
@@ -82,7 +84,7 @@ fn prices(file: Option<&Path>) -> anyhow::Result<Prices> {
     prices::parse(&name, &text).with_context(|| path.display().to_string())
 }
 
-fn tools(config: &Config, _workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolbox> {
+fn tools(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolbox> {
     let demo = config.tools.demo_dir.as_deref().map(|dir| {
         let tools = demo::tools(dir).with_context(|| format!("cannot use {} as a directory", dir.display()))?;
         // A model that may remove files must not be let at the ones that we live on.
@@ -94,7 +96,9 @@ fn tools(config: &Config, _workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolb
         Ok(tools)
     });
     let demo = demo.transpose().context("`tools.demo_dir`")?;
-    Ok(Toolbox::new(demo.unwrap_or_default(), config.tools.ask_user)?)
+    let files = config.tools.files.then(|| files::tools(workspaces));
+    let all = demo.into_iter().chain(files).flatten();
+    Ok(Toolbox::new(all, config.tools.ask_user)?)
 }
 
 fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
@@ -184,9 +188,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let demo = format!("tools.demo_dir = {:?}", dir.path().join("a/b"));
         let all = ["demo_read", "demo_put", "demo_send", "demo_append", "demo_wipe", "ask_user"];
-        assert_eq!(offered("").unwrap(), Vec::<String>::new());
-        assert_eq!(offered("tools.ask_user = true").unwrap(), ["ask_user"]);
-        assert_eq!(offered(&demo).unwrap(), all);
+        let data = format!("data_dir = {:?}\n", dir.path().join("data"));
+        let none = format!("{data}tools.files = false\n");
+        assert_eq!(offered(&none).unwrap(), Vec::<String>::new());
+        assert_eq!(offered(&format!("{none}tools.ask_user = true")).unwrap(), ["ask_user"]);
+        assert_eq!(offered(&format!("{none}{demo}")).unwrap(), all);
+        let files = ["read_file", "list_dir", "grep", "write_file", "edit_file", "apply_patch", "ask_user"];
+        assert_eq!(offered(&data).unwrap(), files);
+        assert_eq!(offered(&format!("{data}{demo}")).unwrap(), [&all[..5], &files].concat());
         assert!(dir.path().join("a/b/outbox").is_dir());
     }
 
@@ -202,6 +211,25 @@ mod tests {
         let data = format!("data_dir = {:?}\ntools.demo_dir = {:?}", dir.path(), dir.path().join("."));
         let why = format!("{:#}", offered(&data).unwrap_err());
         assert!(why.ends_with("is the data directory"), "{why}");
+    }
+
+    #[test]
+    fn no_workspace_has_the_store_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("a/data");
+        std::fs::create_dir_all(&data).unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        let opened = |root: &Path| {
+            let text = format!("data_dir = {data:?}\nworkspaces.root = {root:?}");
+            workspaces(&Config::read(Some(&text), [], []).unwrap()).map(|spaces| spaces.path().to_owned())
+        };
+        for root in [&data, dir.path(), &dir.path().join("a"), &dir.path().join("link/a")] {
+            let why = format!("{:#}", opened(root).unwrap_err());
+            assert!(why.starts_with("`workspaces.root`: ") && why.contains("holds the data directory"), "{why}");
+        }
+        for root in [data.join("workspaces"), dir.path().join("beside"), dir.path().join("a/data2")] {
+            assert_eq!(opened(&root).unwrap(), root.canonicalize().unwrap());
+        }
     }
 
     #[test]

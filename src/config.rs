@@ -30,11 +30,11 @@ pub struct Config {
     /// What models cost, instead of the table that is built in.
     pub prices_file: Option<PathBuf>,
     pub tools: ToolsConfig,
-    pub mcp: McpConfig,
     /// Where the directories are in which threads work. Made if it is not there.
     pub workspaces_root: PathBuf,
     /// What requests to addresses that users name may reach beside the internet at large.
     pub egress_allow: Vec<Allowed>,
+    pub mcp: McpConfig,
     pub store: StoreConfig,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
@@ -235,13 +235,13 @@ impl Config {
                 ask_user: keys.flag("tools.ask_user", false)?,
                 files: keys.flag("tools.files", true)?,
             },
+            workspaces_root,
+            egress_allow: allowed(keys)?,
             mcp: McpConfig {
                 file: keys.text("mcp.file")?.map(|text| text.0.into()),
                 startup_timeout: keys.millis("mcp.startup_timeout_ms", 30_000, 1)?,
                 call_timeout: keys.millis("mcp.call_timeout_ms", 120_000, 1)?,
             },
-            workspaces_root,
-            egress_allow: allowed(keys)?,
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
@@ -596,12 +596,12 @@ mod tests {
             "model.openai.send_reasoning",
             "tools.demo_dir",
             "tools.ask_user",
-            "mcp.file",
-            "mcp.startup_timeout_ms",
-            "mcp.call_timeout_ms",
             "tools.files",
             "workspaces.root",
             "egress.allow",
+            "mcp.file",
+            "mcp.startup_timeout_ms",
+            "mcp.call_timeout_ms",
             "store.sync_delay_ms",
             "store.pack_after_ms",
             "approvals.expiry_ms",

@@ -56,15 +56,15 @@ pub struct GatewayConfig {
     /// Answer only under names of the machine itself: right for a server without keys, which must listen on
     /// loopback only, and where otherwise any web page could talk to it through its reader's browser.
     pub loopback_only: bool,
-    /// The servers whose tools are offered, for `/v1/mcp`.
-    pub mcp: Option<Mcp>,
     /// Where threads work: a `workspace` that is none is refused. Without it, any text will do.
     pub workspaces: Option<Arc<Workspaces>>,
+    /// The servers whose tools are offered, for `/v1/mcp`.
+    pub mcp: Option<Mcp>,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, mcp: None, workspaces: None }
+        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, workspaces: None, mcp: None }
     }
 }
 

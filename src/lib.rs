@@ -14,6 +14,7 @@ mod instant;
 pub mod mcp;
 pub mod models;
 pub mod prices;
+pub mod sandbox;
 pub mod sse;
 pub mod tools;
 pub mod webhook;

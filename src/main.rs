@@ -3,13 +3,20 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use raddle::cli::{Cli, Failure};
+use raddle::{
+    cli::{Cli, Failure},
+    sandbox::helper,
+};
 
 /// Many small allocations from many threads are what a server of events does.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // A process of a sandbox is one thread, and has nothing else open.
+    if let Some(code) = helper::main() {
+        return code;
+    }
     let cli = Cli::parse();
     let mut runtime = match cli.is_small() {
         true => tokio::runtime::Builder::new_current_thread(),

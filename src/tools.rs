@@ -15,7 +15,9 @@
 
 pub mod arguments;
 pub mod ask;
+mod blocking;
 pub mod demo;
+pub mod files;
 
 use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc};
 

@@ -60,9 +60,7 @@ impl Serve {
         log_to_stderr(&config.log)?;
         // Before anything is announced: a signal that arrives from here on is a shutdown, not a death.
         let mut signals = Signals::new()?;
-        let failed = |err: anyhow::Error| Failure::Failed(format!("{err:#}"));
-        let workspaces = app::workspaces(&config).map_err(failed)?;
-        let app = app::start(&config, &workspaces).await.map_err(failed)?;
+        let app = app::start(&config).await.map_err(|err| Failure::Failed(format!("{err:#}")))?;
         let listener = match TcpListener::bind(config.listen).await {
             Ok(listener) => listener,
             Err(err) => {
@@ -76,8 +74,8 @@ impl Serve {
             limits: config.limits.thread,
             // The configuration allows nothing but loopback while there are no keys.
             loopback_only: true,
+            workspaces: Some(app.workspaces.clone()),
             mcp: Some(app.mcp.clone()),
-            workspaces: Some(workspaces),
         };
         let router = gateway::router(app.runtime.clone(), gateway);
         // Small frames must not wait for each other.

@@ -55,10 +55,9 @@ async fn gateway() -> (Router, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data").display().to_string();
     let config = crate::config::Config::read(None, [], [("data_dir", data)]).unwrap();
-    let workspaces = crate::app::workspaces(&config).unwrap();
-    let app = crate::app::start(&config, &workspaces).await.unwrap();
-    let config =
-        GatewayConfig { body_bytes: 64, mcp: Some(app.mcp), workspaces: Some(workspaces), ..GatewayConfig::default() };
+    let app = crate::app::start(&config).await.unwrap();
+    let (workspaces, mcp) = (Some(app.workspaces), Some(app.mcp));
+    let config = GatewayConfig { body_bytes: 64, workspaces, mcp, ..GatewayConfig::default() };
     (router(app.runtime, config), dir)
 }
 
