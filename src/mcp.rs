@@ -50,6 +50,9 @@ use crate::tools::{Shelf, Source, Tool, Waiting};
 /// The subcommand that is the guard of a server.
 pub const GUARD: &str = "mcp-guard";
 
+/// The library's own log lines hold what servers say, secrets included. What is worth a line is said here.
+pub const QUIET: &str = "rmcp=off";
+
 /// What a shell says of a command that cannot be run.
 const CANNOT_RUN: u8 = 127;
 

@@ -116,7 +116,7 @@ async fn the_tools_of_a_server_are_listed_and_called_and_its_secrets_are_seen_no
         "everything": server, "off": {"command": "unused", "disabled": true},
         "gone": {"command": "/nowhere/at/all", "args": ["${PLANTED_OUTSIDE}"]},
     });
-    let world = World::with(servers, &[("PLANTED_OUTSIDE", SECRET), ("RADDLE_LOG", "debug")]).await;
+    let world = World::with(servers, &[("PLANTED_OUTSIDE", SECRET), ("RADDLE_LOG", "trace")]).await;
 
     let mut stream = world.watch().await;
     let summary = loop {
@@ -181,8 +181,7 @@ async fn a_call_whose_server_is_killed_is_uncertain_and_the_server_comes_back() 
     let mut stream = world.api().stream(&thread, 0).await;
     while !stream.next().await.unwrap().data.contains("1/60000") {}
     kill(world.process());
-    let stands = world.world.stands(&thread, |thread| thread["status"] == "awaiting_approval").await;
-    assert_eq!(stands["active_turn"].is_string(), true);
+    world.world.stands(&thread, |thread| thread["status"] == "awaiting_approval").await;
     let effects = world.api().list(&format!("/v1/effects?status=uncertain&thread={thread}"), 50).await;
     let [effect] = &effects[..] else { panic!("{effects:?}") };
     assert!(effect.to_string().contains("did not answer"), "{effect}");
@@ -237,7 +236,7 @@ async fn a_server_over_http_is_called_and_its_calls_fail_clearly_while_it_is_awa
     const SECRET: &str = "header-secret-0123456789";
     let http = HttpServer::start();
     let server = json!({"type": "http", "url": http.url(), "headers": {"Authorization": format!("Bearer {SECRET}")}});
-    let world = World::with(json!({ "s": server }), &[("RADDLE_LOG", "debug")]).await;
+    let world = World::with(json!({ "s": server }), &[("RADDLE_LOG", "trace")]).await;
     world.ready("s").await;
     let said = world.called("s__echo", json!({"message": "over http"})).await;
     assert_eq!(said, item("tool_call", "completed", "Echo: over http"));

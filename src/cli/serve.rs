@@ -22,6 +22,7 @@ use crate::{
     client::Client,
     config::{Config, LogConfig, LogFormat},
     gateway::{self, GatewayConfig},
+    mcp,
 };
 
 /// What replies under way get at least, however much of the deadline the runtime took.
@@ -166,6 +167,8 @@ impl Signals {
 fn log_to_stderr(log: &LogConfig) -> Result<(), Failure> {
     let filter =
         EnvFilter::try_new(&log.level).map_err(|err| Failure::Usage(format!("`log.level` is not a filter: {err}")))?;
+    let quiet = mcp::QUIET.parse().map_err(|err| Failure::Failed(format!("cannot log: {err}")))?;
+    let filter = filter.add_directive(quiet);
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -96,15 +96,16 @@ pub enum ConfigError {
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
-/// Reads the servers; `variable` is the environment.
+/// Reads the servers, in the order of their names; `variable` is the environment.
 pub fn read(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Vec<Server>> {
     let value: Value = serde_json::from_str(text)
         .map_err(|error| ConfigError::Syntax { line: error.line(), column: error.column() })?;
     let mut top = Fields::new(String::new(), value, variable)?;
     let servers = top.map("mcpServers")?;
     top.end()?;
-    let servers: Vec<Server> =
+    let mut servers: Vec<Server> =
         servers.into_iter().map(|(name, value)| server(name, value, variable)).collect::<Result<_>>()?;
+    servers.sort_by(|one, other| one.name.cmp(&other.name));
     for (at, server) in servers.iter().enumerate() {
         if let Some(other) = servers[..at].iter().find(|other| other.prefix == server.prefix) {
             let why = format!("and `{}` would both be `{}` in the names of tools", other.name, server.prefix);

@@ -52,6 +52,9 @@ impl Kept {
     }
 }
 
+/// Puts what a server offers where it can be called.
+pub type Publish = Box<dyn Fn(&Arc<Kept>, &Catalogue) + Send + Sync>;
+
 /// Who keeps it.
 pub struct Keeper {
     pub at: usize,
@@ -60,7 +63,7 @@ pub struct Keeper {
     pub startup_timeout: Duration,
     pub board: Arc<Board>,
     /// Takes what the server lists, each time that it was read.
-    pub publish: Box<dyn Fn(&Arc<Kept>, &Catalogue) + Send + Sync>,
+    pub publish: Publish,
     pub stop: CancellationToken,
 }
 

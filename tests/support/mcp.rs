@@ -13,7 +13,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-/// What is installed; `.ci/run` names the same.
+/// What is installed; `.ci/run` reads it here.
 const PACKAGE: &str = "@modelcontextprotocol/server-everything@2026.8.31";
 
 /// The program that runs both.
