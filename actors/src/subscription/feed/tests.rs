@@ -116,6 +116,9 @@ impl View for Fake {
     }
 
     // Not asked by what is tested here.
+    fn feeds(&self) -> Result<Vec<TenantId>, StoreError> {
+        Ok(Vec::new())
+    }
     fn event(&self, _: ThreadKey, _: Seq) -> Result<Option<StoredEvent>, StoreError> {
         Ok(None)
     }
