@@ -10,7 +10,10 @@ use raddle_domain::command::Limits;
 use secrecy::SecretString;
 use toml::{Table, Value};
 
+pub use self::hooks::{HookConfig, SinkConfig};
 use crate::egress::Allowed;
+
+mod hooks;
 
 /// Variables that are no configuration of the server: they belong to the command line.
 const NOT_KEYS: [&str; 4] = ["RADDLE_SERVER", "RADDLE_KEY", "RADDLE_LOG", "RADDLE_CONFIG"];
@@ -31,6 +34,7 @@ pub struct Config {
     pub tools: ToolsConfig,
     /// What requests to addresses that users name may reach beside the internet at large.
     pub egress_allow: Vec<Allowed>,
+    pub hooks: Vec<HookConfig>,
     pub store: StoreConfig,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
@@ -173,6 +177,8 @@ impl Config {
         let Ok(mut keys) = Keys::new(None, [], []) else { return Vec::new() };
         // Defaults are acceptable, or nothing would start; what was asked for is the list.
         let _ = Self::take(&mut keys);
+        // Of these there are as many as somebody names.
+        let _ = hooks::hook(&mut keys, "NAME");
         keys.asked.retain(|key| !key.starts_with("auth."));
         keys.asked
     }
@@ -195,6 +201,7 @@ impl Config {
                 ask_user: keys.flag("tools.ask_user", false)?,
             },
             egress_allow: allowed(keys)?,
+            hooks: hooks::hooks(keys)?,
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
@@ -369,6 +376,12 @@ impl Keys {
         flag.or(env).or(file)
     }
 
+    /// Where a key is set.
+    fn given(&self, key: &str) -> Option<Origin> {
+        let file = self.file.contains_key(key).then_some(Origin::File);
+        file.or_else(|| self.env.contains_key(&variable(key)).then_some(Origin::Environment))
+    }
+
     fn text(&mut self, key: &str) -> Result<Option<(String, Origin)>, ConfigError> {
         match self.raw(key) {
             None => Ok(None),
@@ -528,6 +541,18 @@ mod tests {
             "tools.demo_dir",
             "tools.ask_user",
             "egress.allow",
+            "hooks.NAME.kind",
+            "hooks.NAME.path",
+            "hooks.NAME.url",
+            "hooks.NAME.secret",
+            "hooks.NAME.secret_file",
+            "hooks.NAME.timeout_ms",
+            "hooks.NAME.max_bytes",
+            "hooks.NAME.keep",
+            "hooks.NAME.events",
+            "hooks.NAME.tenants",
+            "hooks.NAME.from",
+            "hooks.NAME.on_reject",
             "store.sync_delay_ms",
             "store.pack_after_ms",
             "approvals.expiry_ms",
