@@ -104,6 +104,9 @@ pub struct EventView {
 pub struct NewThread<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<&'a str>,
+    pub allow_shell: bool,
 }
 
 /// What of a thread is changed; what is absent stays.
@@ -427,6 +430,11 @@ impl Client {
     /// The hooks, as the server lists them.
     pub async fn hooks(&self) -> Result<Box<RawValue>, ClientError> {
         self.json(self.request(Method::GET, &["v1", "hooks"], &[])).await
+    }
+
+    /// The servers whose tools are offered.
+    pub async fn mcp(&self) -> Result<Value, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "mcp"], &[])).await
     }
 
     pub async fn routing_rules(&self) -> Result<Vec<RoutingRule>, ClientError> {

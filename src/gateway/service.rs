@@ -153,6 +153,7 @@ pub async fn info(State(gateway): State<Arc<Gateway>>) -> Json<Info> {
             "usage",
             "routing_rules",
             "hooks",
+            "mcp",
         ],
         not_built: not_built::TABLE.iter().map(|part| part.what).collect(),
     })
