@@ -3,16 +3,19 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use raddle_actors::{Ports, Runtime, SystemClock, store::redb::RedbConfig};
-use raddle_domain::price::Prices;
-use secrecy::SecretString;
+use raddle_actors::{Hook, Ports, Runtime, SystemClock, store::redb::RedbConfig};
+use raddle_domain::{ports::Sink, price::Prices};
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
-    config::{Config, McpConfig, ProviderConfig, Secret},
+    config::{Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
+    egress::{Allowed, Egress},
+    hooks::{Jsonl, Stdout, Unix, Webhook},
     mcp::{self, Mcp},
     models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
     prices,
     tools::{Toolbox, demo, files},
+    webhook::Secrets,
     workspace::Workspaces,
 };
 
@@ -42,7 +45,8 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     let workspaces = workspaces(config)?;
     let mcp = mcp(&config.mcp).context("`mcp.file`")?;
     let tools = Arc::new(tools(config, &workspaces)?.with(Arc::new(mcp.clone())));
-    let ports = Ports { prices, tools, ..Ports::with_models(Arc::new(models)) };
+    let hooks = hooks(config)?;
+    let ports = Ports { prices, tools, hooks, ..Ports::with_models(Arc::new(models)) };
     let runtime = Runtime::start(runtime(config), ports).await?;
     // Not before the data directory is known to be ours.
     mcp.start();
@@ -99,6 +103,40 @@ fn tools(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolbo
     let files = config.tools.files.then(|| files::tools(workspaces));
     let all = demo.into_iter().chain(files).flatten();
     Ok(Toolbox::new(all, config.tools.ask_user)?)
+}
+
+fn hooks(config: &Config) -> anyhow::Result<Vec<Hook>> {
+    let mut egress = None;
+    let hook = |hook: &HookConfig| {
+        let (kind, sink) = sink(hook, &config.egress_allow, &mut egress)?;
+        let HookConfig { name, events, tenants, since, on_reject, .. } = hook.clone();
+        Ok(Hook { name: name.into(), kind, events, tenants, since, on_reject, sink })
+    };
+    config.hooks.iter().map(hook).collect()
+}
+
+/// A sink, and what it is called. The way out is made once, for the first who needs it.
+fn sink(
+    hook: &HookConfig,
+    allow: &[Allowed],
+    egress: &mut Option<Egress>,
+) -> anyhow::Result<(&'static str, Arc<dyn Sink>)> {
+    Ok(match &hook.sink {
+        SinkConfig::Jsonl { path, max_bytes, keep } => ("jsonl", Arc::new(Jsonl::new(path, *max_bytes, *keep))),
+        SinkConfig::Stdout => ("stdout", Arc::new(Stdout::default())),
+        SinkConfig::Unix { path } => ("unix", Arc::new(Unix::new(path))),
+        SinkConfig::Webhook { url, secret, timeout } => {
+            let egress = match egress {
+                Some(egress) => egress,
+                None => egress.insert(Egress::new(allow)?),
+            };
+            let key = |key: &str| format!("`hooks.{}.{key}`", hook.name);
+            egress.check(url.expose_secret()).with_context(|| format!("{} (see `egress.allow`)", key("url")))?;
+            let secrets = reveal(secret).with_context(|| key("secret_file"))?;
+            let secrets = Secrets::parse(secrets.expose_secret()).with_context(|| key("secret"))?;
+            ("webhook", Arc::new(Webhook::new(egress.clone(), url.clone(), secrets, *timeout)))
+        }
+    })
 }
 
 fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
@@ -172,11 +210,9 @@ fn reveal(secret: &Secret) -> anyhow::Result<SecretString> {
 
 #[cfg(test)]
 mod tests {
-    use raddle_domain::ports::Tools;
-    use secrecy::ExposeSecret;
-
     use super::*;
     use crate::tools::bench::{scene, settings};
+    use raddle_domain::ports::Tools;
 
     fn offered(config: &str) -> anyhow::Result<Vec<String>> {
         let config = Config::read(Some(config), [], []).unwrap();

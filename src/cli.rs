@@ -18,6 +18,7 @@ mod approvals;
 mod chat;
 mod doctor;
 mod effects;
+mod hooks;
 mod mcp;
 mod questions;
 mod routing;
@@ -53,6 +54,8 @@ enum Command {
     Usage(usage::Usage),
     /// List and set which model answers which intent
     Routing(routing::Routing),
+    /// Show where events are sent, and how that goes
+    Hooks(hooks::Hooks),
     /// Check that a server is well
     Doctor(doctor::Doctor),
     /// What `serve` runs MCP servers with; of no use to anybody else
@@ -209,6 +212,7 @@ impl Cli {
             Command::McpGuard(guard) => guard.run().await,
             Command::Usage(usage) => usage.run().await,
             Command::Routing(routing) => routing.run().await,
+            Command::Hooks(hooks) => hooks.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;

@@ -13,7 +13,7 @@ use axum::{
     middleware::from_fn_with_state,
     response::{IntoResponse, Response},
 };
-use raddle_actors::Runtime;
+use raddle_actors::{Runtime, TenantCursor};
 use raddle_domain::{command::Limits, id::TenantId};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
@@ -26,6 +26,7 @@ mod decisions;
 mod events;
 mod fork;
 mod frame;
+mod hooks;
 mod inbox;
 mod mcp;
 mod metrics;
@@ -106,6 +107,11 @@ pub fn openapi() -> Result<String, serde_json::Error> {
     table().into_openapi().to_pretty_json()
 }
 
+/// A place among a tenant's events as `GET /v1/events` takes it.
+pub(crate) fn tenant_cursor(tenant: TenantId, cursor: TenantCursor) -> String {
+    cursor::encode(cursor::List::Events(tenant), &cursor)
+}
+
 /// Every route there is.
 fn table() -> OpenApiRouter<Arc<Gateway>> {
     let built = OpenApiRouter::with_openapi(openapi::Frame::openapi())
@@ -140,6 +146,7 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(events::list_events))
         .routes(routes!(tenant_events::list_tenant_events))
         .routes(routes!(usage::get_usage))
+        .routes(routes!(hooks::list_hooks))
         .routes(routes!(routing::get_routing_rules, routing::put_routing_rules))
         .routes(routes!(mcp::get_mcp));
     let mut table = not_built::mount(built);

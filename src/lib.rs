@@ -10,6 +10,7 @@ pub mod client;
 pub mod config;
 pub mod egress;
 pub mod gateway;
+pub mod hooks;
 mod instant;
 pub mod mcp;
 pub mod models;

@@ -16,7 +16,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use raddle_actors::{Health, Runtime};
+use raddle_actors::{Health, HookFigures, Runtime};
 
 use crate::mcp::{Mcp, board::Status};
 
@@ -101,8 +101,40 @@ impl std::fmt::Debug for RuntimeHealth {
 
 impl Collector for RuntimeHealth {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        figures(&self.0.health(), &mut encoder)
+        figures(&self.0.health(), &mut encoder)?;
+        hook_figures(&self.0.hook_figures(), &mut encoder)
     }
+}
+
+/// One series for each hook that is configured.
+fn hook_figures(hooks: &[HookFigures], encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+    type Figure = fn(&HookFigures) -> u64;
+    let gauges: [(&str, &str, Figure); 2] = [
+        ("hook_behind", "Steps that a hook has not looked at yet", |hook| hook.behind),
+        ("hook_failing", "Tenants for whom a hook fails", |hook| hook.failing),
+    ];
+    let counters: [(&str, &str, Figure); 3] = [
+        ("hook_delivered", "Events that a hook's sink took", |hook| hook.delivered),
+        ("hook_skipped", "What a hook gave up", |hook| hook.skipped),
+        ("hook_failures", "Deliveries of a hook that failed", |hook| hook.failures),
+    ];
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    for (name, help, figure) in gauges {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for hook in hooks {
+            let gauge = ConstGauge::new(i64::try_from(figure(hook)).unwrap_or(i64::MAX));
+            gauge.encode(family.encode_family(&[("hook", &*hook.name)])?)?;
+        }
+    }
+    for (name, help, figure) in counters {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for hook in hooks {
+            ConstCounter::new(figure(hook)).encode(family.encode_family(&[("hook", &*hook.name)])?)?;
+        }
+    }
+    Ok(())
 }
 
 fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
