@@ -236,8 +236,10 @@ pub struct Planned {
     /// For people: what will be run, and where.
     pub command: Option<String>,
     pub cwd: Option<String>,
-    /// The words of the command, where it is one that could be read.
+    /// The words of the command, where it is one that the beginning of a command may speak for.
     pub words: Option<Vec<String>>,
+    /// The hosts that it reaches.
+    pub hosts: Vec<String>,
     /// Why it has to be asked, where it has to be.
     pub reason: String,
     /// The rule because of which it has to be asked.
@@ -454,6 +456,12 @@ pub enum Write {
         kind: DocumentKind,
         documents: Vec<Document>,
     },
+    /// Removes one document, if it is there.
+    Forget {
+        tenant: TenantId,
+        kind: DocumentKind,
+        id: [u8; 32],
+    },
 }
 
 /// New events of a thread and what follows from them.
@@ -565,6 +573,8 @@ pub enum DocumentKind {
     RoutingRule = 1,
     /// A call that a person approved for ever.
     PolicyRule = 2,
+    /// The tenant's own layer of the policy: at most one.
+    Policy = 3,
 }
 
 /// Why one write of a batch was refused, while the others were stored.
