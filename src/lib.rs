@@ -11,6 +11,7 @@ pub mod config;
 pub mod gateway;
 mod instant;
 pub mod models;
+pub mod policy;
 pub mod prices;
 pub mod sse;
 pub mod tools;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     history::{Message, ToolCall},
     id::{OperationId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
-    policy::{Policy, TenantRules},
+    policy::{Policy, TenantRules, decide::Decided},
     price::Totals,
     record::{EffectClass, ItemKind, ModelChoice, Permit, Purpose, TurnSettings, Usage},
     time::UnixMs,
@@ -223,6 +223,25 @@ pub struct Scene<'a> {
     pub settings: &'a TurnSettings,
 }
 
+/// A call that somebody wonders about.
+#[derive(Debug, Clone, Copy)]
+pub enum Supposed<'a> {
+    Call(&'a ToolCall),
+    /// Of a tool that runs commands, whether it is configured or not.
+    Command {
+        tool: &'a str,
+        line: &'a str,
+    },
+}
+
+/// What would be decided about a call.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Explained {
+    Unknown,
+    Invalid(String),
+    Decided(Box<Decided>),
+}
+
 /// A tool call that can be run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Planned {
@@ -275,7 +294,7 @@ pub struct Invocation {
     pub tool: String,
     pub arguments: serde_json::Value,
     pub workspace: Option<String>,
-    /// The thread's own layer of the policy.
+    /// The thread's own layer of the policy. Its `sandbox` is what all layers come to.
     pub policy: Option<Policy>,
     /// Whether the turn is trusted.
     pub trusted: bool,
@@ -324,6 +343,11 @@ pub trait Tools: Send + Sync + 'static {
 
     /// Judges a call, by what the tenant has said among others.
     fn judge(&self, call: &ToolCall, scene: Scene<'_>, rules: &TenantRules) -> Judgement;
+
+    /// Says what would be decided about a call, and why. Nothing comes of it.
+    fn explain(&self, _: Supposed<'_>, _: Scene<'_>, _: &TenantRules) -> Explained {
+        Explained::Unknown
+    }
 
     /// Runs a call that was judged, as often as its class allows.
     fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun;

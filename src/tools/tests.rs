@@ -1,4 +1,4 @@
-use raddle_domain::ports::Silence;
+use raddle_domain::{ports::Silence, record::Permit};
 use serde_json::json;
 
 use super::{
@@ -86,7 +86,12 @@ fn a_call_that_fits_is_planned_as_its_tool_says() {
         words: None,
         hosts: Vec::new(),
         reason: "n is 7".into(),
-        amendment: Some(Permit { tool: "count".into(), arguments_sha256: Some(digest), command_prefix: None, host: None }),
+        amendment: Some(Permit {
+            tool: "count".into(),
+            arguments_sha256: Some(digest),
+            command_prefix: None,
+            host: None,
+        }),
         asked_by: None,
         permitted_by: None,
     };
@@ -110,7 +115,10 @@ fn the_first_rule_that_covers_a_call_permits_it() {
     let toolbox = toolbox(vec![Fake::named("count")]).unwrap();
     let rule = |name: &str, tool: &str, n: u32| {
         let digest = arguments::digest(&json!({ "n": n })).unwrap();
-        (name.to_owned(), Permit { tool: tool.to_owned(), arguments_sha256: Some(digest), command_prefix: None, host: None })
+        (
+            name.to_owned(),
+            Permit { tool: tool.to_owned(), arguments_sha256: Some(digest), command_prefix: None, host: None },
+        )
     };
     let everything = Permit { tool: "count".into(), arguments_sha256: None, command_prefix: None, host: None };
     let permits = [

@@ -51,8 +51,16 @@ const WRAPPERS: [&str; 39] = [
 const SHELLS: [&str; 14] =
     ["sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "fish", "csh", "tcsh", "rbash", "yash", "source", "."];
 
-/// Programs that run others where a flag says so: it makes no difference to what is denied which flag that is.
-const SOMETIMES: [&str; 4] = ["find", "fd", "fdfind", "git"];
+/// Programs that read one of their arguments as a text of commands.
+const READERS: [&str; 10] = ["su", "runuser", "env", "watch", "script", "flock", "parallel", "eval", "trap", "entr"];
+
+/// Programs that run what stands behind one of these words.
+const BEHIND: [(&str, &[&str]); 4] = [
+    ("find", &["-exec", "-execdir", "-ok", "-okdir"]),
+    ("fd", &["-x", "-X", "--exec", "--exec-batch"]),
+    ("fdfind", &["-x", "-X", "--exec", "--exec-batch"]),
+    ("git", &["-x", "--exec", "foreach", "run", "exec"]),
+];
 
 /// Words of a shell's language behind which a command stands.
 const KEYWORDS: [&str; 12] =
@@ -154,15 +162,25 @@ pub fn is_shell(program: &str) -> bool {
     SHELLS.contains(&base_name(program).as_str())
 }
 
-/// Whether the program may run what its arguments name.
-pub fn may_wrap(program: &str) -> bool {
+/// Whether the program reads its arguments as commands.
+pub fn reads_text(program: &str) -> bool {
+    READERS.contains(&base_name(program).as_str()) || is_shell(program)
+}
+
+/// Whether the program runs what its arguments name.
+pub fn is_wrapper(program: &str) -> bool {
+    WRAPPERS.contains(&base_name(program).as_str())
+}
+
+/// The words behind which the program runs what follows.
+pub fn runs_behind(program: &str) -> &'static [&'static str] {
     let name = base_name(program);
-    WRAPPERS.contains(&name.as_str()) || SOMETIMES.contains(&name.as_str())
+    BEHIND.iter().find(|(known, _)| *known == name).map_or(&[], |(_, words)| words)
 }
 
 /// Whether the program does nothing but run others: to allow it is to allow everything.
 pub fn runs_others(program: &str) -> bool {
-    WRAPPERS.contains(&base_name(program).as_str()) || is_shell(program)
+    is_wrapper(program) || is_shell(program)
 }
 
 /// Why no beginning of this command, whatever it is, says what it does.
