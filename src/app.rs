@@ -4,13 +4,13 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use raddle_actors::{Ports, Runtime, store::redb::RedbConfig};
-use raddle_domain::price::Prices;
+use raddle_domain::{policy::Policy, price::Prices};
 use secrecy::SecretString;
 
 use crate::{
     config::{Config, Secret},
     models::{Registry, RegistryConfig, openai::OpenAiConfig},
-    prices,
+    policy, prices,
     tools::{Toolbox, demo},
 };
 
@@ -21,7 +21,8 @@ use crate::{
 pub async fn start(config: &Config) -> anyhow::Result<Runtime> {
     let models = Registry::new(models(config)?).context("`model`")?;
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
-    let tools = Arc::new(tools(config)?);
+    let policy = policy(config.policy_file.as_deref()).context("`policy.file`")?;
+    let tools = Arc::new(tools(config)?.with_policy(policy));
     let ports = Ports { prices, tools, ..Ports::with_models(Arc::new(models)) };
     Ok(Runtime::start(runtime(config), ports).await?)
 }
@@ -32,6 +33,13 @@ fn prices(file: Option<&Path>) -> anyhow::Result<Prices> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     prices::parse(&name, &text).with_context(|| path.display().to_string())
+}
+
+/// The installation's layer, with its rules held against their examples.
+fn policy(file: Option<&Path>) -> anyhow::Result<Policy> {
+    let Some(path) = file else { return Ok(Policy::default()) };
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    policy::file::parse(&text).with_context(|| path.display().to_string())
 }
 
 fn tools(config: &Config) -> anyhow::Result<Toolbox> {
@@ -152,6 +160,18 @@ mod tests {
         assert_eq!(why, format!("{}: line 2: `currency` must be USD", path.display()));
         let gone = dir.path().join("gone");
         assert!(format!("{:#}", prices(Some(&gone)).unwrap_err()).contains("gone"));
+    }
+
+    #[test]
+    fn a_policy_file_is_taken_or_says_what_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.toml");
+        std::fs::write(&path, "ask = \"never\"").unwrap();
+        assert_eq!(policy(Some(&path)).unwrap().ask, Some(raddle_domain::policy::AskMode::Never));
+        assert_eq!(policy(None).unwrap(), Policy::default());
+        std::fs::write(&path, "\n[[rules]]\nname = \"x\"\ntool = \"t\"\naction = \"deny\"\nmatch = [\"u\"]").unwrap();
+        let why = format!("{:#}", policy(Some(&path)).unwrap_err());
+        assert_eq!(why, format!("{}: line 2: the rule `x`: it does not cover its `match` example `u`", path.display()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand, and what they share. All but `serve` speak HTTP to a server.
 //!
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by the
-//! server, 4 cannot reach the server.
+//! server, 4 cannot reach the server; of `policy check` also 5 would be asked, 6 is denied.
 
 use std::io::{self, Write};
 
@@ -18,6 +18,7 @@ mod approvals;
 mod chat;
 mod doctor;
 mod effects;
+mod policy;
 mod questions;
 mod routing;
 mod serve;
@@ -50,6 +51,8 @@ enum Command {
     Usage(usage::Usage),
     /// List and set which model answers which intent
     Routing(routing::Routing),
+    /// Say what would be decided about a command, and show what the rules are
+    Policy(policy::PolicyCommand),
     /// Check that a server is well
     Doctor(doctor::Doctor),
     /// Print the OpenAPI document of this build
@@ -142,6 +145,8 @@ pub enum Failure {
     Unreachable(String),
     /// Everything that is to be said was said.
     Told,
+    /// It was found out, and the code says what.
+    Found(u8),
 }
 
 impl Failure {
@@ -151,13 +156,14 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Refused(_) => 3,
             Self::Unreachable(_) => 4,
+            Self::Found(code) => *code,
         }
     }
 
     pub fn sentence(&self) -> Option<&str> {
         match self {
             Self::Failed(why) | Self::Usage(why) | Self::Refused(why) | Self::Unreachable(why) => Some(why),
-            Self::Told => None,
+            Self::Told | Self::Found(_) => None,
         }
     }
 }
@@ -190,6 +196,7 @@ impl Cli {
             Command::Effects(effects) => effects.run().await,
             Command::Usage(usage) => usage.run().await,
             Command::Routing(routing) => routing.run().await,
+            Command::Policy(policy) => policy.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;

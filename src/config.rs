@@ -26,6 +26,8 @@ pub struct Config {
     pub model: ModelConfig,
     /// What models cost, instead of the table that is built in.
     pub prices_file: Option<PathBuf>,
+    /// The installation's layer of the policy.
+    pub policy_file: Option<PathBuf>,
     pub tools: ToolsConfig,
     pub store: StoreConfig,
     /// How long a shutdown may take.
@@ -186,6 +188,7 @@ impl Config {
             limits: limits(keys)?,
             model: ModelConfig { default: keys.text("model.default")?.map(|text| text.0), openai: openai(keys)? },
             prices_file: keys.text("prices.file")?.map(|text| text.0.into()),
+            policy_file: keys.text("policy.file")?.map(|text| text.0.into()),
             tools: ToolsConfig {
                 demo_dir: keys.text("tools.demo_dir")?.map(|text| text.0.into()),
                 ask_user: keys.flag("tools.ask_user", false)?,
@@ -493,6 +496,7 @@ mod tests {
             "model.openai.api_key",
             "model.openai.api_key_file",
             "prices.file",
+            "policy.file",
             "model.openai.send_reasoning",
             "tools.demo_dir",
             "tools.ask_user",

@@ -29,6 +29,7 @@ mod metrics;
 mod not_built;
 mod observe;
 mod openapi;
+mod policy;
 mod problem;
 mod request;
 mod routing;
@@ -120,7 +121,11 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(events::list_events))
         .routes(routes!(tenant_events::list_tenant_events))
         .routes(routes!(usage::get_usage))
-        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules));
+        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules))
+        .routes(routes!(policy::get_policy, policy::put_policy))
+        .routes(routes!(policy::list_permits))
+        .routes(routes!(policy::delete_permit))
+        .routes(routes!(policy::check_policy));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
     table

@@ -22,6 +22,7 @@ mod fork;
 mod handle;
 mod host;
 mod outbox;
+mod policy;
 mod reads;
 mod receipts;
 mod registry;
@@ -41,6 +42,7 @@ pub use self::{
     config::{Config, Ports, StartError},
     fork::ForkAt,
     handle::{Call, Done, Error, Runtime, Started},
+    policy::Wondered,
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,
     registry::Health,

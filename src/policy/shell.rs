@@ -47,7 +47,10 @@ fn plain(text: &str) -> Result<Vec<Vec<String>>, Opaque> {
     }
     characters(text)?;
     let commands = parsed(text)?;
-    if commands.iter().any(|words| words.first().is_none_or(|program| programs::is_assignment(program))) {
+    if commands.iter().any(|words| words.first().is_none_or(String::is_empty)) {
+        return Err(Opaque::Empty);
+    }
+    if commands.iter().any(|words| programs::is_assignment(&words[0])) {
         return Err(Opaque::Assignment);
     }
     if Lexer::read(text).segments != commands {

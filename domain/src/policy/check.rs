@@ -24,6 +24,8 @@ pub const MAX_LIST: usize = 64;
 pub struct BadRule {
     /// Which rule, from 0.
     pub at: usize,
+    /// Its name, as people read it.
+    pub rule: String,
     /// Which part of it: the name of a field.
     pub field: &'static str,
     /// A sentence about the rule, by its name.
@@ -37,7 +39,13 @@ pub fn check(policy: &Policy, read: &dyn Fn(&str) -> Script) -> Result<(), BadRu
     let mut names = HashSet::new();
     for (at, rule) in policy.rules.iter().enumerate() {
         let named = Held::new(Layer::Tenant, at, rule).name();
-        let bad = |(field, why, example)| BadRule { at, field, why: format!("the rule `{named}`: {why}"), example };
+        let bad = |(field, why, example)| BadRule {
+            at,
+            rule: named.clone(),
+            field,
+            why: format!("the rule `{named}`: {why}"),
+            example,
+        };
         if at >= MAX_RULES {
             return Err(bad(("rules", format!("there are more than {MAX_RULES} rules"), None)));
         }

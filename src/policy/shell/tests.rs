@@ -43,6 +43,8 @@ fn everything_else_is_opaque_with_a_reason() {
     for (text, why) in [
         ("", Empty),
         (" \n", Empty),
+        ("''", Empty),
+        ("ls && \"\" x", Empty),
         ("ls $(x)", Substitution),
         ("ls \"$(x)\"", Substitution),
         ("ls `x`", Substitution),
