@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use raddle_actors::{Hook, Ports, Runtime, SystemClock, store::redb::RedbConfig};
-use raddle_domain::{ports::Sink, price::Prices};
+use raddle_domain::{policy::Policy, ports::Sink, price::Prices};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     hooks::{Jsonl, Stdout, Unix, Webhook},
     mcp::{self, Mcp},
     models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
-    prices,
+    policy, prices,
     tools::{Toolbox, demo, files},
     webhook::Secrets,
     workspace::Workspaces,
@@ -44,7 +44,8 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
     let workspaces = workspaces(config)?;
     let mcp = mcp(&config.mcp).context("`mcp.file`")?;
-    let tools = Arc::new(tools(config, &workspaces)?.with(Arc::new(mcp.clone())));
+    let policy = policy(config.policy_file.as_deref()).context("`policy.file`")?;
+    let tools = Arc::new(tools(config, &workspaces)?.with_policy(policy).with(Arc::new(mcp.clone())));
     let hooks = hooks(config)?;
     let ports = Ports { prices, tools, hooks, ..Ports::with_models(Arc::new(models)) };
     let runtime = Runtime::start(runtime(config), ports).await?;
@@ -86,6 +87,13 @@ fn prices(file: Option<&Path>) -> anyhow::Result<Prices> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     prices::parse(&name, &text).with_context(|| path.display().to_string())
+}
+
+/// The installation's layer, with its rules held against their examples.
+fn policy(file: Option<&Path>) -> anyhow::Result<Policy> {
+    let Some(path) = file else { return Ok(Policy::default()) };
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    policy::file::parse(&text).with_context(|| path.display().to_string())
 }
 
 fn tools(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolbox> {
@@ -280,6 +288,18 @@ mod tests {
         assert_eq!(why, format!("{}: line 2: `currency` must be USD", path.display()));
         let gone = dir.path().join("gone");
         assert!(format!("{:#}", prices(Some(&gone)).unwrap_err()).contains("gone"));
+    }
+
+    #[test]
+    fn a_policy_file_is_taken_or_says_what_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.toml");
+        std::fs::write(&path, "ask = \"never\"").unwrap();
+        assert_eq!(policy(Some(&path)).unwrap().ask, Some(raddle_domain::policy::AskMode::Never));
+        assert_eq!(policy(None).unwrap(), Policy::default());
+        std::fs::write(&path, "\n[[rules]]\nname = \"x\"\ntool = \"t\"\naction = \"deny\"\nmatch = [\"u\"]").unwrap();
+        let why = format!("{:#}", policy(Some(&path)).unwrap_err());
+        assert_eq!(why, format!("{}: line 2: the rule `x`: it does not cover its `match` example `u`", path.display()));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Config {
     pub model: ModelConfig,
     /// What models cost, instead of the table that is built in.
     pub prices_file: Option<PathBuf>,
+    /// The installation's layer of the policy.
+    pub policy_file: Option<PathBuf>,
     pub tools: ToolsConfig,
     /// Where the directories are in which threads work. Made if it is not there.
     pub workspaces_root: PathBuf,
@@ -236,6 +238,7 @@ impl Config {
                 anthropic: anthropic(keys)?,
             },
             prices_file: keys.text("prices.file")?.map(|text| text.0.into()),
+            policy_file: keys.text("policy.file")?.map(|text| text.0.into()),
             tools: ToolsConfig {
                 demo_dir: keys.text("tools.demo_dir")?.map(|text| text.0.into()),
                 ask_user: keys.flag("tools.ask_user", false)?,
@@ -606,6 +609,7 @@ mod tests {
             "model.anthropic.prompt_cache",
             "model.anthropic.idle_timeout_ms",
             "prices.file",
+            "policy.file",
             "model.openai.send_reasoning",
             "tools.demo_dir",
             "tools.ask_user",

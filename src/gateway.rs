@@ -33,6 +33,7 @@ mod metrics;
 mod not_built;
 mod observe;
 mod openapi;
+mod policy;
 mod problem;
 mod request;
 mod routing;
@@ -148,6 +149,10 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(usage::get_usage))
         .routes(routes!(hooks::list_hooks))
         .routes(routes!(routing::get_routing_rules, routing::put_routing_rules))
+        .routes(routes!(policy::get_policy, policy::put_policy))
+        .routes(routes!(policy::list_permits))
+        .routes(routes!(policy::delete_permit))
+        .routes(routes!(policy::check_policy))
         .routes(routes!(mcp::get_mcp));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());

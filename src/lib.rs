@@ -14,6 +14,7 @@ pub mod hooks;
 mod instant;
 pub mod mcp;
 pub mod models;
+pub mod policy;
 pub mod prices;
 pub mod sandbox;
 pub mod sse;

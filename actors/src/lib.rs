@@ -23,6 +23,7 @@ mod handle;
 mod hooks;
 mod host;
 mod outbox;
+mod policy;
 mod reads;
 mod receipts;
 mod registry;
@@ -43,6 +44,7 @@ pub use self::{
     fork::ForkAt,
     handle::{Call, Done, Error, Runtime, Started},
     hooks::{Hook, HookFigures, HookStatus, TWICE},
+    policy::Wondered,
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,
     registry::Health,

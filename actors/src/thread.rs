@@ -428,7 +428,8 @@ impl ThreadActor {
         let addr = ctx.address();
         // At most one of these is under way for each time the outbox is taken.
         let wake = Box::new(move || addr.do_send(Spoke));
-        Some(ToolTask::start(due, class, invocation, self.shared.tools.clone(), &self.shared.engines, wake))
+        let Shared { store, tools, engines, .. } = &*self.shared;
+        Some(ToolTask::start(due, class, invocation, store.clone(), tools.clone(), engines, wake))
     }
 
     fn set_alarm(&mut self, at: Option<UnixMs>, ctx: &mut Context<Self>) {

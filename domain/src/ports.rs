@@ -10,7 +10,7 @@ use crate::{
     history::{Message, ToolCall},
     id::{JobId, OperationId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
     job::Work,
-    policy::{Policy, TenantRules},
+    policy::{Policy, TenantRules, decide::Decided},
     price::Totals,
     record::{EffectClass, ItemKind, ModelChoice, Permit, Purpose, Thread, TurnSettings, Usage},
     time::UnixMs,
@@ -224,6 +224,25 @@ pub struct Scene<'a> {
     pub settings: &'a TurnSettings,
 }
 
+/// A call that somebody wonders about.
+#[derive(Debug, Clone, Copy)]
+pub enum Supposed<'a> {
+    Call(&'a ToolCall),
+    /// Of a tool that runs commands, whether it is configured or not.
+    Command {
+        tool: &'a str,
+        line: &'a str,
+    },
+}
+
+/// What would be decided about a call.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Explained {
+    Unknown,
+    Invalid(String),
+    Decided(Box<Decided>),
+}
+
 /// A tool call that can be run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Planned {
@@ -237,8 +256,10 @@ pub struct Planned {
     /// For people: what will be run, and where.
     pub command: Option<String>,
     pub cwd: Option<String>,
-    /// The words of the command, where it is one that could be read.
+    /// The words of the command, where it is one that the beginning of a command may speak for.
     pub words: Option<Vec<String>>,
+    /// The hosts that it reaches.
+    pub hosts: Vec<String>,
     /// Why it has to be asked, where it has to be.
     pub reason: String,
     /// The rule because of which it has to be asked.
@@ -274,7 +295,7 @@ pub struct Invocation {
     pub tool: String,
     pub arguments: serde_json::Value,
     pub workspace: Option<String>,
-    /// The thread's own layer of the policy.
+    /// The thread's own layer of the policy. Its `sandbox` is what all layers come to.
     pub policy: Option<Policy>,
     /// Whether the turn is trusted.
     pub trusted: bool,
@@ -323,6 +344,11 @@ pub trait Tools: Send + Sync + 'static {
 
     /// Judges a call, by what the tenant has said among others.
     fn judge(&self, call: &ToolCall, scene: Scene<'_>, rules: &TenantRules) -> Judgement;
+
+    /// Says what would be decided about a call, and why. Nothing comes of it.
+    fn explain(&self, _: Supposed<'_>, _: Scene<'_>, _: &TenantRules) -> Explained {
+        Explained::Unknown
+    }
 
     /// Runs a call that was judged, as often as its class allows.
     fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun;
@@ -588,6 +614,12 @@ pub enum Write {
         kind: DocumentKind,
         documents: Vec<Document>,
     },
+    /// Removes one document, if it is there.
+    Forget {
+        tenant: TenantId,
+        kind: DocumentKind,
+        id: [u8; 32],
+    },
 }
 
 /// New events of a thread and what follows from them.
@@ -703,6 +735,8 @@ pub enum DocumentKind {
     RoutingRule = 1,
     /// A call that a person approved for ever.
     PolicyRule = 2,
+    /// The tenant's own layer of the policy: at most one.
+    Policy = 3,
     /// How far a hook has come.
     HookCursor = 4,
 }

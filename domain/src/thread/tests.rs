@@ -402,8 +402,14 @@ fn planned(name: &str, class: EffectClass, gate: Gate) -> Planned {
         command: None,
         cwd: None,
         words: None,
+        hosts: Vec::new(),
         reason: "it writes".into(),
-        amendment: Some(Permit { tool: name.into(), arguments_sha256: Some(arguments_sha256), command_prefix: None }),
+        amendment: Some(Permit {
+            tool: name.into(),
+            arguments_sha256: Some(arguments_sha256),
+            command_prefix: None,
+            host: None,
+        }),
         permitted_by: None,
         asked_by: None,
     }

@@ -94,7 +94,7 @@ impl Stepper<'_> {
         let (auto, trusted) = (settings.auto_approve, settings.trust_mode);
         let words = planned.words.as_deref();
         let mut grants = self.state.grants.iter();
-        let granted = grants.any(|permit| permit.covers(&asked.name, &planned.arguments_sha256, words));
+        let granted = grants.any(|permit| permit.covers(&asked.name, &planned.arguments_sha256, words, &planned.hosts));
         let passes = match planned.gate {
             Gate::Open => None,
             Gate::Person => return self.require(item, asked, operation, planned),

@@ -566,8 +566,14 @@ fn requested(tool: &Tool) -> Requested {
                 command: None,
                 cwd: None,
                 words: None,
+                hosts: Vec::new(),
                 reason: "it writes".into(),
-                amendment: Some(Permit { tool: "t".into(), arguments_sha256: sha256, command_prefix: None }),
+                amendment: Some(Permit {
+                    tool: "t".into(),
+                    arguments_sha256: sha256,
+                    command_prefix: None,
+                    host: None,
+                }),
                 permitted_by: None,
                 asked_by: None,
             };
