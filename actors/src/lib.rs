@@ -3,7 +3,7 @@
 //! ```text
 //!   Runtime (any tokio program)                                 one OS thread runs the actix System
 //!     │  command, admitted under bounds                           ├─ store arbiter:  StoreActor
-//!     ├──────────────▶ ThreadActor ──append──▶ StoreActor         ├─ bus arbiter:    Supervisor, EventBusActor, Timers
+//!     ├──────────────▶ ThreadActor ──append──▶ StoreActor         ├─ bus arbiter:    Supervisor, EventBusActor, Timers, Jobs
 //!     │ miss: load        │   ▲                   │ committed     ├─ N arbiters:     ThreadActors
 //!     ├──▶ Supervisor     │   └── engine task     ▼               └─ a tokio runtime for engines and reads
 //!     └──▶ reads: short MVCC views          EventBusActor ──▶ Subscriptions
@@ -21,6 +21,7 @@ mod engine;
 mod fork;
 mod handle;
 mod host;
+mod jobs;
 mod outbox;
 mod reads;
 mod receipts;
@@ -40,6 +41,7 @@ pub use self::{
     clock::{SystemClock, UuidIds},
     config::{Config, Ports, StartError},
     fork::ForkAt,
+    jobs::{JobFigures, JobQuery},
     handle::{Call, Done, Error, Runtime, Started},
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,

@@ -3,14 +3,14 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread::JoinHandle,
 };
 
 use actix::{System, prelude::*};
 use raddle_domain::{
-    ports::{Clock, Ids, LogStore, Models, Tools},
+    ports::{Clock, Ids, JobRunner, LogStore, Models, Tools},
     price::Prices,
 };
 use tokio::{runtime::Handle, sync::oneshot};
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bus::{EventBusActor, Inlet},
     config::{Config, Ports, StartError},
+    jobs::{Jobs, Locks, Look},
     registry::Registry,
     store::{StoreActor, StoreHandle, redb::RedbStore},
     supervisor::{self, Supervisor, Sweep},
@@ -39,6 +40,11 @@ pub(crate) struct Shared {
     pub inlet: Arc<Inlet>,
     pub supervisor: Addr<Supervisor>,
     pub timers: Addr<Timers>,
+    pub jobs: Addr<Jobs>,
+    pub runner: Arc<dyn JobRunner>,
+    /// Runs of webhooks and commands: a shutdown waits for them as it does for turns.
+    pub at_work: AtomicUsize,
+    pub job_locks: Locks,
     pub registry: Arc<Registry>,
     /// Where engines run and blocking reads are made.
     pub engines: Handle,
@@ -146,13 +152,17 @@ fn tree(config: Config, ports: Ports, store: Arc<dyn LogStore>, engines: Handle)
     let bus = EventBusActor::start_in_arbiter(&front.handle(), move |_| EventBusActor::new(limit, counts, outlet));
     let supervisor = Supervisor::start_in_arbiter(&front.handle(), move |_| Supervisor::new(threads));
     let timers = Timers::start_in_arbiter(&front.handle(), |_| Timers::default());
+    let jobs = Jobs::start_in_arbiter(&front.handle(), |_| Jobs::default());
 
-    let (to_bus, to_inlet, to_supervisor) = (bus.clone(), inlet.clone(), supervisor.clone());
+    let (to_bus, to_inlet, to_supervisor, to_jobs) = (bus.clone(), inlet.clone(), supervisor.clone(), jobs.clone());
     let store_handle = StoreActor::start_in(
         &back.handle(),
         store.clone(),
         Arc::new(move |batches| to_inlet.publish(&to_bus, batches)),
-        Arc::new(move || to_supervisor.do_send(Sweep)),
+        Arc::new(move || {
+            to_supervisor.do_send(Sweep);
+            to_jobs.do_send(Look);
+        }),
     );
     let shared = Arc::new(Shared {
         config,
@@ -167,6 +177,10 @@ fn tree(config: Config, ports: Ports, store: Arc<dyn LogStore>, engines: Handle)
         inlet,
         supervisor,
         timers,
+        jobs,
+        runner: ports.jobs,
+        at_work: AtomicUsize::new(0),
+        job_locks: Locks::default(),
         registry,
         engines,
         draining: AtomicBool::new(false),

@@ -150,13 +150,14 @@ fn pause_and_resume_round_trip() {
 fn a_pause_takes_a_run_from_whoever_has_it_unless_it_is_a_command() {
     let running = begin(&job(turn()));
     let paused = does(&running, Verb::Pause);
-    assert_eq!((paused.lease, paused.stopping, paused.run), (None, true, 2));
+    assert_eq!((paused.lease, paused.stopping, paused.run), (None, true, 1));
     let late = Verb::Complete { token: token(&running), output: "late".into() };
     assert_eq!(refused(&paused, late), JobRefused::NotYours);
     let resumed = does(&paused, Verb::Resume);
     // Its turn is told first.
     assert_eq!(refused(&resumed, Verb::Begin { owner: 1, expires_at: NOW }), JobRefused::NotDue);
-    assert_eq!(begin(&does(&resumed, Verb::Stopped)).status, JobStatus::Running);
+    let told = does(&resumed, Verb::Stopped);
+    assert_eq!((begin(&told).status, told.run, told.seq), (JobStatus::Running, 2, resumed.seq));
     assert_eq!(refused(&begin(&job(command())), Verb::Pause), JobRefused::CommandRuns);
 }
 
