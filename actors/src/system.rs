@@ -6,6 +6,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use actix::{System, prelude::*};
@@ -25,6 +26,9 @@ use crate::{
     supervisor::{self, Supervisor, Sweep},
     timers::{self, Timers},
 };
+
+/// How long the end of the actor threads waits for what still runs beside them.
+const LETTING_GO: Duration = Duration::from_secs(2);
 
 /// What every actor and every handle can reach.
 pub(crate) struct Shared {
@@ -137,7 +141,8 @@ fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
         tracing::warn!(%error, "the store could not come to rest; the next start takes longer");
     }
     drop(shared);
-    engines.shutdown_background();
+    // What they hold of the store is let go before another is opened in its place; what hangs is left.
+    engines.shutdown_timeout(LETTING_GO);
 }
 
 /// Starts the actors, each on its arbiter.
