@@ -8,22 +8,36 @@ use raddle_domain::price::Prices;
 use secrecy::SecretString;
 
 use crate::{
-    config::{Config, Secret},
-    models::{Registry, RegistryConfig, openai::OpenAiConfig},
+    config::{Config, ProviderConfig, Secret},
+    models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
     prices,
     tools::{Toolbox, demo},
+    workspace::Workspaces,
 };
 
 /// Starts the runtime on the configured data directory, with the configured models and tools.
 ///
 /// The error is a sentence for whoever started the server; that another process owns the directory is one, and
 /// names its pid.
-pub async fn start(config: &Config) -> anyhow::Result<Runtime> {
+pub async fn start(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<Runtime> {
     let models = Registry::new(models(config)?).context("`model`")?;
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
-    let tools = Arc::new(tools(config)?);
+    let tools = Arc::new(tools(config, workspaces)?);
     let ports = Ports { prices, tools, ..Ports::with_models(Arc::new(models)) };
     Ok(Runtime::start(runtime(config), ports).await?)
+}
+
+/// The directories in which threads work. None of them has the server's own files in it.
+pub fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
+    let root = &config.workspaces_root;
+    let open = || {
+        let spaces = Workspaces::open(root).with_context(|| format!("cannot use {} as a directory", root.display()))?;
+        if config.data_dir.canonicalize().is_ok_and(|data| data.starts_with(spaces.path())) {
+            bail!("{} holds the data directory: name one in it, or beside it", root.display());
+        }
+        Ok(Arc::new(spaces))
+    };
+    open().context("`workspaces.root`")
 }
 
 /// What models cost: by the file, if there is one, otherwise as this build knows it.
@@ -34,7 +48,7 @@ fn prices(file: Option<&Path>) -> anyhow::Result<Prices> {
     prices::parse(&name, &text).with_context(|| path.display().to_string())
 }
 
-fn tools(config: &Config) -> anyhow::Result<Toolbox> {
+fn tools(config: &Config, _workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolbox> {
     let demo = config.tools.demo_dir.as_deref().map(|dir| {
         let tools = demo::tools(dir).with_context(|| format!("cannot use {} as a directory", dir.display()))?;
         // A model that may remove files must not be let at the ones that we live on.
@@ -50,19 +64,35 @@ fn tools(config: &Config) -> anyhow::Result<Toolbox> {
 }
 
 fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
-    let openai = config.model.openai.as_ref().map(|openai| {
-        let key = openai.api_key.as_ref().map(reveal).transpose().context("`model.openai.api_key_file`")?;
-        let defaults = OpenAiConfig::new(openai.base_url.clone());
+    let model = &config.model;
+    let key = |provider: &ProviderConfig, name: &str| {
+        let key = provider.api_key.as_ref().map(reveal).transpose();
+        key.with_context(|| format!("`model.{name}.api_key_file`"))
+    };
+    let openai = model.openai.as_ref().map(|openai| {
         anyhow::Ok(OpenAiConfig {
-            api_key: key,
-            connect_timeout: openai.connect_timeout,
-            first_byte_timeout: openai.first_byte_timeout,
-            idle_timeout: openai.idle_timeout,
+            api_key: key(&openai.provider, OPENAI)?,
+            patience: openai.provider.patience,
             send_reasoning: openai.send_reasoning,
-            ..defaults
+            ..OpenAiConfig::new(&openai.provider.base_url)
         })
     });
-    Ok(RegistryConfig { default: config.model.default.clone(), openai: openai.transpose()? })
+    let anthropic = model.anthropic.as_ref().map(|anthropic| {
+        let usual = AnthropicConfig::new(&anthropic.provider.base_url);
+        anyhow::Ok(AnthropicConfig {
+            api_key: key(&anthropic.provider, ANTHROPIC)?,
+            patience: anthropic.provider.patience,
+            version: anthropic.version.clone().unwrap_or(usual.version),
+            max_tokens: anthropic.max_tokens,
+            prompt_cache: anthropic.prompt_cache,
+            base_url: usual.base_url,
+        })
+    });
+    Ok(RegistryConfig {
+        default: model.default.clone(),
+        openai: openai.transpose()?,
+        anthropic: anthropic.transpose()?,
+    })
 }
 
 fn runtime(config: &Config) -> raddle_actors::Config {
@@ -112,7 +142,7 @@ mod tests {
 
     fn offered(config: &str) -> anyhow::Result<Vec<String>> {
         let config = Config::read(Some(config), [], []).unwrap();
-        Ok(tools(&config)?.specs(scene(&settings())).into_iter().map(|spec| spec.name).collect())
+        Ok(tools(&config, &workspaces(&config)?)?.specs(scene(&settings())).into_iter().map(|spec| spec.name).collect())
     }
 
     #[test]

@@ -104,6 +104,9 @@ pub struct EventView {
 pub struct NewThread<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<&'a str>,
+    pub allow_shell: bool,
 }
 
 /// What of a thread is changed; what is absent stays.

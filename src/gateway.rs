@@ -14,10 +14,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use raddle_actors::Runtime;
-use raddle_domain::command::Limits;
+use raddle_domain::{command::Limits, id::TenantId};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::workspace::Workspaces;
 
 mod cursor;
 mod decisions;
@@ -51,11 +53,13 @@ pub struct GatewayConfig {
     /// Answer only under names of the machine itself: right for a server without keys, which must listen on
     /// loopback only, and where otherwise any web page could talk to it through its reader's browser.
     pub loopback_only: bool,
+    /// Where threads work: a `workspace` that is none is refused. Without it, any text will do.
+    pub workspaces: Option<Arc<Workspaces>>,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true }
+        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, workspaces: None }
     }
 }
 
@@ -65,6 +69,17 @@ pub(crate) struct Gateway {
     config: GatewayConfig,
     metrics: metrics::Metrics,
     openapi: Bytes,
+}
+
+impl Gateway {
+    /// Refuses the name of a workspace that could not be used. Off the threads that serve requests: it looks at a disk.
+    async fn check_workspace(&self, tenant: TenantId, name: Option<&str>) -> Result<(), Problem> {
+        let (Some(spaces), Some(name)) = (self.config.workspaces.clone(), name.map(str::to_owned)) else {
+            return Ok(());
+        };
+        let checked = tokio::task::spawn_blocking(move || spaces.check(tenant, &name)).await;
+        Ok(checked.map_err(|_| Problem::new(Code::Internal, "the workspace could not be looked at"))??)
+    }
 }
 
 /// The whole API as a router, for the server and for hosts that mount it in their own.

@@ -59,7 +59,9 @@ impl Serve {
         log_to_stderr(&config.log)?;
         // Before anything is announced: a signal that arrives from here on is a shutdown, not a death.
         let mut signals = Signals::new()?;
-        let runtime = app::start(&config).await.map_err(|err| Failure::Failed(format!("{err:#}")))?;
+        let failed = |err: anyhow::Error| Failure::Failed(format!("{err:#}"));
+        let workspaces = app::workspaces(&config).map_err(failed)?;
+        let runtime = app::start(&config, &workspaces).await.map_err(failed)?;
         let listener = match TcpListener::bind(config.listen).await {
             Ok(listener) => listener,
             Err(err) => {
@@ -73,6 +75,7 @@ impl Serve {
             limits: config.limits.thread,
             // The configuration allows nothing but loopback while there are no keys.
             loopback_only: true,
+            workspaces: Some(workspaces),
         };
         let router = gateway::router(runtime.clone(), gateway);
         // Small frames must not wait for each other.
@@ -179,14 +182,15 @@ fn log_to_stderr(log: &LogConfig) -> Result<(), Failure> {
 fn welcome(config: &Config, address: SocketAddr) {
     let base = format!("http://{address}");
     eprintln!("data in {}", config.data_dir.display());
-    if config.model.openai.is_none() {
+    if config.model.openai.is_none() && config.model.anthropic.is_none() {
         eprintln!("no model is configured: the engine `scripted` answers, without a network");
         eprintln!(
             "  a real one: RADDLE_MODEL_DEFAULT=openai/NAME RADDLE_MODEL_OPENAI_BASE_URL=… RADDLE_MODEL_OPENAI_API_KEY=… raddle serve"
         );
+        eprintln!("  or: RADDLE_MODEL_DEFAULT=claude-… RADDLE_MODEL_ANTHROPIC_API_KEY=… raddle serve");
     } else if config.model.default.is_none() {
         eprintln!("`model.default` is not set: where no model is named, the engine `scripted` answers");
-        eprintln!("  to change that: RADDLE_MODEL_DEFAULT=openai/NAME");
+        eprintln!("  to change that: RADDLE_MODEL_DEFAULT=NAME");
     }
     eprintln!("to begin, in another terminal:");
     eprintln!("  THREAD=$(curl -s -X POST {base}/v1/threads | grep -o 'thr_[0-9a-f-]*' | head -n 1)");

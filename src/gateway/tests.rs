@@ -55,8 +55,10 @@ async fn gateway() -> (Router, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data").display().to_string();
     let config = crate::config::Config::read(None, [], [("data_dir", data)]).unwrap();
-    let runtime = crate::app::start(&config).await.unwrap();
-    (router(runtime, GatewayConfig { body_bytes: 64, ..GatewayConfig::default() }), dir)
+    let workspaces = crate::app::workspaces(&config).unwrap();
+    let runtime = crate::app::start(&config, &workspaces).await.unwrap();
+    let config = GatewayConfig { body_bytes: 64, workspaces: Some(workspaces), ..GatewayConfig::default() };
+    (router(runtime, config), dir)
 }
 
 async fn send(router: &Router, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response<Body> {
