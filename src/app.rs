@@ -9,6 +9,8 @@ use secrecy::SecretString;
 
 use crate::{
     config::{Config, ProviderConfig, Secret},
+    egress::Egress,
+    jobs::{self, Runner},
     models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
     prices,
     tools::{Toolbox, demo},
@@ -23,8 +25,20 @@ pub async fn start(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Res
     let models = Registry::new(models(config)?).context("`model`")?;
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
     let tools = Arc::new(tools(config, workspaces)?);
-    let ports = Ports { prices, tools, ..Ports::with_models(Arc::new(models)) };
+    let jobs = Arc::new(runner(config, tools.clone())?);
+    let ports = Ports { prices, tools, jobs, ..Ports::with_models(Arc::new(models)) };
     Ok(Runtime::start(runtime(config), ports).await?)
+}
+
+/// Who runs the jobs that are no turns.
+fn runner(config: &Config, tools: Arc<Toolbox>) -> anyhow::Result<Runner> {
+    let secrets = config.jobs.secrets_file.as_deref().map(|path| {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        jobs::secrets(&text.into()).with_context(|| path.display().to_string())
+    });
+    let secrets = secrets.transpose().context("`jobs.secrets_file`")?;
+    let egress = Egress::new(config.egress_allow.clone()).context("no way out for webhooks")?;
+    Ok(Runner::new(tools, egress, secrets.unwrap_or_default()))
 }
 
 /// The directories in which threads work. None of them has the server's own files in it.
@@ -113,6 +127,9 @@ fn runtime(config: &Config) -> raddle_actors::Config {
         subscribers: limits.subscribers,
         subscriber_bytes: limits.subscriber_bytes,
         pack_after: config.store.pack_after,
+        jobs_concurrent: config.jobs.concurrent,
+        jobs_retention: config.jobs.retention,
+        jobs_lease: config.jobs.lease,
         ..raddle_actors::Config::new(&config.data_dir)
     }
 }

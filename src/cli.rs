@@ -18,8 +18,10 @@ mod approvals;
 mod chat;
 mod doctor;
 mod effects;
+mod jobs;
 mod questions;
 mod routing;
+mod schedules;
 mod serve;
 mod threads;
 mod usage;
@@ -46,6 +48,10 @@ enum Command {
     Questions(questions::Questions),
     /// Say what became of effects whose outcome is uncertain
     Effects(effects::Effects),
+    /// Make, list, watch, repeat and end jobs
+    Jobs(jobs::Jobs),
+    /// Make, list, pause and delete schedules of jobs
+    Schedules(schedules::Schedules),
     /// Show what was spent
     Usage(usage::Usage),
     /// List and set which model answers which intent
@@ -188,6 +194,8 @@ impl Cli {
             Command::Approvals(approvals) => approvals.run().await,
             Command::Questions(questions) => questions.run().await,
             Command::Effects(effects) => effects.run().await,
+            Command::Jobs(jobs) => jobs.run().await,
+            Command::Schedules(schedules) => schedules.run().await,
             Command::Usage(usage) => usage.run().await,
             Command::Routing(routing) => routing.run().await,
             Command::Doctor(doctor) => doctor.run().await,

@@ -27,6 +27,7 @@ mod events;
 mod fork;
 mod frame;
 mod inbox;
+mod jobs;
 mod metrics;
 mod not_built;
 mod observe;
@@ -34,6 +35,7 @@ mod openapi;
 mod problem;
 mod request;
 mod routing;
+mod schedules;
 mod service;
 mod tenant_events;
 mod threads;
@@ -135,7 +137,15 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(events::list_events))
         .routes(routes!(tenant_events::list_tenant_events))
         .routes(routes!(usage::get_usage))
-        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules));
+        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules))
+        .routes(routes!(jobs::create_job, jobs::list_jobs))
+        .routes(routes!(jobs::get_job))
+        .routes(routes!(jobs::pause_job))
+        .routes(routes!(jobs::resume_job))
+        .routes(routes!(jobs::cancel_job))
+        .routes(routes!(jobs::retry_job))
+        .routes(routes!(schedules::create_schedule, schedules::list_schedules))
+        .routes(routes!(schedules::get_schedule, schedules::patch_schedule, schedules::delete_schedule));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
     table

@@ -11,6 +11,7 @@ pub mod config;
 pub mod egress;
 pub mod gateway;
 mod instant;
+pub mod jobs;
 pub mod models;
 pub mod prices;
 pub mod sse;
