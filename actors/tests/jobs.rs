@@ -251,6 +251,9 @@ async fn pauses_of_500_1000_and_2000_ms_and_the_fourth_failure_ends_it() {
     let failed = ends(&runtime, id).await;
     assert_eq!((failed.status, failed.attempt, failed.next_retry_at), (JobStatus::Failed, 3, None));
     assert_eq!((failed.begun, failed.detail.as_deref()), (4, Some("told to fail")));
+    // Not a moment too early: each run began when its pause was over.
+    let begun: Vec<_> = failed.history.iter().filter(|phase| phase.phase == "running").map(|phase| phase.at.0).collect();
+    assert_eq!(begun.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>(), [500, 1_000, 2_000]);
     let again = runtime.retry_job(OWNER, id, call()).await.unwrap().value;
     assert_eq!((again.status, again.attempt), (JobStatus::Queued, 0));
 }
@@ -493,6 +496,108 @@ async fn a_thread_that_is_gone_fails_the_job_for_good() {
     nudge(&runtime).await;
     let failed = ends(&runtime, id).await;
     assert_eq!((failed.status, failed.begun), (JobStatus::Failed, 1));
+}
+
+#[tokio::test]
+async fn a_turn_is_found_again_by_the_next_process() {
+    let bed = Jobs::new();
+    let first = bed.start().await;
+    let thread = create(&first).await;
+    let id = make(&first, prompt_of(thread, "hold on")).await.id;
+    let attached = becomes(&first, id, |job| job.turn_id.is_some()).await;
+    answering(&first, thread).await;
+    first.shutdown(Duration::ZERO).await;
+    drop(first);
+    let second = bed.start().await;
+    let lost = becomes(&second, id, |job| job.begun == 2).await;
+    assert_eq!((lost.turn_id, lost.run), (attached.turn_id, 1));
+    bed.bed.model.gate.add_permits(9);
+    assert_eq!(ends(&second, id).await.status, JobStatus::Completed);
+    assert_eq!(second.turns(thread, None, 10).await.unwrap().data.len(), 1);
+}
+
+#[tokio::test]
+async fn a_turn_that_waits_for_a_person_takes_no_place_and_is_no_timeout() {
+    let bed = Jobs::new();
+    let runtime = bed.start_with(Config { jobs_concurrent: 1, ..bed.config() }).await;
+    let thread = create(&runtime).await;
+    let asks = make(&runtime, prompt_of(thread, "call gated_once x")).await.id;
+    waits(&runtime, thread).await;
+    // There is one place, and it is free.
+    let other = make(&runtime, hook("x")).await.id;
+    assert_eq!(ends(&runtime, other).await.status, JobStatus::Completed);
+    bed.bed.clock.advance(60 * 60 * 1000);
+    nudge(&runtime).await;
+    assert_eq!(job(&runtime, asks).await.status, JobStatus::Running);
+    let approval = pending(&runtime, thread).await.remove(0);
+    let decision = raddle_domain::record::Decision::Approved;
+    runtime.decide(OWNER, approval.id, decision, None, call()).await.unwrap();
+    assert_eq!(ends(&runtime, asks).await.status, JobStatus::Completed);
+}
+
+#[tokio::test]
+async fn a_paused_turn_is_ended_and_another_begins_when_its_job_goes_on() {
+    let bed = Jobs::new();
+    let runtime = bed.start().await;
+    let thread = create(&runtime).await;
+    let id = make(&runtime, prompt_of(thread, "hold on")).await.id;
+    let first = becomes(&runtime, id, |job| job.turn_id.is_some()).await.turn_id.unwrap();
+    runtime.pause_job(OWNER, id, call()).await.unwrap();
+    assert_eq!(ended(&runtime, thread, first).await, TurnStatus::Interrupted);
+    bed.bed.model.gate.add_permits(9);
+    runtime.resume_job(OWNER, id, call()).await.unwrap();
+    let done = ends(&runtime, id).await;
+    assert_eq!((done.status, done.run), (JobStatus::Completed, 2), "{done:#?}");
+    assert_ne!(done.turn_id, Some(first));
+    assert_eq!(runtime.turns(thread, None, 10).await.unwrap().data.len(), 2);
+}
+
+#[tokio::test]
+async fn a_lease_that_passes_is_another_runs() {
+    let bed = Jobs::new();
+    let runtime = bed.start_with(Config { jobs_lease: Duration::from_millis(60), ..bed.config() }).await;
+    let id = make(&runtime, hook("hold")).await.id;
+    bed.runner.begun(1).await;
+    let first = job(&runtime, id).await.lease.unwrap();
+    // A run that is at work says so: the lease moves with the clock, and no event tells of it.
+    bed.bed.clock.advance(50);
+    let moved = async {
+        while job(&runtime, id).await.lease.unwrap().expires_at == first.expires_at {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, moved).await.expect("it is renewed");
+    assert_eq!(job(&runtime, id).await.seq, 2);
+    bed.runner.hold.add_permits(1);
+    assert_eq!(ends(&runtime, id).await.begun, 1);
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_one_jobs_problem() {
+    use raddle_domain::ports::{Append, Chunk, LogKind, LogStore, RowHead, ThreadRow, Write};
+    let bed = Jobs::new();
+    let first = bed.start().await;
+    let at = Some(UnixMs(1_795_000_000_000 + 5_000));
+    let make = |text| first.create_job(OWNER, hook(text), at, call());
+    let (broken, whole) = (make("x").await.unwrap().value, make("y").await.unwrap().value);
+    first.shutdown(LONG).await;
+    drop(first);
+    {
+        let medium = bed.bed.medium.clone().unwrap();
+        let store = raddle_actors::store::redb::RedbStore::open_medium(Arc::new(medium), 1 << 20, 0).unwrap();
+        let head = RowHead { last_seq: 1, fence: store.epoch(), wake_at: at, kind: LogKind::Job, ..RowHead::default() };
+        let row = ThreadRow { head, view: Arc::from(&b"{"[..]), snapshot: Arc::from(&b""[..]) };
+        let chunk = Chunk { first: 2, events: Vec::new() };
+        let append = Append::new(broken.id.log(OWNER), 1, UnixMs(0), chunk, row);
+        store.commit(&[Write::Append(append)]).unwrap().remove(0).unwrap();
+    }
+    let second = bed.start().await;
+    bed.bed.clock.advance(5_000);
+    nudge(&second).await;
+    assert_eq!(ends(&second, whole.id).await.status, JobStatus::Completed);
+    assert!(matches!(second.job(OWNER, broken.id).await, Err(Error::ThreadUnavailable(_))));
+    let listed = second.jobs(OWNER, JobQuery { limit: 10, ..JobQuery::default() }).await.unwrap();
+    assert!(listed.data.iter().any(|job| job.id == whole.id) && listed.data.iter().all(|job| job.id != broken.id));
 }
 
 // ---- schedules -----------------------------------------------------------------------------------

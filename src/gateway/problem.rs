@@ -215,7 +215,9 @@ impl From<JobRefused> for Problem {
     fn from(refused: JobRefused) -> Self {
         let sentence = refused.to_string();
         match refused {
-            JobRefused::Not { what: _, status } => Problem::new(Code::Conflict, sentence).with("status", json(&status)),
+            JobRefused::Not { what: _, status } => {
+                Problem::new(Code::Conflict, sentence).with("job_status", json(&status))
+            }
             JobRefused::CommandRuns | JobRefused::NotYours | JobRefused::NotDue => Problem::new(Code::Conflict, sentence),
             JobRefused::Precondition { expected: _, head } => {
                 Problem::new(Code::PreconditionFailed, sentence).with("seq", head)

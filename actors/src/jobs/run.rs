@@ -38,8 +38,9 @@ use crate::{
     system::Shared,
 };
 
-/// How long what a run says may wait to be joined by more.
-const SAYING: Duration = Duration::from_millis(250);
+/// How long what a run says may wait to be joined by more: at first, and, as each of these is an event with the whole
+/// record, twice as long each time, up to the longest.
+const SAYING: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// How long a server that is busy is left alone.
 const BUSY: Duration = Duration::from_secs(1);
 
@@ -205,6 +206,7 @@ async fn held(
     beat.tick().await;
     let work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
     let mut work = work;
+    let mut saying = SAYING.0;
     loop {
         tokio::select! {
             ended = &mut work => return match ended {
@@ -222,7 +224,8 @@ async fn held(
             }
             () = said.more.notified() => {
                 // What comes meanwhile goes along; the work is not kept waiting for the disk.
-                let pause = sleep(SAYING);
+                let pause = sleep(saying.min(lease / 3));
+                saying = (saying * 2).min(SAYING.1);
                 tokio::select! {
                     ended = &mut work => return match ended {
                         Ok(end) => end.map(Some),
