@@ -79,9 +79,10 @@ impl Runner {
             return invalid("payload.url", format!("is not requested: {refused}"));
         }
         match &hook.secret {
-            Some(name) if !self.secrets.contains_key(name) => {
-                invalid("payload.secret", "is the name of no secret of this server (see `jobs.secrets_file`)".to_owned())
-            }
+            Some(name) if !self.secrets.contains_key(name) => invalid(
+                "payload.secret",
+                "is the name of no secret of this server (see `jobs.secrets_file`)".to_owned(),
+            ),
             _ => Ok(()),
         }
     }

@@ -115,7 +115,10 @@ async fn a_job_is_made_once_read_listed_and_told_what_it_may() {
     assert_eq!((made.header("location").unwrap(), made.seq()), (format!("/v1/jobs/{id}").as_str(), 1));
     assert_eq!((&job["kind"], &job["attempt"], &job["max_attempts"]), (&json!("webhook"), &json!(0), &json!(3)));
     let done = becomes(api, &id, is_over).await;
-    assert_eq!((&done["status"], &done["progress"], &done["output"]["status"]), (&json!("completed"), &json!(100), &json!(200)));
+    assert_eq!(
+        (&done["status"], &done["progress"], &done["output"]["status"]),
+        (&json!("completed"), &json!(100), &json!(200))
+    );
     let again = api.send(api.keyed("/v1/jobs", "k", &hook(&receiver, 0))).await;
     assert!(again.replayed());
     assert_eq!(again.expect(201)["id"], *id);
@@ -130,16 +133,23 @@ async fn a_job_is_made_once_read_listed_and_told_what_it_may() {
     api.get("/v1/jobs/job_01905d3c-7e57-7abc-8def-0123456789ab").await.problem(404, "not-found");
     // A job is no thread, under whatever name.
     api.get(&format!("/v1/threads/{}", id.replace("job_", "thr_"))).await.problem(404, "not-found");
-    let renamed: String = id.replace("job_", "thr_").char_indices().map(|(at, c)| if at == 18 { '8' } else { c }).collect();
+    let renamed: String =
+        id.replace("job_", "thr_").char_indices().map(|(at, c)| if at == 18 { '8' } else { c }).collect();
     api.get(&format!("/v1/threads/{renamed}/events")).await.problem(404, "not-found");
     assert_eq!(api.get("/v1/threads").await.expect(200)["data"], json!([]));
 
     for (body, field) in [
         (json!({"name": "n", "kind": "webhook", "payload": {"url": "http://10.0.0.1/"}}), "payload.url"),
         (json!({"name": "n", "kind": "webhook", "payload": {"url": receiver.url, "secret": "x"}}), "payload.secret"),
-        (json!({"name": "n", "kind": "turn", "payload": {"thread_id": "thr_01905d3c-7e57-7abc-8def-0123456789ab", "prompt": "x"}}), "payload.thread_id"),
+        (
+            json!({"name": "n", "kind": "turn", "payload": {"thread_id": "thr_01905d3c-7e57-7abc-8def-0123456789ab", "prompt": "x"}}),
+            "payload.thread_id",
+        ),
         (json!({"name": "", "kind": "webhook", "payload": {"url": receiver.url}}), "name"),
-        (json!({"name": "n", "kind": "webhook", "payload": {"url": receiver.url}, "max_attempts": 101}), "max_attempts"),
+        (
+            json!({"name": "n", "kind": "webhook", "payload": {"url": receiver.url}, "max_attempts": 101}),
+            "max_attempts",
+        ),
         (json!({"name": "n", "kind": "cake", "payload": {}}), "kind"),
     ] {
         assert_eq!(api.post("/v1/jobs", body.clone()).await.problem(422, "invalid")["field"], field, "{body}");
@@ -173,7 +183,10 @@ async fn failures_are_tried_again_and_the_fourth_ends_it() {
     assert_eq!((&done["status"], &done["attempt"], receiver.came(&id)), (&json!("completed"), &json!(3), (4, 1)));
     let id = make(api, &hook(&receiver, 9)).await;
     let failed = becomes(api, &id, is_over).await;
-    assert_eq!((&failed["status"], &failed["attempt"], &failed["next_retry_at"]), (&json!("failed"), &json!(3), &Value::Null));
+    assert_eq!(
+        (&failed["status"], &failed["attempt"], &failed["next_retry_at"]),
+        (&json!("failed"), &json!(3), &Value::Null)
+    );
     let retried: Vec<_> = failed["history"].as_array().unwrap().iter().map(|phase| text(&phase["phase"])).collect();
     assert_eq!(retried.iter().filter(|phase| *phase == "failed").count(), 4);
     let again = api.post(&format!("/v1/jobs/{id}/retry"), json!({})).await.expect(200);
@@ -396,7 +409,8 @@ fn json_of(output: &Output) -> Value {
     serde_json::from_str(&output.out).unwrap_or_else(|why| panic!("{why}: {output:?}"))
 }
 
-#[tokio::test]
+// The receiver lives in this process, and has to answer while a command runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_does_what_the_api_does() {
     let (server, receiver, _dir) = server().await;
     let create = ["jobs", "create", "hook", "--url", &receiver.url, "--body", "{\"fails\":0}"];
@@ -415,11 +429,15 @@ async fn the_command_line_does_what_the_api_does() {
         assert_eq!(json_of(&ask(&server, &["jobs", verb, &later, "--json"]))["status"], status);
     }
     becomes(&server.api, &later, is_over).await;
-    assert_eq!(json_of(&ask(&server, &["jobs", "list", "--status", "completed", "--json"])).as_array().unwrap().len(), 2);
+    assert_eq!(
+        json_of(&ask(&server, &["jobs", "list", "--status", "completed", "--json"])).as_array().unwrap().len(),
+        2
+    );
     assert!(ask(&server, &["jobs", "ls"]).out.contains(id));
 
     let nightly = ["schedules", "create", "nightly", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin"];
-    let nightly = [&nightly[..], &["--overlap", "cancel-running", "--catch-up", "none", "--url", &receiver.url]].concat();
+    let nightly =
+        [&nightly[..], &["--overlap", "cancel-running", "--catch-up", "none", "--url", &receiver.url]].concat();
     let made = ask(&server, &nightly);
     assert_eq!(made.code, Some(0), "{}", made.said);
     let id = made.out.trim();

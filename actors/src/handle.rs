@@ -28,10 +28,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     batch::Batch,
-    jobs,
     bus::{Barrier, Committed, Subscribe, SubscribeTenant, Watch},
     config::{Config, Ports, StartError},
     host::{Loaded, Steps},
+    jobs,
     receipts::{self, Idempotency, Recalled},
     registry::{Health, Ticket},
     store::AppendError,

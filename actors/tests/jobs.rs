@@ -147,7 +147,10 @@ fn hook(text: &str) -> Template {
 }
 
 fn command(thread: ThreadId, text: &str) -> Template {
-    Template::new("n", Work::Command(CommandWork { thread_id: thread, command: text.into(), cwd: None, timeout_ms: None }))
+    Template::new(
+        "n",
+        Work::Command(CommandWork { thread_id: thread, command: text.into(), cwd: None, timeout_ms: None }),
+    )
 }
 
 fn prompt_of(key: ThreadKey, prompt: &str) -> Template {
@@ -252,7 +255,8 @@ async fn pauses_of_500_1000_and_2000_ms_and_the_fourth_failure_ends_it() {
     assert_eq!((failed.status, failed.attempt, failed.next_retry_at), (JobStatus::Failed, 3, None));
     assert_eq!((failed.begun, failed.detail.as_deref()), (4, Some("told to fail")));
     // Not a moment too early: each run began when its pause was over.
-    let begun: Vec<_> = failed.history.iter().filter(|phase| phase.phase == "running").map(|phase| phase.at.0).collect();
+    let begun: Vec<_> =
+        failed.history.iter().filter(|phase| phase.phase == "running").map(|phase| phase.at.0).collect();
     assert_eq!(begun.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>(), [500, 1_000, 2_000]);
     let again = runtime.retry_job(OWNER, id, call()).await.unwrap().value;
     assert_eq!((again.status, again.attempt), (JobStatus::Queued, 0));
@@ -408,7 +412,8 @@ async fn runs_are_bounded_and_tenants_take_turns() {
     let runtime = bed.start_with(config).await;
     let (many, few): (TenantId, TenantId) = ("many".parse().unwrap(), "few".parse().unwrap());
     let make = |tenant| runtime.create_job(tenant, hook("hold"), None, call());
-    let crowd: Vec<_> = join_all((0..50).map(|_| make(many))).await.into_iter().map(|job| job.unwrap().value.id).collect();
+    let crowd: Vec<_> =
+        join_all((0..50).map(|_| make(many))).await.into_iter().map(|job| job.unwrap().value.id).collect();
     bed.runner.begun(2).await;
     let lone = make(few).await.unwrap().value.id;
     // The actor has seen it once it has looked again; each job that ends has it look.
@@ -869,4 +874,3 @@ fn events_of(job: &Job) -> usize {
     let last = job.history.iter().rposition(|phase| phase.phase == "retried").unwrap_or(0);
     job.history[last..].iter().filter(|phase| phase.status.is_over()).count()
 }
-

@@ -66,13 +66,10 @@ fn jobs_and_schedules_stand_in_indexes_of_their_own(store: &dyn LogStore) {
     assert_eq!(due, [(UnixMs(15), thread(1, 3)), (UnixMs(20), thread(1, 2))]);
     assert_eq!(view.due_jobs(UnixMs(15), 9).unwrap().len(), 1);
     assert_eq!(view.due_jobs(UnixMs(99), 1).unwrap().len(), 1);
-    assert_eq!([0, 14, 15, 19, 20].map(|after| view.next_job(UnixMs(after)).unwrap().map(|at| at.0)), [
-        Some(15),
-        Some(15),
-        Some(20),
-        Some(20),
-        None,
-    ]);
+    assert_eq!(
+        [0, 14, 15, 19, 20].map(|after| view.next_job(UnixMs(after)).unwrap().map(|at| at.0)),
+        [Some(15), Some(15), Some(20), Some(20), None,]
+    );
     let owing = view.owing_jobs(None, 9).unwrap();
     assert_eq!(owing.iter().map(|place| place.thread).collect::<Vec<_>>(), [thread(1, 2).thread]);
     assert_eq!(view.owing_jobs(Some(owing[0]), 9).unwrap(), []);

@@ -184,7 +184,11 @@ async fn watch(One { job, remote }: One) -> Result<(), Failure> {
         let job = client.job(&job).await?;
         let state = (job.status, job.progress, job.attempt, job.detail.clone());
         if seen.as_ref() != Some(&state) {
-            if remote.json { say_json(&job)? } else { say(&line(&job))? }
+            if remote.json {
+                say_json(&job)?
+            } else {
+                say(&line(&job))?
+            }
             seen = Some(state);
         }
         match job.status {

@@ -120,8 +120,7 @@ impl Schedules {
             }
             Verb::List { limit, remote } => {
                 let client = remote.client()?;
-                let found =
-                    collect(limit as usize, Vec::new(), async |query| client.schedules(&query).await).await?;
+                let found = collect(limit as usize, Vec::new(), async |query| client.schedules(&query).await).await?;
                 if remote.json { say_json(&found) } else { found.iter().try_for_each(|found| say(&line(found))) }
             }
             Verb::Show(One { schedule, remote }) => {

@@ -232,7 +232,6 @@ verbs! {
     retry_job = "/v1/jobs/{job}/retry", retry_job;
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

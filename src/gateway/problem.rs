@@ -218,7 +218,9 @@ impl From<JobRefused> for Problem {
             JobRefused::Not { what: _, status } => {
                 Problem::new(Code::Conflict, sentence).with("job_status", json(&status))
             }
-            JobRefused::CommandRuns | JobRefused::NotYours | JobRefused::NotDue => Problem::new(Code::Conflict, sentence),
+            JobRefused::CommandRuns | JobRefused::NotYours | JobRefused::NotDue => {
+                Problem::new(Code::Conflict, sentence)
+            }
             JobRefused::Precondition { expected: _, head } => {
                 Problem::new(Code::PreconditionFailed, sentence).with("seq", head)
             }

@@ -107,7 +107,12 @@ pub(super) struct Stub {
 
 impl Stub {
     pub fn receipt(&self, known: Idempotency, now: UnixMs) -> Receipt {
-        Receipt { key: known.key, request: known.request, reply: host::json(self), expires_at: now.after(crate::receipts::LIFE) }
+        Receipt {
+            key: known.key,
+            request: known.request,
+            reply: host::json(self),
+            expires_at: now.after(crate::receipts::LIFE),
+        }
     }
 }
 
@@ -153,9 +158,9 @@ pub(super) async fn update(
         if step.event.is_none() && step.job == job {
             return Ok(step.job);
         }
-        let receipt = call.idempotency.map(|known| {
-            Stub { event: step.job.seq, job: Some(step.job.id), schedule: None }.receipt(known, now)
-        });
+        let receipt = call
+            .idempotency
+            .map(|known| Stub { event: step.job.seq, job: Some(step.job.id), schedule: None }.receipt(known, now));
         match save(shared, key, job.seq, &step, now, receipt).await {
             Ok(()) => {
                 after(shared, key, &job, &step);

@@ -72,8 +72,8 @@ async fn tended(desk: &Desk) -> Result<(), Error> {
         };
         let (now, owner) = (shared.clock.now(), shared.store.epoch());
         if job.stopping {
-            tell(desk, &job).await?;
-            book::update(shared, key, Verb::Stopped, Call::default()).await?;
+            let again = tell(desk, &job).await?;
+            book::update(shared, key, Verb::Stopped { again }, Call::default()).await?;
             continue;
         }
         match job.status {
@@ -102,7 +102,8 @@ async fn lose(shared: &Arc<Shared>, key: ThreadKey, verb: Verb) -> Result<(), Er
 /// Takes the lease and runs.
 async fn begin(desk: &Desk) -> Result<(), Error> {
     let Desk { shared, key, .. } = desk;
-    let verb = Verb::Begin { owner: shared.store.epoch(), expires_at: shared.clock.now().after(shared.config.jobs_lease) };
+    let verb =
+        Verb::Begin { owner: shared.store.epoch(), expires_at: shared.clock.now().after(shared.config.jobs_lease) };
     let job = book::update(shared, *key, verb, Call::default()).await?;
     let Some(token) = job.lease.map(|lease| lease.token()) else { return Ok(()) };
     let _counted = Counted::new(shared, !matches!(job.work, Work::Turn(_)));
@@ -251,7 +252,14 @@ fn still(saved: Result<Job, Error>) -> bool {
 // ---- webhooks and commands -----------------------------------------------------------------------
 
 /// What a runner is told.
-pub(super) fn run_of(view: &dyn View, key: ThreadKey, job: JobId, run: u32, work: &Work, at: UnixMs) -> Result<JobRun, StoreError> {
+pub(super) fn run_of(
+    view: &dyn View,
+    key: ThreadKey,
+    job: JobId,
+    run: u32,
+    work: &Work,
+    at: UnixMs,
+) -> Result<JobRun, StoreError> {
     let tenant = key.tenant;
     let thread = match work.thread() {
         None => None,
@@ -450,8 +458,9 @@ fn prompt(view: &dyn View, key: ThreadKey, input: Option<InputId>) -> Result<See
 }
 
 /// Tells the turn of a run that was taken from it: a prompt that waits is taken back, a turn that is open is ended.
-async fn tell(desk: &Desk, job: &Job) -> Result<(), Error> {
-    let Work::Turn(work) = &job.work else { return Ok(()) };
+/// Whether the work is then to be done again: not if the turn was completed before it could be told.
+async fn tell(desk: &Desk, job: &Job) -> Result<bool, Error> {
+    let Work::Turn(work) = &job.work else { return Ok(true) };
     let key = ThreadKey { tenant: desk.key.tenant, thread: work.thread_id };
     let (mut input, mut turn) = (job.input_id, job.turn_id);
     let runtime = desk.runtime.get()?;
@@ -464,21 +473,25 @@ async fn tell(desk: &Desk, job: &Job) -> Result<(), Error> {
                 Started::Turn(started) => turn = Some(started.id),
                 Started::Queued { admission, .. } => input = Some(admission.id),
             },
-            Ok(None) | Err(Error::Deleted) => return Ok(()),
+            Ok(None) | Err(Error::Deleted) => return Ok(true),
             Err(error) => return Err(error),
         }
     }
     if let (Some(input), None) = (input, turn) {
         match runtime.withdraw_prompt(key, input, Call::default()).await {
             Err(Error::AlreadyPromoted(admission)) => turn = admission.turn_id,
-            Err(Error::NotFound(_) | Error::Deleted) | Ok(_) => return Ok(()),
+            Err(Error::NotFound(_) | Error::Deleted) | Ok(_) => return Ok(true),
             Err(error) => return Err(error),
         }
     }
-    let Some(turn) = turn else { return Ok(()) };
+    let Some(turn) = turn else { return Ok(true) };
     match runtime.interrupt(key, Interrupt { turn, pause_queue: false }, Call::default()).await {
-        Ok(_) | Err(Error::Refused(_) | Error::NotFound(_) | Error::Deleted) => Ok(()),
+        Ok(_) | Err(Error::NotFound(_) | Error::Deleted) => Ok(true),
+        Err(Error::Refused(_)) => match runtime.turn(key, turn).await {
+            Ok(ended) => Ok(ended.status != TurnStatus::Completed),
+            Err(Error::NotFound(_)) => Ok(true),
+            Err(error) => Err(error),
+        },
         Err(error) => Err(error),
     }
 }
-

@@ -29,9 +29,8 @@ pub struct JobQuery {
 
 /// The record in an event of a job's log, or of a schedule's.
 fn of_receipt(view: &dyn View, tenant: TenantId, receipt: &Receipt) -> Result<Option<Recalled>, StoreError> {
-    let broken = |why: String| {
-        StoreError::from(raddle_domain::ports::Corrupt { record: format!("a receipt of {tenant}"), why })
-    };
+    let broken =
+        |why: String| StoreError::from(raddle_domain::ports::Corrupt { record: format!("a receipt of {tenant}"), why });
     let stub: book::Stub = serde_json::from_slice(&receipt.reply).map_err(|why| broken(why.to_string()))?;
     let key = match (stub.job, stub.schedule) {
         (Some(job), _) => job.log(tenant),

@@ -12,8 +12,8 @@ use raddle_domain::{
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     pack::{Packed, Run},
     ports::{
-        Append, Chunk, Corrupt, Document, DocumentKind, Fed, Fork, Found, Listed, LogKind, LogStore, OwingPlace, Place, Receipt,
-        RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View, Write, WriteRefused,
+        Append, Chunk, Corrupt, Document, DocumentKind, Fed, Fork, Found, Listed, LogKind, LogStore, OwingPlace, Place,
+        Receipt, RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View, Write, WriteRefused,
     },
     time::UnixMs,
 };

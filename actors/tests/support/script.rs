@@ -13,8 +13,7 @@ use uuid::Uuid;
 use super::{append, document, indexed, receipt, settled, spent, talk, tenant, thread, turn_id};
 
 /// The last two are a job and a schedule.
-pub const THREADS: [(u8, u8); 10] =
-    [(1, 1), (1, 2), (1, 3), (2, 1), (2, 9), (1, 4), (1, 5), (1, 6), (1, 7), (2, 8)];
+pub const THREADS: [(u8, u8); 10] = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 9), (1, 4), (1, 5), (1, 6), (1, 7), (2, 8)];
 
 pub fn keys() -> [ThreadKey; 10] {
     THREADS.map(|(tenant_no, n)| thread(tenant_no, n))

@@ -56,10 +56,10 @@ fn enqueue_creates_queued_job_with_zero_progress() {
 fn set_running_transitions_from_queued() {
     let job = begin(&job(webhook()));
     assert_eq!((job.status, job.started_at, job.begun), (JobStatus::Running, Some(NOW), 1));
-    assert_eq!(refused(&job, Verb::Begin { owner: 1, expires_at: NOW }), JobRefused::Not {
-        what: "begun",
-        status: JobStatus::Running
-    });
+    assert_eq!(
+        refused(&job, Verb::Begin { owner: 1, expires_at: NOW }),
+        JobRefused::Not { what: "begun", status: JobStatus::Running }
+    );
 }
 
 #[test]
@@ -156,8 +156,10 @@ fn a_pause_takes_a_run_from_whoever_has_it_unless_it_is_a_command() {
     let resumed = does(&paused, Verb::Resume);
     // Its turn is told first.
     assert_eq!(refused(&resumed, Verb::Begin { owner: 1, expires_at: NOW }), JobRefused::NotDue);
-    let told = does(&resumed, Verb::Stopped);
+    let told = does(&resumed, Verb::Stopped { again: true });
     assert_eq!((begin(&told).status, told.run, told.seq), (JobStatus::Running, 2, resumed.seq));
+    // It had ended meanwhile: that is what will be found.
+    assert_eq!(does(&resumed, Verb::Stopped { again: false }).run, 1);
     assert_eq!(refused(&begin(&job(command())), Verb::Pause), JobRefused::CommandRuns);
 }
 
@@ -314,7 +316,7 @@ fn verb(job: &Job, (which, number, term, right): (u8, u64, u32, bool), now: Unix
         9 => Verb::Fail { token, why: "w".into(), again: number % 3 > 0 },
         10 => Verb::Lose { owner: 2 },
         11 => Verb::Expire,
-        12 => Verb::Stopped,
+        12 => Verb::Stopped { again: right },
         _ => Verb::Doubt { token, why: "w".into() },
     }
 }

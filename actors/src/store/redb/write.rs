@@ -14,8 +14,9 @@ use super::{
     super::{
         codec::{self, Head, TurnRecord},
         keys::{
-            EXPIRY, ExpiryKey, FORKS, ForkKey, JOB_OWING, JOB_TIMERS, JobOwingKey, JobTimerKey, LOG, LogKey, OWING, OwingKey, RECEIPTS, RECENT, ReceiptKey, RecentKey,
-            RowKey, StoreKey, THREADS, TIMERS, TURN_IDS, TURNS, TimerKey, TurnIdKey, TurnKey, UNPACKED, UnpackedKey,
+            EXPIRY, ExpiryKey, FORKS, ForkKey, JOB_OWING, JOB_TIMERS, JobOwingKey, JobTimerKey, LOG, LogKey, OWING,
+            OwingKey, RECEIPTS, RECENT, ReceiptKey, RecentKey, RowKey, StoreKey, THREADS, TIMERS, TURN_IDS, TURNS,
+            TimerKey, TurnIdKey, TurnKey, UNPACKED, UnpackedKey,
         },
     },
     Fault,
