@@ -11,6 +11,7 @@ use crate::{
     config::{Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
     egress::{Allowed, Egress},
     hooks::{Jsonl, Stdout, Unix, Webhook},
+    jobs::{self, Runner},
     mcp::{self, Mcp},
     models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
     policy, prices,
@@ -46,8 +47,9 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     let mcp = mcp(&config.mcp).context("`mcp.file`")?;
     let policy = policy(config.policy_file.as_deref()).context("`policy.file`")?;
     let tools = Arc::new(tools(config, &workspaces)?.with_policy(policy).with(Arc::new(mcp.clone())));
+    let jobs = Arc::new(runner(config, tools.clone())?);
     let hooks = hooks(config)?;
-    let ports = Ports { prices, tools, hooks, ..Ports::with_models(Arc::new(models)) };
+    let ports = Ports { prices, tools, jobs, hooks, ..Ports::with_models(Arc::new(models)) };
     let runtime = Runtime::start(runtime(config), ports).await?;
     // Not before the data directory is known to be ours.
     mcp.start();
@@ -66,6 +68,17 @@ fn mcp(config: &McpConfig) -> anyhow::Result<Mcp> {
     };
     let timeouts = mcp::Timeouts { startup: config.startup_timeout, call: config.call_timeout };
     Ok(Mcp::new(servers, timeouts, Arc::new(SystemClock))?)
+}
+
+/// Who runs the jobs that are no turns.
+fn runner(config: &Config, tools: Arc<Toolbox>) -> anyhow::Result<Runner> {
+    let secrets = config.jobs.secrets_file.as_deref().map(|path| {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        jobs::secrets(&text.into()).with_context(|| path.display().to_string())
+    });
+    let secrets = secrets.transpose().context("`jobs.secrets_file`")?;
+    let egress = Egress::new(config.egress_allow.clone()).context("no way out for webhooks")?;
+    Ok(Runner::new(tools, egress, secrets.unwrap_or_default()))
 }
 
 /// The directories in which threads work. None of them has the server's own files in it.
@@ -197,6 +210,9 @@ fn runtime(config: &Config) -> raddle_actors::Config {
         subscribers: limits.subscribers,
         subscriber_bytes: limits.subscriber_bytes,
         pack_after: config.store.pack_after,
+        jobs_concurrent: config.jobs.concurrent,
+        jobs_retention: config.jobs.retention,
+        jobs_lease: config.jobs.lease,
         ..raddle_actors::Config::new(&config.data_dir)
     }
 }

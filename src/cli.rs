@@ -19,10 +19,12 @@ mod chat;
 mod doctor;
 mod effects;
 mod hooks;
+mod jobs;
 mod mcp;
 mod policy;
 mod questions;
 mod routing;
+mod schedules;
 mod serve;
 mod threads;
 mod usage;
@@ -51,6 +53,10 @@ enum Command {
     Effects(effects::Effects),
     /// Show the servers whose tools models may call
     Mcp(mcp::Mcp),
+    /// Make, list, watch, repeat and end jobs
+    Jobs(jobs::Jobs),
+    /// Make, list, pause and delete schedules of jobs
+    Schedules(schedules::Schedules),
     /// Show what was spent
     Usage(usage::Usage),
     /// List and set which model answers which intent
@@ -216,6 +222,8 @@ impl Cli {
             Command::Mcp(mcp) => mcp.run().await,
             #[cfg(target_os = "linux")]
             Command::McpGuard(guard) => guard.run().await,
+            Command::Jobs(jobs) => jobs.run().await,
+            Command::Schedules(schedules) => schedules.run().await,
             Command::Usage(usage) => usage.run().await,
             Command::Routing(routing) => routing.run().await,
             Command::Hooks(hooks) => hooks.run().await,

@@ -10,15 +10,17 @@ use raddle_actors::RoutingRule;
 use raddle_domain::{
     command::IfIdle,
     id::{Seq, TurnId},
+    job::Job,
     policy::{Policy, decide::Decided},
     record::{
         Admission, Approval, Checkpoint, Decision, Delivery, Effect, InterruptReceipt, Permit, Question, Resolution,
         Thread, Turn, Undelivered,
     },
+    schedule::Schedule,
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{Map, Value, json, value::RawValue};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -434,6 +436,43 @@ impl Client {
     pub async fn events(&self, thread: &str, after: Seq) -> Result<EventPage, ClientError> {
         let query = [("after", after.to_string()), ("limit", "500".to_owned())];
         self.json(self.request(Method::GET, &["v1", "threads", thread, "events"], &query)).await
+    }
+
+    pub async fn create_job(&self, body: &Map<String, Value>) -> Result<Job, ClientError> {
+        self.json(self.post(&["v1", "jobs"]).json(body)).await
+    }
+
+    pub async fn jobs(&self, query: &[(&str, String)]) -> Result<Page<Job>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "jobs"], query)).await
+    }
+
+    pub async fn job(&self, job: &str) -> Result<Job, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "jobs", job], &[])).await
+    }
+
+    /// `pause`, `resume`, `cancel` or `retry`.
+    pub async fn job_verb(&self, job: &str, verb: &str) -> Result<Job, ClientError> {
+        self.json(self.post(&["v1", "jobs", job, verb]).json(&json!({}))).await
+    }
+
+    pub async fn create_schedule(&self, body: &Map<String, Value>) -> Result<Schedule, ClientError> {
+        self.json(self.post(&["v1", "schedules"]).json(body)).await
+    }
+
+    pub async fn schedules(&self, query: &[(&str, String)]) -> Result<Page<Schedule>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "schedules"], query)).await
+    }
+
+    pub async fn schedule(&self, schedule: &str) -> Result<Schedule, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "schedules", schedule], &[])).await
+    }
+
+    pub async fn patch_schedule(&self, schedule: &str, patch: &Value) -> Result<Schedule, ClientError> {
+        self.json(self.request(Method::PATCH, &["v1", "schedules", schedule], &[]).json(patch)).await
+    }
+
+    pub async fn delete_schedule(&self, schedule: &str) -> Result<(), ClientError> {
+        self.delete(&["v1", "schedules", schedule]).await
     }
 
     /// What was spent, as the server wrote it: its numbers have more digits than a float.

@@ -35,6 +35,7 @@ pub struct Config {
     /// The installation's layer of the policy.
     pub policy_file: Option<PathBuf>,
     pub tools: ToolsConfig,
+    pub jobs: JobsConfig,
     /// Where the directories are in which threads work. Made if it is not there.
     pub workspaces_root: PathBuf,
     /// What requests to addresses that users name may reach beside the internet at large.
@@ -142,6 +143,19 @@ pub struct StoreConfig {
     pub pack_after: Duration,
 }
 
+/// Work for later.
+#[derive(Debug, Clone)]
+pub struct JobsConfig {
+    /// Runs at once.
+    pub concurrent: usize,
+    /// How long a job that has ended is remembered.
+    pub retention: Duration,
+    /// How long a run may go on without a word of its process.
+    pub lease: Duration,
+    /// Secrets to sign webhooks with: a TOML file of names and texts.
+    pub secrets_file: Option<PathBuf>,
+}
+
 /// What a level may be.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -245,6 +259,12 @@ impl Config {
                 files: keys.flag("tools.files", true)?,
             },
             workspaces_root,
+            jobs: JobsConfig {
+                concurrent: keys.size("jobs.concurrent", 16, 1)?,
+                retention: keys.millis("jobs.retention_ms", 7 * 24 * 60 * 60 * 1000, 0)?,
+                lease: keys.millis("jobs.lease_ms", 60_000, 1_000)?,
+                secrets_file: keys.text("jobs.secrets_file")?.map(|text| text.0.into()),
+            },
             egress_allow: allowed(keys)?,
             hooks: hooks::hooks(keys)?,
             mcp: McpConfig {
@@ -615,7 +635,6 @@ mod tests {
             "tools.ask_user",
             "tools.files",
             "workspaces.root",
-            "egress.allow",
             "hooks.NAME.kind",
             "hooks.NAME.path",
             "hooks.NAME.url",
@@ -635,6 +654,11 @@ mod tests {
             "store.pack_after_ms",
             "approvals.expiry_ms",
             "shutdown.deadline_ms",
+            "egress.allow",
+            "jobs.concurrent",
+            "jobs.retention_ms",
+            "jobs.lease_ms",
+            "jobs.secrets_file",
         ];
         for key in documented {
             assert!(keys.iter().any(|known| known == key), "{key}");

@@ -28,6 +28,7 @@ mod fork;
 mod frame;
 mod hooks;
 mod inbox;
+mod jobs;
 mod mcp;
 mod metrics;
 mod not_built;
@@ -37,6 +38,7 @@ mod policy;
 mod problem;
 mod request;
 mod routing;
+mod schedules;
 mod service;
 mod tenant_events;
 mod threads;
@@ -153,7 +155,15 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(policy::list_permits))
         .routes(routes!(policy::delete_permit))
         .routes(routes!(policy::check_policy))
-        .routes(routes!(mcp::get_mcp));
+        .routes(routes!(mcp::get_mcp))
+        .routes(routes!(jobs::create_job, jobs::list_jobs))
+        .routes(routes!(jobs::get_job))
+        .routes(routes!(jobs::pause_job))
+        .routes(routes!(jobs::resume_job))
+        .routes(routes!(jobs::cancel_job))
+        .routes(routes!(jobs::retry_job))
+        .routes(routes!(schedules::create_schedule, schedules::list_schedules))
+        .routes(routes!(schedules::get_schedule, schedules::patch_schedule, schedules::delete_schedule));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
     table

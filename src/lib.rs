@@ -12,6 +12,7 @@ pub mod egress;
 pub mod gateway;
 pub mod hooks;
 mod instant;
+pub mod jobs;
 pub mod mcp;
 pub mod models;
 pub mod policy;

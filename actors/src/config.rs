@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use raddle_domain::{
     command::Limits,
-    ports::{Clock, Ids, LogStore, Models, NoTools, StoreError, Tools},
+    ports::{Clock, Ids, JobRunner, LogStore, Models, NoRunner, NoTools, StoreError, Tools},
     price::Prices,
 };
 
@@ -37,6 +37,12 @@ pub struct Config {
     pub subscriber_bytes: usize,
     /// Arbiters that thread actors are spread over.
     pub arbiters: usize,
+    /// Runs of jobs at once; a turn that waits for a person is not counted.
+    pub jobs_concurrent: usize,
+    /// How long a job that has ended is remembered.
+    pub jobs_retention: Duration,
+    /// How long a run may go on without a word of its process.
+    pub jobs_lease: Duration,
     /// How long after its end a turn's log is packed: its deltas are joined, and what is stored is compressed.
     pub pack_after: Duration,
 }
@@ -54,6 +60,9 @@ impl Config {
             reads_in_flight: 1_024,
             subscribers: 4_096,
             subscriber_bytes: 256 * 1024,
+            jobs_concurrent: 16,
+            jobs_retention: Duration::from_secs(7 * 24 * 60 * 60),
+            jobs_lease: Duration::from_secs(60),
             pack_after: Duration::from_secs(60 * 60),
             arbiters: std::thread::available_parallelism().map_or(2, usize::from),
         }
@@ -65,6 +74,7 @@ impl Config {
 pub struct Ports {
     pub models: Arc<dyn Models>,
     pub tools: Arc<dyn Tools>,
+    pub jobs: Arc<dyn JobRunner>,
     pub prices: Arc<Prices>,
     /// Where events go, beside those who ask for them.
     pub hooks: Vec<Hook>,
@@ -75,11 +85,12 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// The real clock, fresh ids, the store in the data directory; no tools, no prices.
+    /// The real clock, fresh ids, the store in the data directory; no tools, no prices, nobody who runs jobs but turns.
     pub fn with_models(models: Arc<dyn Models>) -> Self {
         Self {
             models,
             tools: Arc::new(NoTools),
+            jobs: Arc::new(NoRunner),
             prices: Arc::default(),
             hooks: Vec::new(),
             clock: Arc::new(SystemClock),

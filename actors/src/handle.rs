@@ -7,7 +7,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::Ordering::{Relaxed, SeqCst},
     },
     time::Duration,
@@ -18,7 +18,8 @@ use dashmap::DashSet;
 use raddle_domain::{
     command::{Command, Interrupt, NewThread, Refused, Reply, Request, StartTurn, ThreadPatch},
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
-    ports::{Append, Fork, Models, StoreError, View, Write, WriteRefused},
+    job::JobRefused,
+    ports::{Append, Fork, Models, Receipt, StoreError, View, Write, WriteRefused},
     record::{Admission, Approval, ApprovalStatus, Effect, InterruptReceipt, Question, Thread, Turn},
     thread::{Cx, Step, ThreadState},
 };
@@ -31,6 +32,7 @@ use crate::{
     config::{Config, Ports, StartError},
     hooks::{HookFigures, HookStatus},
     host::{Loaded, Steps},
+    jobs,
     receipts::{self, Idempotency, Recalled},
     registry::{Health, Ticket},
     store::AppendError,
@@ -53,6 +55,17 @@ const PARKING: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Runtime {
     inner: Arc<Inner>,
+}
+
+/// See [`Runtime::downgrade`].
+#[derive(Clone)]
+pub(crate) struct WeakRuntime(Weak<Inner>);
+
+impl WeakRuntime {
+    /// The runtime, while somebody holds it.
+    pub fn get(&self) -> Result<Runtime, Error> {
+        self.0.upgrade().map(|inner| Runtime { inner }).ok_or(Error::Draining)
+    }
 }
 
 struct Inner {
@@ -114,6 +127,8 @@ pub enum Error {
     AlreadyAnswered(Box<Question>),
     #[error("{}", if .0.closed { "the turn of the effect has ended: nothing can be done about it here any more" } else { "the effect is not uncertain any more" })]
     AlreadyResolved(Box<Effect>),
+    #[error(transparent)]
+    Job(#[from] JobRefused),
     #[error("the server is shutting down")]
     Draining,
     /// One thread's records cannot be used; the sentence names the record.
@@ -160,7 +175,8 @@ impl Runtime {
         let (commands, reads) = (config.commands_in_flight, config.reads_in_flight);
         let subscribers = config.subscribers;
         let (threads, shared) = Threads::start(config, ports).await?;
-        Ok(Self {
+        let jobs = shared.jobs.clone();
+        let runtime = Self {
             inner: Arc::new(Inner {
                 shared,
                 commands: Arc::new(Semaphore::new(commands)),
@@ -169,7 +185,14 @@ impl Runtime {
                 in_flight: Arc::default(),
                 threads: std::sync::Mutex::new(Some(threads)),
             }),
-        })
+        };
+        jobs.do_send(jobs::Begin(runtime.shared().clone(), runtime.downgrade()));
+        Ok(runtime)
+    }
+
+    /// A way back to the runtime that does not keep it.
+    pub(crate) fn downgrade(&self) -> WeakRuntime {
+        WeakRuntime(Arc::downgrade(&self.inner))
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -391,19 +414,34 @@ impl Runtime {
     }
 
     async fn known(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Known, Error> {
-        let Some(Idempotency { key, .. }) = call else { return Ok(Known::New(None)) };
-        if !self.inner.in_flight.insert((tenant, key)) {
-            return Err(Error::InFlight);
-        }
-        let in_flight = InFlight { keys: self.inner.in_flight.clone(), key: (tenant, key) };
+        let in_flight = self.in_flight(tenant, call)?;
         Ok(match self.recall(tenant, call).await? {
-            None => Known::New(Some(in_flight)),
+            None => Known::New(in_flight),
             Some(recalled) => Known::Replay(recalled),
         })
     }
 
+    /// The right to be the only one who uses a key, while it is held.
+    pub(crate) fn in_flight(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Option<InFlight>, Error> {
+        let Some(Idempotency { key, .. }) = call else { return Ok(None) };
+        if !self.inner.in_flight.insert((tenant, key)) {
+            return Err(Error::InFlight);
+        }
+        Ok(Some(InFlight { keys: self.inner.in_flight.clone(), key: (tenant, key) }))
+    }
+
     /// The stored reply of an equal request, if there is one.
     pub(crate) async fn recall(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Option<Recalled>, Error> {
+        self.recall_as(tenant, call, move |view, receipt| receipts::read(view, tenant, receipt)).await
+    }
+
+    /// What `read` makes of the receipt of an equal request, if there is one.
+    pub(crate) async fn recall_as<T: Send + 'static>(
+        &self,
+        tenant: TenantId,
+        call: Option<Idempotency>,
+        read: impl FnOnce(&dyn View, &Receipt) -> Result<Option<T>, StoreError> + Send + 'static,
+    ) -> Result<Option<T>, Error> {
         let Some(Idempotency { key, request }) = call else { return Ok(None) };
         let now = self.shared().clock.now();
         let read = move |view: &dyn View| {
@@ -411,7 +449,7 @@ impl Runtime {
             if receipt.request != request {
                 return Ok(Err(Error::IdempotencyMismatch));
             }
-            Ok(receipts::read(view, tenant, &receipt)?.map(Some).ok_or(Error::Deleted))
+            Ok(read(view, &receipt)?.map(Some).ok_or(Error::Deleted))
         };
         self.read(read).await?
     }
@@ -584,6 +622,7 @@ impl Runtime {
             turns_failed: counters.turns.failed.load(Relaxed),
             turns_interrupted: counters.turns.interrupted.load(Relaxed),
             model_retries: counters.turns.retries.load(Relaxed),
+            jobs: counters.jobs.figures(),
             evictions: counters.evictions.load(Relaxed),
             subscribers_dropped: counters.subscribers_dropped.load(Relaxed),
             commands_in_flight: taken(config.commands_in_flight, &self.inner.commands),
@@ -610,7 +649,7 @@ impl Runtime {
         let resting = async {
             loop {
                 let rested = shared.registry.rested.notified();
-                if shared.registry.running() == 0 {
+                if shared.registry.running() == 0 && shared.at_work.load(SeqCst) == 0 {
                     return;
                 }
                 rested.await;

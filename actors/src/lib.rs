@@ -3,7 +3,7 @@
 //! ```text
 //!   Runtime (any tokio program)                                 one OS thread runs the actix System
 //!     │  command, admitted under bounds                           ├─ store arbiter:  StoreActor
-//!     ├──────────────▶ ThreadActor ──append──▶ StoreActor         ├─ bus arbiter:    Supervisor, EventBusActor, Timers
+//!     ├──────────────▶ ThreadActor ──append──▶ StoreActor         ├─ bus arbiter:    Supervisor, EventBusActor, Timers, Jobs
 //!     │ miss: load        │   ▲                   │ committed     ├─ N arbiters:     ThreadActors
 //!     ├──▶ Supervisor     │   └── engine task     ▼               └─ a tokio runtime for engines and reads
 //!     └──▶ reads: short MVCC views          EventBusActor ──▶ Subscriptions
@@ -22,6 +22,7 @@ mod fork;
 mod handle;
 mod hooks;
 mod host;
+mod jobs;
 mod outbox;
 mod policy;
 mod reads;
@@ -44,6 +45,7 @@ pub use self::{
     fork::ForkAt,
     handle::{Call, Done, Error, Runtime, Started},
     hooks::{Hook, HookFigures, HookStatus, TWICE},
+    jobs::{JobFigures, JobQuery},
     policy::Wondered,
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,

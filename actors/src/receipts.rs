@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::host;
 
 /// How long a reply can be repeated.
-const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The digests by which a repeated request is known again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

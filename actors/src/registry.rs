@@ -69,6 +69,7 @@ impl Turns {
 #[derive(Default)]
 pub(crate) struct Counters {
     pub turns: Turns,
+    pub jobs: crate::jobs::JobCounters,
     pub steps: AtomicU64,
     pub events: AtomicU64,
     pub evictions: AtomicU64,
@@ -91,6 +92,7 @@ pub struct Health {
     pub store_errors: u64,
     /// The store is not writable for lack of room.
     pub store_full: bool,
+    pub jobs: crate::jobs::JobFigures,
     pub turns_completed: u64,
     pub turns_failed: u64,
     pub turns_interrupted: u64,

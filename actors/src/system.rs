@@ -3,14 +3,15 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use actix::{System, prelude::*};
 use raddle_domain::{
-    ports::{Clock, Ids, LogStore, Models, Tools},
+    ports::{Clock, Ids, JobRunner, LogStore, Models, Tools},
     price::Prices,
 };
 use tokio::{runtime::Handle, sync::oneshot};
@@ -20,11 +21,15 @@ use crate::{
     bus::{EventBusActor, Inlet},
     config::{Config, Ports, StartError},
     hooks::{Hooks, Save},
+    jobs::{Jobs, Locks, Look},
     registry::Registry,
     store::{StoreActor, StoreHandle, redb::RedbStore},
     supervisor::{self, Supervisor, Sweep},
     timers::{self, Timers},
 };
+
+/// How long the end of the actor threads waits for what still runs beside them.
+const LETTING_GO: Duration = Duration::from_secs(2);
 
 /// What every actor and every handle can reach.
 pub(crate) struct Shared {
@@ -41,6 +46,11 @@ pub(crate) struct Shared {
     pub inlet: Arc<Inlet>,
     pub supervisor: Addr<Supervisor>,
     pub timers: Addr<Timers>,
+    pub jobs: Addr<Jobs>,
+    pub runner: Arc<dyn JobRunner>,
+    /// Runs of webhooks and commands: a shutdown waits for them as it does for turns.
+    pub at_work: AtomicUsize,
+    pub job_locks: Locks,
     pub registry: Arc<Registry>,
     /// Where engines run and blocking reads are made.
     pub engines: Handle,
@@ -138,7 +148,8 @@ fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
         tracing::warn!(%error, "the store could not come to rest; the next start takes longer");
     }
     drop(shared);
-    engines.shutdown_background();
+    // What they hold of the store is let go before another is opened in its place; what hangs is left.
+    engines.shutdown_timeout(LETTING_GO);
 }
 
 /// Starts the actors, each on its arbiter.
@@ -160,8 +171,10 @@ fn tree(
     let bus = EventBusActor::start_in_arbiter(&front.handle(), move |_| EventBusActor::new(limit, counts, outlet));
     let supervisor = Supervisor::start_in_arbiter(&front.handle(), move |_| Supervisor::new(threads));
     let timers = Timers::start_in_arbiter(&front.handle(), |_| Timers::default());
+    let jobs = Jobs::start_in_arbiter(&front.handle(), |_| Jobs::default());
 
-    let (to_bus, to_inlet, to_supervisor, to_hooks) = (bus.clone(), inlet.clone(), supervisor.clone(), hooks.clone());
+    let (to_bus, to_inlet, to_supervisor, to_jobs) = (bus.clone(), inlet.clone(), supervisor.clone(), jobs.clone());
+    let to_hooks = hooks.clone();
     let store_handle = StoreActor::start_in(
         &back.handle(),
         store.clone(),
@@ -169,7 +182,10 @@ fn tree(
             to_hooks.committed(&batches);
             to_inlet.publish(&to_bus, batches);
         }),
-        Arc::new(move || to_supervisor.do_send(Sweep)),
+        Arc::new(move || {
+            to_supervisor.do_send(Sweep);
+            to_jobs.do_send(Look);
+        }),
     );
     let save: Save = {
         let store = store_handle.clone();
@@ -190,6 +206,10 @@ fn tree(
         inlet,
         supervisor,
         timers,
+        jobs,
+        runner: ports.jobs,
+        at_work: AtomicUsize::new(0),
+        job_locks: Locks::default(),
         registry,
         engines,
         draining: AtomicBool::new(false),

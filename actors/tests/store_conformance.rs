@@ -9,10 +9,10 @@ use proptest::prelude::*;
 use raddle_actors::store::{backend::MemoryMedium, memory::MemoryStore, redb::RedbStore};
 use raddle_domain::{
     id::Seq,
-    ports::{Append, Chunk, LogStore, OwingPlace, Place, Write, WriteRefused},
+    ports::{Append, Chunk, LogKind, LogStore, OwingPlace, Place, RecordKind, Write, WriteRefused},
     time::UnixMs,
 };
-use support::{append, commit, event, put, receipt, redb, settled, tenant, thread, turn_id};
+use support::{append, commit, event, indexed, put, receipt, redb, settled, tenant, thread, turn_id};
 
 suite! {
     a_step_is_read_back_whole
@@ -38,10 +38,71 @@ suite! {
     an_erased_thread_is_gone_and_can_be_born_again
     a_view_does_not_move
     an_unknown_thread_is_empty
+    jobs_and_schedules_stand_in_indexes_of_their_own
+    an_erased_job_is_nowhere_and_its_name_is_free
 }
 
 fn view_events(store: &dyn LogStore, key: raddle_domain::id::ThreadKey, after: Seq) -> Vec<Chunk> {
     store.view().unwrap().events(key, after, usize::MAX, usize::MAX).unwrap()
+}
+
+/// A step of a log of this kind, under way since and due at these times.
+fn work(n: u8, kind: LogKind, expected: Seq, since: Option<u64>, due: Option<u64>) -> Append {
+    let key = thread(1, n);
+    let mut append = append(key, expected, 1);
+    let times = (since.map(UnixMs), due.map(UnixMs));
+    (append.row.head.owes_since, append.row.head.wake_at, append.row.head.kind) = (times.0, times.1, kind);
+    append.indexed = vec![indexed(RecordKind::Job, u128::from(n), expected + 1, due.is_some())];
+    append
+}
+
+fn jobs_and_schedules_stand_in_indexes_of_their_own(store: &dyn LogStore) {
+    put(store, work(1, LogKind::Thread, 0, Some(5), Some(10))).unwrap();
+    put(store, work(2, LogKind::Job, 0, Some(6), Some(20))).unwrap();
+    put(store, work(3, LogKind::Schedule, 0, None, Some(15))).unwrap();
+    let view = store.view().unwrap();
+    assert_eq!(view.row(thread(1, 3)).unwrap().unwrap().head.kind, LogKind::Schedule);
+    let due: Vec<_> = view.due_jobs(UnixMs(99), 9).unwrap();
+    assert_eq!(due, [(UnixMs(15), thread(1, 3)), (UnixMs(20), thread(1, 2))]);
+    assert_eq!(view.due_jobs(UnixMs(15), 9).unwrap().len(), 1);
+    assert_eq!(view.due_jobs(UnixMs(99), 1).unwrap().len(), 1);
+    assert_eq!(
+        [0, 14, 15, 19, 20].map(|after| view.next_job(UnixMs(after)).unwrap().map(|at| at.0)),
+        [Some(15), Some(15), Some(20), Some(20), None,]
+    );
+    let owing = view.owing_jobs(None, 9).unwrap();
+    assert_eq!(owing.iter().map(|place| place.thread).collect::<Vec<_>>(), [thread(1, 2).thread]);
+    assert_eq!(view.owing_jobs(Some(owing[0]), 9).unwrap(), []);
+    // Those of threads know nothing of them.
+    assert_eq!(view.due(UnixMs(99), 9).unwrap(), [(UnixMs(10), thread(1, 1))]);
+    assert_eq!(view.next_wake().unwrap(), Some(UnixMs(10)));
+    assert_eq!(view.owing(None, 9).unwrap().len(), 1);
+    let listed = view.list(tenant(1), None, 9).unwrap();
+    assert_eq!(listed.iter().map(|listed| listed.place.thread).collect::<Vec<_>>(), [thread(1, 1).thread]);
+    // All of them stand in the feed, and what is found by its id is found.
+    assert_eq!(view.feed_head(tenant(1)).unwrap(), 3);
+    assert_eq!(view.records(tenant(1), RecordKind::Job, None, true, None, 9).unwrap().len(), 3);
+    drop(view);
+    // They move with the row, and a row alone moves them too.
+    let moved = Append { indexed: Vec::new(), ..work(2, LogKind::Job, 1, None, Some(30)) };
+    put(store, moved).unwrap();
+    let view = store.view().unwrap();
+    assert_eq!(view.owing_jobs(None, 9).unwrap(), []);
+    assert_eq!(view.next_job(UnixMs(15)).unwrap(), Some(UnixMs(30)));
+}
+
+fn an_erased_job_is_nowhere_and_its_name_is_free(store: &dyn LogStore) {
+    let key = thread(1, 2);
+    put(store, work(2, LogKind::Job, 0, Some(6), Some(20))).unwrap();
+    let erase = Write::Erase { key, fence: 1, expected: 1 };
+    assert_eq!(commit(store, &[erase]), [Ok(())]);
+    let view = store.view().unwrap();
+    assert_eq!((view.row(key).unwrap(), view.owing_jobs(None, 9).unwrap()), (None, vec![]));
+    assert_eq!((view.due_jobs(UnixMs(99), 9).unwrap(), view.next_job(UnixMs(0)).unwrap()), (vec![], None));
+    assert_eq!(view.records(tenant(1), RecordKind::Job, None, false, None, 9).unwrap(), []);
+    drop(view);
+    put(store, work(2, LogKind::Job, 0, None, Some(40))).unwrap();
+    assert_eq!(store.view().unwrap().next_job(UnixMs(0)).unwrap(), Some(UnixMs(40)));
 }
 
 fn a_step_is_read_back_whole(store: &dyn LogStore) {

@@ -396,8 +396,10 @@ pub enum Verb {
     },
     /// Its lease has passed.
     Expire,
-    /// Its turn was told.
-    Stopped,
+    /// Its turn was told; without `again` it had come to its end by itself, and is what the job comes to if it goes on.
+    Stopped {
+        again: bool,
+    },
 }
 
 /// Why a verb was refused. Nothing has changed.
@@ -550,7 +552,10 @@ impl Job {
                 match self.status {
                     Queued => {}
                     Running if !self.work.may_repeat() => return Err(JobRefused::CommandRuns),
-                    Running => self.stop(true),
+                    Running => {
+                        self.stop();
+                        self.next_run();
+                    }
                     _ => return not("paused"),
                 }
                 self.enter(Paused, "paused", None, now);
@@ -569,7 +574,7 @@ impl Job {
                     return not("cancelled");
                 }
                 if self.status == Running {
-                    self.stop(false);
+                    self.stop();
                 }
                 self.clear_retry();
                 self.enter(Cancelled, "cancelled", None, now);
@@ -685,11 +690,9 @@ impl Job {
                 }
                 self.lose("its lease has passed", now)
             }
-            Verb::Stopped => {
-                self.stopping = false;
-                if !self.status.is_over() {
-                    // Another run comes, with a turn of its own.
-                    (self.turn_id, self.input_id) = (None, None);
+            Verb::Stopped { again } => {
+                if std::mem::take(&mut self.stopping) && again && !self.status.is_over() {
+                    self.next_run();
                 }
                 return Ok(None);
             }
@@ -703,14 +706,10 @@ impl Job {
         if held { Ok(()) } else { Err(JobRefused::NotYours) }
     }
 
-    /// Takes the run from whoever has it. With `again` what was begun does not count.
-    fn stop(&mut self, again: bool) {
+    /// Takes the run from whoever has it.
+    fn stop(&mut self) {
         self.lease = None;
         self.stopping = matches!(self.work, Work::Turn(_));
-        if again {
-            // The turn that is to be told keeps its name until it was.
-            self.run += 1;
-        }
     }
 
     fn lose(&mut self, why: &str, now: UnixMs) -> JobEvent {
@@ -729,10 +728,10 @@ impl Job {
         JobEvent::Uncertain
     }
 
-    /// The work is to be done again.
+    /// The work is to be done again: once the turn was told of which this run was, which is found by the run.
     fn next_run(&mut self) {
-        self.run += 1;
         if !self.stopping {
+            self.run += 1;
             (self.turn_id, self.input_id) = (None, None);
         }
     }

@@ -31,6 +31,8 @@ pub enum List {
     Questions(TenantId),
     Effects(TenantId),
     Events(TenantId),
+    Jobs(TenantId),
+    Schedules(TenantId),
 }
 
 /// A place in a list, as fixed-width bytes.
@@ -161,6 +163,8 @@ fn check(list: List, body: &[u8]) -> [u8; CHECK] {
         List::Questions(tenant) => name(6, tenant, None),
         List::Effects(tenant) => name(7, tenant, None),
         List::Events(tenant) => name(8, tenant, None),
+        List::Jobs(tenant) => name(20, tenant, None),
+        List::Schedules(tenant) => name(21, tenant, None),
     }
     digest.update(body);
     let whole: [u8; 32] = digest.finalize().into();
@@ -193,6 +197,8 @@ mod tests {
             List::Questions(TenantId::DEFAULT),
             List::Effects(TenantId::DEFAULT),
             List::Events(TenantId::DEFAULT),
+            List::Jobs(TenantId::DEFAULT),
+            List::Schedules(TenantId::DEFAULT),
             List::Turns(ThreadKey { tenant: other, ..key(1) }),
         ] {
             assert!(decode::<Seq>(foreign, &text).is_err(), "{foreign:?}");

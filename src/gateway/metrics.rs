@@ -146,6 +146,7 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
         ("loaded_bytes", "Bytes held by loaded threads, estimated", health.loaded_bytes),
         ("running_turns", "Turns that are open", health.running_turns),
         ("subscribers", "Watchers of threads", health.subscribers),
+        ("jobs_running", "Runs of jobs that are under way", health.jobs.running),
         ("commands_in_flight", "Commands that are being answered", health.commands_in_flight),
     ];
     let counters = [
@@ -157,6 +158,15 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
         ("turns_failed", "Turns that failed", health.turns_failed),
         ("turns_interrupted", "Turns that were interrupted", health.turns_interrupted),
         ("model_retries", "Model calls that failed and were to be tried again", health.model_retries),
+        ("jobs_created", "Jobs made", health.jobs.created),
+        ("jobs_runs", "Runs of jobs begun", health.jobs.runs),
+        ("jobs_retries", "Runs of jobs that failed and were to be tried again", health.jobs.retries),
+        ("jobs_completed", "Jobs that were completed", health.jobs.completed),
+        ("jobs_failed", "Jobs that failed for good", health.jobs.failed),
+        ("jobs_cancelled", "Jobs that were cancelled", health.jobs.cancelled),
+        ("jobs_uncertain", "Jobs of which nobody knew whether they were done", health.jobs.uncertain),
+        ("schedules_fired", "Slots of schedules for which a job was made", health.jobs.fired),
+        ("schedules_skipped", "Slots of schedules that were left out", health.jobs.skipped),
         ("evictions", "Threads put out of memory", health.evictions),
         ("subscribers_dropped", "Watchers cut off for slowness", health.subscribers_dropped),
         ("commands_refused_busy", "Commands refused because a bound was reached", health.commands_refused_busy),

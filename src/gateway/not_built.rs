@@ -35,30 +35,6 @@ use Verb::{Delete, Get, Patch, Post, Put};
 pub const TABLE: &[Part] = &[
     Part { what: "the console", tag: "service", routes: &[(Get, "/")] },
     Part {
-        what: "jobs",
-        tag: "jobs",
-        routes: &[
-            (Post, "/v1/jobs"),
-            (Get, "/v1/jobs"),
-            (Get, "/v1/jobs/{job}"),
-            (Post, "/v1/jobs/{job}/pause"),
-            (Post, "/v1/jobs/{job}/resume"),
-            (Post, "/v1/jobs/{job}/cancel"),
-            (Post, "/v1/jobs/{job}/retry"),
-        ],
-    },
-    Part {
-        what: "schedules",
-        tag: "jobs",
-        routes: &[
-            (Post, "/v1/schedules"),
-            (Get, "/v1/schedules"),
-            (Get, "/v1/schedules/{schedule}"),
-            (Patch, "/v1/schedules/{schedule}"),
-            (Delete, "/v1/schedules/{schedule}"),
-        ],
-    },
-    Part {
         what: "context runs",
         tag: "runs",
         routes: &[

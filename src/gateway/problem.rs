@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use raddle_actors::Error;
-use raddle_domain::{command::Refused, policy::check::BadRule, ports::StoreError};
+use raddle_domain::{command::Refused, job::JobRefused, policy::check::BadRule, ports::StoreError};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::{
@@ -57,6 +57,8 @@ codes! {
     BadRequest = 400, "bad-request", "The request cannot be read";
     /// A page of another site, or another name than the machine's own, on a server without keys.
     ForeignOrigin = 403, "foreign-origin", "The request comes from elsewhere";
+    /// A rule of the policy.
+    Forbidden = 403, "forbidden", "A rule forbids it";
     NotFound = 404, "not-found", "There is no such thing";
     MethodNotAllowed = 405, "method-not-allowed", "The path has no such method";
     TurnOpen = 409, "turn-open", "Another turn is open";
@@ -217,11 +219,34 @@ impl From<NoWorkspace> for Problem {
     }
 }
 
+impl From<JobRefused> for Problem {
+    fn from(refused: JobRefused) -> Self {
+        let sentence = refused.to_string();
+        match refused {
+            JobRefused::Not { what: _, status } => {
+                Problem::new(Code::Conflict, sentence).with("job_status", json(&status))
+            }
+            JobRefused::CommandRuns | JobRefused::NotYours | JobRefused::NotDue => {
+                Problem::new(Code::Conflict, sentence)
+            }
+            JobRefused::Precondition { expected: _, head } => {
+                Problem::new(Code::PreconditionFailed, sentence).with("seq", head)
+            }
+            JobRefused::Invalid { field, why: _ } => Problem::new(Code::Invalid, sentence).with("field", field),
+            JobRefused::TooLarge { field, size, limit } => {
+                Problem::new(Code::TooLarge, sentence).with("field", field).with("size", size).with("limit", limit)
+            }
+            JobRefused::Forbidden { reason: _, rule } => Problem::new(Code::Forbidden, sentence).with("rule", rule),
+        }
+    }
+}
+
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let sentence = error.to_string();
         match error {
             Error::Refused(refused) => refused.into(),
+            Error::Job(refused) => refused.into(),
             Error::NotFound(_) => Problem::new(Code::NotFound, sentence),
             Error::Deleted => Problem::new(Code::ThreadDeleted, sentence),
             Error::InFlight => Problem::new(Code::InFlight, sentence),
@@ -290,6 +315,7 @@ impl IntoResponse for Problem {
 mod tests {
     use raddle_domain::{
         id::{ApprovalId, InputId, OperationId, QuestionId, TurnId},
+        job::JobStatus,
         ports::Corrupt,
         record::{Admission, Approval, Effect, Question},
         time::UnixMs,
@@ -347,6 +373,14 @@ mod tests {
         let rows: Vec<(Error, u16, &str)> = vec![
             (Refused::TurnOpen { turn: turn() }.into(), 409, "turn-open"),
             (Refused::ThreadArchived.into(), 409, "thread-archived"),
+            (JobRefused::Not { what: "paused", status: JobStatus::Failed }.into(), 409, "conflict"),
+            (JobRefused::CommandRuns.into(), 409, "conflict"),
+            (JobRefused::NotYours.into(), 409, "conflict"),
+            (JobRefused::NotDue.into(), 409, "conflict"),
+            (JobRefused::Precondition { expected: 3, head: 9 }.into(), 412, "precondition-failed"),
+            (JobRefused::Invalid { field: "cron", why: "is none".into() }.into(), 422, "invalid"),
+            (JobRefused::TooLarge { field: "payload", size: 2, limit: 1 }.into(), 413, "too-large"),
+            (JobRefused::Forbidden { reason: "r".into(), rule: "1".into() }.into(), 403, "forbidden"),
             (Refused::TurnNotActive { turn: turn(), active: None }.into(), 409, "turn-not-active"),
             (Refused::Precondition { expected: 3, head: 9 }.into(), 412, "precondition-failed"),
             (Refused::InboxFull { limit: 100 }.into(), 429, "inbox-full"),

@@ -12,7 +12,9 @@ use axum::{
 };
 use futures_util::StreamExt;
 use raddle_actors::{Call, Idempotency};
-use raddle_domain::id::{ApprovalId, InputId, OperationId, QuestionId, Seq, TenantId, ThreadId, ThreadKey, TurnId};
+use raddle_domain::id::{
+    ApprovalId, InputId, JobId, OperationId, QuestionId, ScheduleId, Seq, TenantId, ThreadId, ThreadKey, TurnId,
+};
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -114,6 +116,16 @@ impl Alone for ApprovalId {
 impl Alone for QuestionId {
     const NAME: &'static str = "question";
     const WHAT: &'static str = "question";
+}
+
+impl Alone for JobId {
+    const NAME: &'static str = "job";
+    const WHAT: &'static str = "job";
+}
+
+impl Alone for ScheduleId {
+    const NAME: &'static str = "schedule";
+    const WHAT: &'static str = "schedule";
 }
 
 impl Alone for OperationId {

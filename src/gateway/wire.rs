@@ -394,7 +394,7 @@ impl ResolveEffect {
 pub struct Nothing {}
 
 /// A field that must be there.
-fn required<T>(name: &str, field: Option<T>) -> Result<T, Problem> {
+pub(super) fn required<T>(name: &str, field: Option<T>) -> Result<T, Problem> {
     field.ok_or_else(|| Problem::invalid(name, "is required"))
 }
 
@@ -406,7 +406,7 @@ fn resolve(models: &dyn Models, engine: Option<&str>, model: Option<&str>) -> Re
 }
 
 /// Tells a field that is `null` from one that is absent.
-fn nullable<'de, D, T>(from: D) -> Result<Option<Option<T>>, D::Error>
+pub(super) fn nullable<'de, D, T>(from: D) -> Result<Option<Option<T>>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

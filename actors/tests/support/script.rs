@@ -5,16 +5,17 @@ use std::fmt::Write as _;
 use raddle_actors::store::memory::MemoryStore;
 use raddle_domain::{
     id::{Seq, ThreadKey},
-    ports::{Append, DocumentKind, Fork, LogStore, RecordKind, Reverted, StoreError, View, Write},
+    ports::{Append, DocumentKind, Fork, LogKind, LogStore, RecordKind, Reverted, StoreError, View, Write},
     time::UnixMs,
 };
 use uuid::Uuid;
 
 use super::{append, document, indexed, receipt, settled, spent, talk, tenant, thread, turn_id};
 
-pub const THREADS: [(u8, u8); 8] = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 9), (1, 4), (1, 5), (1, 6)];
+/// The last two are a job and a schedule.
+pub const THREADS: [(u8, u8); 10] = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 9), (1, 4), (1, 5), (1, 6), (1, 7), (2, 8)];
 
-pub fn keys() -> [ThreadKey; 8] {
+pub fn keys() -> [ThreadKey; 10] {
     THREADS.map(|(tenant_no, n)| thread(tenant_no, n))
 }
 
@@ -55,7 +56,17 @@ fn talks(which: usize, expected: Seq, number: u128, fork: Option<usize>) -> Vec<
 
 /// Commits that touch every table, grow the file, fork, pack and erase.
 pub fn script() -> Vec<Act> {
-    use RecordKind::{Approval, Effect, Question};
+    use RecordKind::{Approval, Effect, Job, Question, Schedule};
+    let works = |kind, record, since: Option<u64>, due: Option<u64>| {
+        move |step: &mut Append| {
+            let head = &mut step.row.head;
+            (head.kind, head.owes_since, head.wake_at) = (kind, since.map(UnixMs), due.map(UnixMs));
+            let seq = head.last_seq;
+            step.indexed = vec![indexed(record, 77, seq, since.is_some())];
+        }
+    };
+    let job = |since, due| works(LogKind::Job, Job, since, due);
+    let schedule = |since, due| works(LogKind::Schedule, Schedule, since, due);
     let owes = |at| move |step: &mut Append| step.row.head.owes_since = Some(UnixMs(at));
     let settles = |started, n| {
         move |step: &mut Append| {
@@ -103,7 +114,8 @@ pub fn script() -> Vec<Act> {
         vec![step(3, 8, 1, brings(&[(Approval, 1, true), (Question, 2, true)], 7)), step(0, 18, 1, |_| {})],
         vec![step(0, 19, 1, brings(&[(Approval, 1, false), (Approval, 9, true)], 5)), step(2, 2, 1, |_| {})],
         vec![Write::Erase { key: keys()[1], fence: 1, expected: 12 }, step(4, 71, 1, brings(&[(Effect, 5, false)], 8))],
-        vec![rules(&[])],
+        vec![rules(&[]), step(8, 0, 1, job(None, Some(50))), step(9, 0, 1, schedule(None, Some(40)))],
+        vec![step(8, 1, 1, job(Some(51), Some(90))), step(9, 1, 0, schedule(Some(41), Some(60)))],
         vec![step(0, 20, 2, brings(&[(Approval, 9, false), (Question, 2, false)], 9)), rules(&[7])],
         [
             talks(5, 0, 1, None),
@@ -117,6 +129,9 @@ pub fn script() -> Vec<Act> {
         Vec::new(),
         [talks(6, 31, 5, None), vec![Write::Erase { key: keys()[5], fence: 1, expected: 20 }]].concat(),
         Vec::new(),
+        vec![step(8, 2, 2, job(None, Some(99))), step(9, 1, 1, schedule(None, None))],
+        vec![Write::Erase { key: keys()[8], fence: 1, expected: 4 }, step(9, 2, 0, schedule(Some(42), Some(70)))],
+        vec![step(8, 0, 1, job(Some(52), None))],
         vec![step(6, 41, 1, reverts(1, 42)), Write::Erase { key: keys()[7], fence: 1, expected: 20 }],
     ];
     commits.into_iter().map(|writes| if writes.is_empty() { Act::Pack } else { Act::Commit(writes) }).collect()
@@ -194,24 +209,26 @@ pub fn lookups() -> Vec<Read> {
     }
     reads.push(Box::new(|view| text(view.owing(None, 99))));
     reads.push(Box::new(|view| text(view.due(UnixMs(u64::MAX), 99))));
+    reads.push(Box::new(|view| text(view.owing_jobs(None, 99))));
+    reads.push(Box::new(|view| text(view.due_jobs(UnixMs(u64::MAX), 99))));
     reads.extend(of_tenants());
     reads
 }
 
 /// Reads of what is a tenant's.
 fn of_tenants() -> Vec<Read> {
-    use RecordKind::{Approval, Effect, Question};
+    use RecordKind::{Approval, Effect, Job, Question, Schedule};
     let mut reads: Vec<Read> = Vec::new();
     for of in [1, 2].map(tenant) {
         reads.push(Box::new(move |view| text(view.feed(of, 0, 999))));
         reads.push(Box::new(move |view| text(view.feed(of, 3, 5))));
         // As a list: of a feed whose end was lost less is shown, and nothing else.
         reads.push(Box::new(move |view| text(view.feed_head(of).map(|head| (1..=head).collect::<Vec<_>>()))));
-        for kind in [Approval, Question, Effect] {
+        for kind in [Approval, Question, Effect, Job, Schedule] {
             for open in [true, false] {
                 reads.push(Box::new(move |view| text(view.records(of, kind, None, open, None, 99))));
             }
-            for n in [1, 2, 3, 4, 5, 9] {
+            for n in [1, 2, 3, 4, 5, 9, 77] {
                 reads.push(Box::new(move |view| text(view.record(of, kind, Uuid::from_u128(n)))));
             }
         }

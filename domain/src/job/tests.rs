@@ -150,13 +150,16 @@ fn pause_and_resume_round_trip() {
 fn a_pause_takes_a_run_from_whoever_has_it_unless_it_is_a_command() {
     let running = begin(&job(turn()));
     let paused = does(&running, Verb::Pause);
-    assert_eq!((paused.lease, paused.stopping, paused.run), (None, true, 2));
+    assert_eq!((paused.lease, paused.stopping, paused.run), (None, true, 1));
     let late = Verb::Complete { token: token(&running), output: "late".into() };
     assert_eq!(refused(&paused, late), JobRefused::NotYours);
     let resumed = does(&paused, Verb::Resume);
     // Its turn is told first.
     assert_eq!(refused(&resumed, Verb::Begin { owner: 1, expires_at: NOW }), JobRefused::NotDue);
-    assert_eq!(begin(&does(&resumed, Verb::Stopped)).status, JobStatus::Running);
+    let told = does(&resumed, Verb::Stopped { again: true });
+    assert_eq!((begin(&told).status, told.run, told.seq), (JobStatus::Running, 2, resumed.seq));
+    // It had ended meanwhile: that is what will be found.
+    assert_eq!(does(&resumed, Verb::Stopped { again: false }).run, 1);
     assert_eq!(refused(&begin(&job(command())), Verb::Pause), JobRefused::CommandRuns);
 }
 
@@ -313,7 +316,7 @@ fn verb(job: &Job, (which, number, term, right): (u8, u64, u32, bool), now: Unix
         9 => Verb::Fail { token, why: "w".into(), again: number % 3 > 0 },
         10 => Verb::Lose { owner: 2 },
         11 => Verb::Expire,
-        12 => Verb::Stopped,
+        12 => Verb::Stopped { again: right },
         _ => Verb::Doubt { token, why: "w".into() },
     }
 }

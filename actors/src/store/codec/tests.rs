@@ -31,6 +31,11 @@ fn stored_head() -> Head {
     Head { head, recent_at: Some(UnixMs(1_794_000_000_000)), last_turn: 33, base: None, inherited: 0 }
 }
 
+fn job_head(kind: LogKind) -> Head {
+    let stored = stored_head();
+    Head { head: RowHead { kind, archived: false, ..stored.head }, recent_at: None, last_turn: 0, ..stored }
+}
+
 fn forked_head() -> Head {
     Head { base: Some((ThreadId::from_bytes([8; 16]), 20)), inherited: 30, ..stored_head() }
 }
@@ -98,7 +103,12 @@ fn records_are_written_and_read_as_committed() {
     assert_eq!(chunk_events(&key, &bytes).unwrap(), events());
 
     let key = RowKey::new(thread());
-    for (name, head) in [("threads-f1-s2.bin", stored_head()), ("threads-f1-s2-fork.bin", forked_head())] {
+    for (name, head) in [
+        ("threads-f1-s2.bin", stored_head()),
+        ("threads-f1-s2-fork.bin", forked_head()),
+        ("threads-f1-s2-job.bin", job_head(LogKind::Job)),
+        ("threads-f1-s2-schedule.bin", job_head(LogKind::Schedule)),
+    ] {
         let bytes = same_as_golden(name, &seal_row(&key, &head, b"{\"view\":1}", b"{\"snap\":2}"));
         let (row, found) = read_row(&key, &bytes).unwrap();
         assert_eq!((found, &*row.view, &*row.snapshot), (head, &b"{\"view\":1}"[..], &b"{\"snap\":2}"[..]));
@@ -119,6 +129,14 @@ fn records_are_written_and_read_as_committed() {
 
     let key = super::super::keys::OwingKey::new(thread(), UnixMs(5));
     let bytes = same_as_golden("owing-f1-s1.bin", &seal_mark(&key));
+    check_mark(&key, &bytes.try_into().unwrap()).unwrap();
+
+    let key = super::super::keys::JobOwingKey::new(thread(), UnixMs(5));
+    let bytes = same_as_golden("job_owing-f1-s1.bin", &seal_mark(&key));
+    check_mark(&key, &bytes.try_into().unwrap()).unwrap();
+
+    let key = super::super::keys::JobTimerKey::new(thread(), UnixMs(5));
+    let bytes = same_as_golden("job_timers-f1-s1.bin", &seal_mark(&key));
     check_mark(&key, &bytes.try_into().unwrap()).unwrap();
 
     let bytes = same_as_golden("meta-epoch-f1-s1.bin", &seal_epoch(12));

@@ -71,8 +71,29 @@ fn a_database_of_the_first_layout_is_opened_and_gets_the_tables_it_lacks() {
 }
 
 #[test]
+fn a_database_of_the_second_layout_gets_the_indexes_of_jobs() {
+    let medium = MemoryMedium::default();
+    let store = open(&medium).unwrap();
+    assert!(store.commit(&[step(0)]).unwrap()[0].is_ok());
+    drop(store);
+    tamper(&medium, |txn| {
+        let of_jobs: Vec<_> = txn.list_tables().unwrap().filter(|table| table.name().starts_with("job_")).collect();
+        assert_eq!(of_jobs.len(), 2);
+        for table in of_jobs {
+            assert!(txn.delete_table(table).unwrap());
+        }
+        let bytes = codec::tenant::seal_layout(2);
+        txn.open_table(META).unwrap().insert(MetaKey::layout(), bytes.as_slice()).unwrap();
+    });
+    let store = open(&medium).unwrap();
+    let view = store.view().unwrap();
+    assert_eq!(view.row(key()).unwrap().unwrap().head.last_seq, 1);
+    assert_eq!((view.owing_jobs(None, 9).unwrap(), view.due_jobs(UnixMs(u64::MAX), 9).unwrap()), (vec![], vec![]));
+}
+
+#[test]
 fn a_table_that_was_lost_is_noticed_whichever_layout_it_came_with() {
-    for lost in ["log", "feed", "spent", "records"] {
+    for lost in ["log", "feed", "spent", "records", "job_owing", "job_timers"] {
         let medium = MemoryMedium::default();
         drop(open(&medium).unwrap());
         tamper(&medium, |txn| {
