@@ -10,6 +10,9 @@ use raddle_domain::command::Limits;
 use secrecy::SecretString;
 use toml::{Table, Value};
 
+use crate::egress::Allowed;
+use crate::models::{anthropic, provider::Patience};
+
 /// Variables that are no configuration of the server: they belong to the command line.
 const NOT_KEYS: [&str; 4] = ["RADDLE_SERVER", "RADDLE_KEY", "RADDLE_LOG", "RADDLE_CONFIG"];
 
@@ -29,6 +32,11 @@ pub struct Config {
     /// The installation's layer of the policy.
     pub policy_file: Option<PathBuf>,
     pub tools: ToolsConfig,
+    /// Where the directories are in which threads work. Made if it is not there.
+    pub workspaces_root: PathBuf,
+    /// What requests to addresses that users name may reach beside the internet at large.
+    pub egress_allow: Vec<Allowed>,
+    pub mcp: McpConfig,
     pub store: StoreConfig,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
@@ -59,6 +67,7 @@ pub struct ModelConfig {
     /// Who answers when nobody is named.
     pub default: Option<String>,
     pub openai: Option<OpenAiConfig>,
+    pub anthropic: Option<AnthropicConfig>,
 }
 
 /// What models may do.
@@ -68,18 +77,45 @@ pub struct ToolsConfig {
     pub demo_dir: Option<PathBuf>,
     /// Offers `ask_user` also where no other tool is offered.
     pub ask_user: bool,
+    /// Offers the tools that read and change the files of a thread's workspace.
+    pub files: bool,
+}
+
+/// The tools of others.
+#[derive(Debug, Clone)]
+pub struct McpConfig {
+    /// The servers, see [`crate::mcp::config`].
+    pub file: Option<PathBuf>,
+    pub startup_timeout: Duration,
+    pub call_timeout: Duration,
 }
 
 /// A provider that speaks the OpenAI chat protocol.
 #[derive(Debug, Clone)]
 pub struct OpenAiConfig {
-    pub base_url: String,
-    pub api_key: Option<Secret>,
-    pub connect_timeout: Duration,
-    pub first_byte_timeout: Duration,
-    pub idle_timeout: Duration,
+    pub provider: ProviderConfig,
     /// Whether earlier reasoning goes back to the model, as `reasoning_content`.
     pub send_reasoning: bool,
+}
+
+/// A provider that speaks Anthropic's messages API.
+#[derive(Debug, Clone)]
+pub struct AnthropicConfig {
+    pub provider: ProviderConfig,
+    /// The version of the API that is asked for, where it is not the usual one.
+    pub version: Option<String>,
+    /// The most tokens of an answer, for calls that name none.
+    pub max_tokens: u32,
+    /// Whether the provider is asked to keep the conversation for the next call.
+    pub prompt_cache: bool,
+}
+
+/// Where a provider is, how to log in, and how long it may take.
+#[derive(Debug, Clone)]
+pub struct ProviderConfig {
+    pub base_url: String,
+    pub api_key: Option<Secret>,
+    pub patience: Patience,
 }
 
 /// A secret, or where it is.
@@ -182,16 +218,32 @@ impl Config {
                 return Err(ConfigError::Invalid { key: key.to_owned(), origin, why });
             }
         }
+        let data_dir = keys.text("data_dir")?.map_or_else(|| PathBuf::from("./raddle-data"), |text| text.0.into());
+        // Beside the store's files, not above them: no workspace has them in it.
+        let workspaces_root =
+            keys.text("workspaces.root")?.map_or_else(|| data_dir.join("workspaces"), |text| text.0.into());
         Ok(Self {
             listen: listen(keys)?,
-            data_dir: keys.text("data_dir")?.map_or_else(|| PathBuf::from("./raddle-data"), |text| text.0.into()),
+            data_dir,
             limits: limits(keys)?,
-            model: ModelConfig { default: keys.text("model.default")?.map(|text| text.0), openai: openai(keys)? },
+            model: ModelConfig {
+                default: keys.text("model.default")?.map(|text| text.0),
+                openai: openai(keys)?,
+                anthropic: anthropic(keys)?,
+            },
             prices_file: keys.text("prices.file")?.map(|text| text.0.into()),
             policy_file: keys.text("policy.file")?.map(|text| text.0.into()),
             tools: ToolsConfig {
                 demo_dir: keys.text("tools.demo_dir")?.map(|text| text.0.into()),
                 ask_user: keys.flag("tools.ask_user", false)?,
+                files: keys.flag("tools.files", true)?,
+            },
+            workspaces_root,
+            egress_allow: allowed(keys)?,
+            mcp: McpConfig {
+                file: keys.text("mcp.file")?.map(|text| text.0.into()),
+                startup_timeout: keys.millis("mcp.startup_timeout_ms", 30_000, 1)?,
+                call_timeout: keys.millis("mcp.call_timeout_ms", 120_000, 1)?,
             },
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
@@ -276,38 +328,60 @@ fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
     })
 }
 
-/// The provider is configured as soon as somebody says where it is or how to log in.
 fn openai(keys: &mut Keys) -> Result<Option<OpenAiConfig>, ConfigError> {
-    let base_url = keys.text("model.openai.base_url")?;
-    let value = keys.text("model.openai.api_key")?;
-    let file = keys.text("model.openai.api_key_file")?;
+    let provider = provider(keys, "openai", "https://api.openai.com/v1")?;
+    let send_reasoning = keys.flag("model.openai.send_reasoning", false)?;
+    Ok(provider.map(|provider| OpenAiConfig { provider, send_reasoning }))
+}
+
+fn anthropic(keys: &mut Keys) -> Result<Option<AnthropicConfig>, ConfigError> {
+    let provider = provider(keys, "anthropic", anthropic::BASE_URL)?;
+    let version = keys.text("model.anthropic.version")?.map(|text| text.0);
+    let max_tokens = keys.count("model.anthropic.max_tokens", anthropic::MAX_TOKENS, 1)?;
+    let prompt_cache = keys.flag("model.anthropic.prompt_cache", false)?;
+    Ok(provider.map(|provider| AnthropicConfig { provider, version, max_tokens, prompt_cache }))
+}
+
+/// A provider is configured as soon as somebody says where it is or how to log in; it is at `usual` unless somebody
+/// says where.
+fn provider(keys: &mut Keys, name: &str, usual: &str) -> Result<Option<ProviderConfig>, ConfigError> {
+    let key = |rest: &str| format!("model.{name}.{rest}");
+    let base_url = keys.text(&key("base_url"))?;
+    let value = keys.text(&key("api_key"))?;
+    let file = keys.text(&key("api_key_file"))?;
     let api_key = match (value, file) {
         (Some(_), Some((_, origin))) => {
-            return Err(invalid(
-                "model.openai.api_key_file",
-                origin,
-                "is given beside `model.openai.api_key`: one of them",
-            ));
+            let why = format!("is given beside `{}`: one of them", key("api_key"));
+            return Err(invalid(&key("api_key_file"), origin, why));
         }
         (Some((key, _)), None) => Some(Secret::Value(key.into())),
         (None, Some((path, _))) => Some(Secret::File(path.into())),
         (None, None) => None,
     };
-    let connect_timeout = keys.millis("model.openai.connect_timeout_ms", 10_000, 1)?;
-    let first_byte_timeout = keys.millis("model.openai.first_byte_timeout_ms", 120_000, 1)?;
-    let idle_timeout = keys.millis("model.openai.idle_timeout_ms", 60_000, 1)?;
-    let send_reasoning = keys.flag("model.openai.send_reasoning", false)?;
+    let patience = Patience {
+        connect: keys.millis(&key("connect_timeout_ms"), 10_000, 1)?,
+        first_byte: keys.millis(&key("first_byte_timeout_ms"), 120_000, 1)?,
+        idle: keys.millis(&key("idle_timeout_ms"), 60_000, 1)?,
+    };
     let base_url = match (base_url, &api_key) {
         (None, None) => return Ok(None),
-        (None, Some(_)) => "https://api.openai.com/v1".to_owned(),
+        (None, Some(_)) => usual.to_owned(),
         (Some((url, origin)), _) => {
             if !url.starts_with("http://") && !url.starts_with("https://") {
-                return Err(invalid("model.openai.base_url", origin, "must start with http:// or https://"));
+                return Err(invalid(&key("base_url"), origin, "must start with http:// or https://"));
             }
             url
         }
     };
-    Ok(Some(OpenAiConfig { base_url, api_key, connect_timeout, first_byte_timeout, idle_timeout, send_reasoning }))
+    Ok(Some(ProviderConfig { base_url, api_key, patience }))
+}
+
+fn allowed(keys: &mut Keys) -> Result<Vec<Allowed>, ConfigError> {
+    let Some((texts, origin)) = keys.texts("egress.allow")? else { return Ok(Vec::new()) };
+    let parse = |text: &String| {
+        text.parse::<Allowed>().map_err(|why| invalid("egress.allow", origin, format!("holds `{text}`, which {why}")))
+    };
+    texts.iter().map(parse).collect()
 }
 
 fn invalid(key: &str, origin: Origin, why: impl Into<String>) -> ConfigError {
@@ -364,6 +438,24 @@ impl Keys {
             None => Ok(None),
             Some((Value::String(text), origin)) if !text.is_empty() => Ok(Some((text, origin))),
             Some((_, origin)) => Err(invalid(key, origin, "must be a text that is not empty")),
+        }
+    }
+
+    /// A list of texts; where there is no TOML, with commas between them.
+    fn texts(&mut self, key: &str) -> Result<Option<(Vec<String>, Origin)>, ConfigError> {
+        let Some((value, origin)) = self.raw(key) else { return Ok(None) };
+        let texts: Option<Vec<String>> = match value {
+            Value::Array(values) => {
+                values.into_iter().map(|value| value.as_str().map(|text| text.trim().to_owned())).collect()
+            }
+            Value::String(text) if origin != Origin::File => {
+                Some(text.split(',').map(|text| text.trim().to_owned()).collect())
+            }
+            _ => None,
+        };
+        match texts.filter(|texts| texts.iter().all(|text| !text.is_empty())) {
+            Some(texts) => Ok(Some((texts, origin))),
+            None => Err(invalid(key, origin, "must be a list of texts that are not empty")),
         }
     }
 
@@ -453,6 +545,7 @@ mod tests {
         let config = read("", &[], &[]).unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:7878");
         assert_eq!(config.data_dir, PathBuf::from("./raddle-data"));
+        assert_eq!(config.workspaces_root, PathBuf::from("./raddle-data/workspaces"));
         assert_eq!(config.limits.body_bytes, 1 << 20);
         assert_eq!(config.limits.loaded_threads, 1000);
         assert_eq!(config.limits.thread, Limits::default());
@@ -495,11 +588,24 @@ mod tests {
             "model.openai.base_url",
             "model.openai.api_key",
             "model.openai.api_key_file",
+            "model.anthropic.base_url",
+            "model.anthropic.api_key",
+            "model.anthropic.api_key_file",
+            "model.anthropic.version",
+            "model.anthropic.max_tokens",
+            "model.anthropic.prompt_cache",
+            "model.anthropic.idle_timeout_ms",
             "prices.file",
             "policy.file",
             "model.openai.send_reasoning",
             "tools.demo_dir",
             "tools.ask_user",
+            "tools.files",
+            "workspaces.root",
+            "egress.allow",
+            "mcp.file",
+            "mcp.startup_timeout_ms",
+            "mcp.call_timeout_ms",
             "store.sync_delay_ms",
             "store.pack_after_ms",
             "approvals.expiry_ms",
@@ -564,6 +670,17 @@ mod tests {
     }
 
     #[test]
+    fn what_egress_may_reach_is_a_list() {
+        let allow = |file: &str, env: &[(&str, &str)]| read(file, env, &[]).map(|config| config.egress_allow.len());
+        assert_eq!(allow("", &[]), Ok(0));
+        assert_eq!(allow("egress.allow = [\"10.0.0.0/8\", \"sink.internal\"]", &[]), Ok(2));
+        assert_eq!(allow("", &[("RADDLE_EGRESS_ALLOW", "10.0.0.0/8, ::1,sink")]), Ok(3));
+        for bad in ["\"10.0.0.1\"", "[\"\"]", "[7]", "[\"http://a\"]", "[\"10.0.0.0/33\"]"] {
+            assert!(allow(&format!("egress.allow = {bad}"), &[]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn an_approval_waits_for_a_day_unless_it_is_said_how_long() {
         assert_eq!(read("", &[], &[]).unwrap().limits.thread.approval_ms, 24 * 60 * 60 * 1000);
         assert_eq!(read("approvals.expiry_ms = 5", &[], &[]).unwrap().limits.thread.approval_ms, 5);
@@ -573,7 +690,10 @@ mod tests {
     fn a_secret_shows_neither_in_debug_nor_in_an_error() {
         let config = read("[model.openai]\napi_key = \"hush\"", &[], &[]).unwrap();
         assert!(!format!("{config:?}").contains("hush"));
-        assert_eq!(config.model.openai.unwrap().base_url, "https://api.openai.com/v1");
+        assert_eq!(config.model.openai.unwrap().provider.base_url, "https://api.openai.com/v1");
+        let anthropic = read("[model.anthropic]\napi_key = \"hush\"", &[], &[]).unwrap();
+        assert!(!format!("{anthropic:?}").contains("hush"));
+        assert_eq!(anthropic.model.anthropic.unwrap().provider.base_url, "https://api.anthropic.com");
         for file in ["[model.openai]\napi_key = \"hush", "[model.openai]\napi_key = [\"hush\"]"] {
             let err = read(file, &[], &[]).unwrap_err();
             assert!(!format!("{err} {err:?}").contains("hush"), "{err:?}");
@@ -597,8 +717,10 @@ mod tests {
     fn a_provider_needs_an_address_of_the_web() {
         assert!(read("model.openai.base_url = \"localhost:1\"", &[], &[]).is_err());
         let config = read("model.openai.base_url = \"http://localhost:1/v1\"", &[], &[]).unwrap();
-        assert!(config.model.openai.unwrap().api_key.is_none());
-        let both = "model.openai.api_key = \"a\"\nmodel.openai.api_key_file = \"b\"";
-        assert!(read(both, &[], &[]).is_err());
+        assert!(config.model.openai.unwrap().provider.api_key.is_none());
+        for name in ["openai", "anthropic"] {
+            let both = format!("model.{name}.api_key = \"a\"\nmodel.{name}.api_key_file = \"b\"");
+            assert!(read(&both, &[], &[]).is_err());
+        }
     }
 }

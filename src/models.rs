@@ -5,7 +5,9 @@
 //!
 //! Absent on purpose: asking a provider which models it has. A name it does not know fails the call.
 
+pub mod anthropic;
 pub mod openai;
+pub mod provider;
 pub mod scripted;
 
 use std::sync::Arc;
@@ -16,7 +18,9 @@ use raddle_domain::{
 };
 
 use self::{
-    openai::{OpenAi, OpenAiConfig, OpenAiConfigError},
+    anthropic::{Anthropic, AnthropicConfig},
+    openai::{OpenAi, OpenAiConfig},
+    provider::ProviderError,
     scripted::Scripted,
 };
 
@@ -26,12 +30,19 @@ pub const SCRIPTED: &str = "scripted";
 /// The engine of OpenAI-compatible providers.
 pub const OPENAI: &str = "openai";
 
+/// The engine of providers that speak Anthropic's messages API.
+pub const ANTHROPIC: &str = "anthropic";
+
+/// What the names of Anthropic's models begin with.
+const CLAUDE: &str = "claude-";
+
 /// Which models there are.
 #[derive(Debug, Clone, Default)]
 pub struct RegistryConfig {
-    /// What answers where nothing is named: `scripted`, `openai/NAME` or `NAME`. Without it, `scripted`.
+    /// What answers where nothing is named: `scripted`, `ENGINE/NAME` or `NAME`. Without it, `scripted`.
     pub default: Option<String>,
     pub openai: Option<OpenAiConfig>,
+    pub anthropic: Option<AnthropicConfig>,
 }
 
 /// A configuration that cannot be served.
@@ -39,26 +50,30 @@ pub struct RegistryConfig {
 pub enum RegistryError {
     #[error("`model.default`: {0}")]
     Default(#[from] UnknownModel),
-    #[error("`model.openai`: {0}")]
-    OpenAi(#[from] OpenAiConfigError),
+    #[error("`model.{0}`: {1}")]
+    Provider(&'static str, ProviderError),
 }
 
 /// The configured models.
 pub struct Registry {
     names: Names,
-    scripted: Arc<dyn Model>,
-    openai: Option<Arc<dyn Model>>,
+    engines: Vec<(String, Arc<dyn Model>)>,
 }
 
 impl Registry {
     /// Checks the configuration; connects to nothing.
     pub fn new(config: RegistryConfig) -> Result<Self, RegistryError> {
-        let names = Names::new(config.default.as_deref(), config.openai.is_some())?;
-        let openai = match config.openai {
-            Some(config) => Some(Arc::new(OpenAi::new(config)?) as Arc<dyn Model>),
-            None => None,
-        };
-        Ok(Self { names, scripted: Arc::new(Scripted), openai })
+        let mut engines: Vec<(String, Arc<dyn Model>)> = vec![(SCRIPTED.to_owned(), Arc::new(Scripted))];
+        let names = Names::new(config.default.as_deref(), config.openai.is_some(), config.anthropic.is_some())?;
+        if let Some(config) = config.openai {
+            let openai = OpenAi::new(config).map_err(|why| RegistryError::Provider(OPENAI, why))?;
+            engines.push((OPENAI.to_owned(), Arc::new(openai)));
+        }
+        if let Some(config) = config.anthropic {
+            let anthropic = Anthropic::new(config).map_err(|why| RegistryError::Provider(ANTHROPIC, why))?;
+            engines.push((ANTHROPIC.to_owned(), Arc::new(anthropic)));
+        }
+        Ok(Self { names, engines })
     }
 }
 
@@ -68,16 +83,11 @@ impl Models for Registry {
     }
 
     fn engine(&self, engine: &str) -> Option<Arc<dyn Model>> {
-        match engine {
-            SCRIPTED => Some(self.scripted.clone()),
-            OPENAI => self.openai.clone(),
-            _ => None,
-        }
+        self.engines.iter().find(|(name, _)| name == engine).map(|(_, model)| model.clone())
     }
 
     fn engines(&self) -> Vec<String> {
-        let openai = self.openai.iter().map(|_| OPENAI.to_owned());
-        [SCRIPTED.to_owned()].into_iter().chain(openai).collect()
+        self.engines.iter().map(|(name, _)| name.clone()).collect()
     }
 }
 
@@ -86,11 +96,12 @@ impl Models for Registry {
 struct Names {
     default: ModelChoice,
     has_openai: bool,
+    has_anthropic: bool,
 }
 
 impl Names {
-    fn new(default: Option<&str>, has_openai: bool) -> Result<Self, UnknownModel> {
-        let mut names = Self { default: choice(SCRIPTED, SCRIPTED), has_openai };
+    fn new(default: Option<&str>, has_openai: bool, has_anthropic: bool) -> Result<Self, UnknownModel> {
+        let mut names = Self { default: choice(SCRIPTED, SCRIPTED), has_openai, has_anthropic };
         names.default = names.resolve(None, default)?;
         Ok(names)
     }
@@ -101,45 +112,81 @@ impl Names {
     /// -          scripted          scripted
     /// scripted   anything          scripted
     /// -          openai/NAME       NAME of openai
-    /// openai     NAME              NAME of openai; `openai/` before it is dropped
-    /// openai     -                 the default, if it is one of openai's
+    /// -          anthropic/NAME    NAME of anthropic, if that is configured; otherwise a name like others
+    /// -          claude-…          the same
     /// -          NAME              NAME of openai
+    /// ENGINE     NAME              NAME of that provider; `ENGINE/` before it is dropped
+    /// ENGINE     -                 the default, if it is one of that provider's
     /// ```
     fn resolve(&self, engine: Option<&str>, model: Option<&str>) -> Result<ModelChoice, UnknownModel> {
-        match (engine, model) {
-            (None, None) => Ok(self.default.clone()),
-            (Some(SCRIPTED), _) | (None, Some(SCRIPTED)) => Ok(choice(SCRIPTED, SCRIPTED)),
-            (Some(OPENAI), None) if self.default.engine == OPENAI => Ok(self.default.clone()),
-            (Some(OPENAI), None) if self.has_openai => {
-                Err(UnknownModel("the engine `openai` needs a model: name one, or set `model.default`".to_owned()))
+        let provider = match (engine, model) {
+            (None, None) => return Ok(self.default.clone()),
+            (Some(SCRIPTED), _) | (None, Some(SCRIPTED)) => return Ok(choice(SCRIPTED, SCRIPTED)),
+            (Some(OPENAI), _) => OPENAI,
+            (Some(ANTHROPIC), _) => ANTHROPIC,
+            (Some(engine), _) => {
+                return Err(UnknownModel(format!(
+                    "there is no engine `{}`; this server has {}",
+                    shown(engine),
+                    self.known()
+                )));
             }
-            (Some(OPENAI), None) => Err(not_configured("the engine `openai`")),
-            (None | Some(OPENAI), Some(model)) => {
-                let name = model.strip_prefix("openai/").unwrap_or(model);
+            // Without Anthropic itself they may be names of a provider that passes calls on.
+            (None, Some(model)) if self.has_anthropic && is_anthropic(model) => ANTHROPIC,
+            (None, Some(_)) => OPENAI,
+        };
+        match model {
+            None if self.default.engine == provider => Ok(self.default.clone()),
+            None if !self.has(provider) => Err(self.not_configured(&format!("the engine `{provider}`"), provider)),
+            None => {
+                Err(UnknownModel(format!("the engine `{provider}` needs a model: name one, or set `model.default`")))
+            }
+            Some(model) => {
+                let name = model.strip_prefix(provider).and_then(|rest| rest.strip_prefix('/')).unwrap_or(model);
                 if name.trim().is_empty() {
                     return Err(UnknownModel("the name of the model is empty".to_owned()));
                 }
-                if !self.has_openai {
-                    return Err(not_configured(&format!("the model `{}`", shown(model))));
+                if !self.has(provider) {
+                    let likely = if is_anthropic(model) { ANTHROPIC } else { provider };
+                    return Err(self.not_configured(&format!("the model `{}`", shown(model)), likely));
                 }
-                Ok(choice(OPENAI, name))
-            }
-            (Some(engine), _) => {
-                let known = if self.has_openai { "`scripted` and `openai`" } else { "`scripted` only" };
-                Err(UnknownModel(format!("there is no engine `{}`; this server has {known}", shown(engine))))
+                Ok(choice(provider, name))
             }
         }
     }
+
+    fn has(&self, provider: &str) -> bool {
+        match provider {
+            OPENAI => self.has_openai,
+            _ => self.has_anthropic,
+        }
+    }
+
+    /// The engines, as a person reads them.
+    fn known(&self) -> &'static str {
+        match (self.has_openai, self.has_anthropic) {
+            (false, false) => "`scripted` only",
+            (true, false) => "`scripted` and `openai`",
+            (false, true) => "`scripted` and `anthropic`",
+            (true, true) => "`scripted`, `openai` and `anthropic`",
+        }
+    }
+
+    fn not_configured(&self, what: &str, provider: &str) -> UnknownModel {
+        let key = if provider == ANTHROPIC { "api_key" } else { "base_url" };
+        UnknownModel(format!(
+            "{what} is not available: this server has {}; set `model.{provider}.{key}` to use a provider",
+            self.known()
+        ))
+    }
+}
+
+fn is_anthropic(model: &str) -> bool {
+    model.starts_with(CLAUDE) || model.strip_prefix(ANTHROPIC).is_some_and(|rest| rest.starts_with('/'))
 }
 
 fn choice(engine: &str, model: &str) -> ModelChoice {
     ModelChoice { engine: engine.to_owned(), model: model.to_owned() }
-}
-
-fn not_configured(what: &str) -> UnknownModel {
-    UnknownModel(format!(
-        "{what} is not available: this server has `scripted` only; set `model.openai.base_url` to use a provider"
-    ))
 }
 
 /// A caller's name as it is repeated to them.
@@ -152,7 +199,7 @@ mod tests {
     use super::*;
 
     fn resolve(default: Option<&str>, has_openai: bool, engine: Option<&str>, model: Option<&str>) -> String {
-        match Names::new(default, has_openai).unwrap().resolve(engine, model) {
+        match Names::new(default, has_openai, false).unwrap().resolve(engine, model) {
             Ok(choice) => format!("{}: {}", choice.engine, choice.model),
             Err(unknown) => unknown.to_string(),
         }
@@ -215,10 +262,10 @@ mod tests {
 
     #[test]
     fn a_default_that_is_not_configured_is_refused_at_the_start() {
-        let config = RegistryConfig { default: Some("gpt".into()), openai: None };
+        let config = RegistryConfig { default: Some("gpt".into()), ..RegistryConfig::default() };
         let error = Registry::new(config).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error.starts_with("`model.default`: the model `gpt` is not available"), "{error}");
-        let config = RegistryConfig { default: None, openai: Some(OpenAiConfig::new("nowhere")) };
+        let config = RegistryConfig { openai: Some(OpenAiConfig::new("nowhere")), ..RegistryConfig::default() };
         let error = Registry::new(config).err().map(|error| error.to_string()).unwrap_or_default();
         assert_eq!(error, "`model.openai`: the base URL of the model provider is no URL");
     }
@@ -229,8 +276,36 @@ mod tests {
         assert_eq!(bare.engines(), ["scripted"]);
         assert!(bare.engine("scripted").is_some() && bare.engine("openai").is_none());
         let openai = Some(OpenAiConfig::new("http://127.0.0.1:1/v1"));
-        let full = Registry::new(RegistryConfig { default: None, openai }).unwrap();
-        assert_eq!(full.engines(), ["scripted", "openai"]);
-        assert!(full.engine("openai").is_some() && full.engine("other").is_none());
+        let anthropic = Some(AnthropicConfig::new("http://127.0.0.1:1"));
+        let full = Registry::new(RegistryConfig { default: None, openai, anthropic }).unwrap();
+        assert_eq!(full.engines(), ["scripted", "openai", "anthropic"]);
+        assert!(full.engine("anthropic").is_some() && full.engine("other").is_none());
+    }
+
+    #[test]
+    fn claude_is_anthropics_where_that_is_configured_and_otherwise_a_name_like_others() {
+        let resolve = |has_openai, has_anthropic, engine, model| match Names::new(None, has_openai, has_anthropic)
+            .unwrap()
+            .resolve(engine, model)
+        {
+            Ok(choice) => format!("{}: {}", choice.engine, choice.model),
+            Err(unknown) => unknown.to_string(),
+        };
+        for has_openai in [false, true] {
+            assert_eq!(resolve(has_openai, true, None, Some("claude-opus-4-1")), "anthropic: claude-opus-4-1");
+            assert_eq!(resolve(has_openai, true, None, Some("anthropic/claude-x")), "anthropic: claude-x");
+            assert_eq!(resolve(has_openai, true, None, Some("anthropic/other")), "anthropic: other");
+            assert_eq!(resolve(has_openai, true, Some("anthropic"), Some("anthropic/other")), "anthropic: other");
+            assert_eq!(resolve(has_openai, true, Some("anthropic"), Some("gpt")), "anthropic: gpt");
+        }
+        assert_eq!(resolve(true, true, None, Some("gpt")), "openai: gpt");
+        assert_eq!(resolve(true, true, Some("openai"), Some("claude-x")), "openai: claude-x");
+        assert_eq!(resolve(true, false, None, Some("claude-x")), "openai: claude-x");
+        assert_eq!(resolve(true, false, None, Some("anthropic/claude-x")), "openai: anthropic/claude-x");
+        let how = "is not available: this server has `scripted` only; set `model.anthropic.api_key` to use a provider";
+        assert_eq!(resolve(false, false, None, Some("claude-x")), format!("the model `claude-x` {how}"));
+        assert_eq!(resolve(false, false, Some("anthropic"), None), format!("the engine `anthropic` {how}"));
+        let sentence = "the engine `anthropic` needs a model: name one, or set `model.default`";
+        assert_eq!(resolve(false, true, Some("anthropic"), None), sentence);
     }
 }

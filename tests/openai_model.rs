@@ -8,7 +8,10 @@ mod openai_server;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use raddle::models::openai::{OpenAi, OpenAiConfig};
+use raddle::models::{
+    openai::{OpenAi, OpenAiConfig},
+    provider::Patience,
+};
 use raddle_domain::{
     history::{Message, ToolCall},
     ports::{FinishReason, Fragment, Model, ModelError, ModelErrorKind, ModelRequest, ModelStream},
@@ -145,7 +148,7 @@ async fn the_provider_is_sent_the_call_and_the_key() {
         Message::System { content: "be kind".into() },
         Message::User { content: "hi".into() },
         Message::Assistant { content: String::new(), reasoning: "hm".into(), tool_calls: vec![call] },
-        Message::Tool { call_id: "c1".into(), content: "a.txt".into() },
+        Message::Tool { call_id: "c1".into(), content: "a.txt".into(), failed: false },
     ]);
     request.temperature = Some(0.5);
     OpenAi::new(config).unwrap().call(request).collect::<Vec<_>>().await;
@@ -378,7 +381,8 @@ async fn a_provider_that_never_answers_is_given_up() {
 async fn headers_are_not_yet_the_first_byte_of_an_answer() {
     let (server, gate) = (OpenAiServer::start().await, Gate::closed());
     server.answer(Answer::stream().wait(&gate));
-    let config = OpenAiConfig { idle_timeout: Duration::from_secs(5), ..OpenAiConfig::new(server.base_url()) };
+    let patience = Patience { idle: Duration::from_secs(5), ..Patience::default() };
+    let config = OpenAiConfig { patience, ..OpenAiConfig::new(server.base_url()) };
     let mut stream = OpenAi::new(config).unwrap().call(hi());
     let answered = tokio::spawn(async move { stream.next().await });
     server.until_asked(1).await;

@@ -22,10 +22,24 @@ pub const SUMMARY: &str = "[Summary of the conversation so far; what it replaces
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "role", rename_all = "snake_case")]
 pub enum Message {
-    System { content: String },
-    User { content: String },
-    Assistant { content: String, reasoning: String, tool_calls: Vec<ToolCall> },
-    Tool { call_id: String, content: String },
+    System {
+        content: String,
+    },
+    User {
+        content: String,
+    },
+    Assistant {
+        content: String,
+        reasoning: String,
+        tool_calls: Vec<ToolCall>,
+    },
+    Tool {
+        call_id: String,
+        content: String,
+        /// Whether the call came to nothing. Some providers are told.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        failed: bool,
+    },
 }
 
 /// A tool call as the model asked for it.
@@ -88,7 +102,12 @@ impl History {
                     None => String::new(),
                 };
                 let call = ToolCall { call_id: text("call_id"), name: text("tool"), arguments };
-                self.results.push(Message::Tool { call_id: call.call_id.clone(), content: item.detail.clone() });
+                let failed = item.status != TurnStatus::Completed;
+                self.results.push(Message::Tool {
+                    call_id: call.call_id.clone(),
+                    content: item.detail.clone(),
+                    failed,
+                });
                 self.assistant(item, |_, _, calls| calls.push(call));
             }
             ItemKind::ContextCompaction if item.status == TurnStatus::Completed => self.compact(&item.detail),
@@ -207,7 +226,8 @@ mod tests {
             item(ItemKind::ToolCall, "c.txt", json!({"call": 2, "call_id": "c3", "tool": "ls", "arguments": {}})),
             item(ItemKind::AgentMessage, "done", json!({"call": 3})),
         ];
-        let tool = |id: &str, content: &str| Message::Tool { call_id: id.into(), content: content.into() };
+        let tool =
+            |id: &str, content: &str| Message::Tool { call_id: id.into(), content: content.into(), failed: false };
         assert_eq!(
             history(&items),
             [

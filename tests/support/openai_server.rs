@@ -1,4 +1,5 @@
-//! An OpenAI-compatible server within the test: it plays recorded answers and remembers what it was asked.
+//! A provider of models within the test: it plays recorded answers and remembers what it was asked. What is written
+//! here is in the words of OpenAI; `anthropic_server` has those of the messages API.
 //!
 //! An answer is raw: a status, headers, and pieces of a body, each flushed on its own, so that a split can fall
 //! anywhere. Where time matters the test holds a [`Gate`]; nothing here waits for a clock.
@@ -176,9 +177,13 @@ impl Asked {
         self.body["messages"].as_array().map(Vec::as_slice).unwrap_or_default()
     }
 
-    fn last_user_message(&self) -> &str {
+    fn last_user_message(&self) -> String {
         let of_user = |message: &&Value| message["role"] == "user";
-        self.messages().iter().rfind(of_user).and_then(|message| message["content"].as_str()).unwrap_or_default()
+        let content = self.messages().iter().rfind(of_user).map(|message| &message["content"]);
+        let text = |content: &'_ Value| content.as_str().map(str::to_owned);
+        // The messages API has a list of blocks.
+        let last = |content: &Value| content.as_array()?.iter().rev().find_map(|block| text(&block["text"]));
+        content.and_then(|content| text(content).or_else(|| last(content))).unwrap_or_default()
     }
 }
 
@@ -215,7 +220,10 @@ impl OpenAiServer {
         let base_url = format!("http://{}/v1", listener.local_addr().expect("an address"));
         let shared =
             Arc::new(Shared { script: Mutex::default(), asked: watch::Sender::new(0), over: watch::Sender::new(0) });
-        let routes = Router::new().route("/v1/chat/completions", post(complete)).with_state(shared.clone());
+        let routes = Router::new()
+            .route("/v1/chat/completions", post(complete))
+            .route("/v1/messages", post(complete))
+            .with_state(shared.clone());
         // Every piece goes out at once, not when there is enough of them.
         let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
         tokio::spawn(async move { axum::serve(listener, routes).await });
@@ -225,6 +233,11 @@ impl OpenAiServer {
     /// What to configure as `model.openai.base_url`.
     pub fn base_url(&self) -> &str {
         &self.base_url
+    }
+
+    /// What to configure as `model.anthropic.base_url`.
+    pub fn root_url(&self) -> &str {
+        self.base_url.trim_end_matches("/v1")
     }
 
     /// Adds an answer to those that are played in order, one per request.

@@ -10,10 +10,16 @@ use raddle_domain::{
 };
 use serde_json::Value;
 
-use super::problem::{self, Secrets};
+use crate::{
+    models::provider::{
+        Read, Reader,
+        problem::{self, Secrets},
+    },
+    sse,
+};
 
 /// The data of the event that says nothing follows.
-pub const DONE: &[u8] = b"[DONE]";
+const DONE: &[u8] = b"[DONE]";
 
 /// One answer, as far as it came.
 #[derive(Debug, Default)]
@@ -33,47 +39,18 @@ struct Begun {
 
 impl Answer {
     /// Reads one chunk of a stream.
-    pub fn chunk(&mut self, data: &[u8], secrets: &Secrets) -> Result<Vec<Fragment>, ModelError> {
-        let chunk = parse(data)?;
+    fn chunk(&mut self, data: &[u8], secrets: &Secrets) -> Result<Vec<Fragment>, ModelError> {
+        let chunk = problem::parse(data)?;
         refuse_error(&chunk, secrets)?;
         Ok(self.read(&chunk))
     }
 
     /// Reads the data of an event that is called an error, whether or not it says so itself.
-    pub fn refusal(data: &[u8], secrets: &Secrets) -> ModelError {
-        match parse(data) {
+    fn refusal(data: &[u8], secrets: &Secrets) -> ModelError {
+        match problem::parse(data) {
             Ok(chunk) => refuse_error(&chunk, secrets).err().unwrap_or_else(|| problem::of_object(&chunk, secrets)),
             Err(_) => problem::of_object(&String::from_utf8_lossy(data).into(), secrets),
         }
-    }
-
-    /// Whether the answer is whole, so that only its usage may be missing.
-    pub fn is_finished(&self) -> bool {
-        self.finish.is_some()
-    }
-
-    /// Reads an answer that came in one piece, because the provider does not stream.
-    pub fn whole(mut self, body: &[u8], secrets: &Secrets) -> Result<Vec<Fragment>, ModelError> {
-        let body = parse(body)?;
-        refuse_error(&body, secrets)?;
-        if body["choices"].as_array().is_none_or(Vec::is_empty) {
-            return Err(problem::error(ModelErrorKind::Malformed, "the model provider's answer holds no choice"));
-        }
-        let mut fragments = self.read(&body);
-        // Nothing can be missing from a body that is whole.
-        self.finish.get_or_insert(FinishReason::Stop);
-        fragments.extend(self.end().into_iter().flatten());
-        Ok(fragments)
-    }
-
-    /// The last fragments; `None` when the answer was cut off: no finish reason came.
-    pub fn end(self) -> Option<Vec<Fragment>> {
-        let finish = match self.finish? {
-            // Some say `stop` behind tool calls; the calls speak for themselves.
-            FinishReason::Stop if !self.calls.is_empty() => FinishReason::ToolCalls,
-            finish => finish,
-        };
-        Some(self.usage.map(Fragment::Usage).into_iter().chain([Fragment::Finish(finish)]).collect())
     }
 
     fn read(&mut self, chunk: &Value) -> Vec<Fragment> {
@@ -130,11 +107,41 @@ impl Answer {
     }
 }
 
-fn parse(data: &[u8]) -> Result<Value, ModelError> {
-    serde_json::from_slice(data).map_err(|error| {
-        // The parser's sentence holds a place, never the text itself.
-        problem::error(ModelErrorKind::Malformed, format!("the model provider sent what is no JSON: {error}"))
-    })
+impl Reader for Answer {
+    fn event(&mut self, event: &sse::Event, secrets: &Secrets) -> Result<Read, ModelError> {
+        match event.data.trim_ascii() {
+            b"" => Ok(Read::On(Vec::new())),
+            DONE => Ok(Read::End),
+            data if event.name == "error" => Err(Self::refusal(data, secrets)),
+            data => self.chunk(data, secrets).map(Read::On),
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.finish.is_some()
+    }
+
+    fn whole(mut self, body: &[u8], secrets: &Secrets) -> Result<Vec<Fragment>, ModelError> {
+        let body = problem::parse(body)?;
+        refuse_error(&body, secrets)?;
+        if body["choices"].as_array().is_none_or(Vec::is_empty) {
+            return Err(problem::error(ModelErrorKind::Malformed, "the model provider's answer holds no choice"));
+        }
+        let mut fragments = self.read(&body);
+        // Nothing can be missing from a body that is whole.
+        self.finish.get_or_insert(FinishReason::Stop);
+        fragments.extend(self.end().into_iter().flatten());
+        Ok(fragments)
+    }
+
+    fn end(self) -> Option<Vec<Fragment>> {
+        let finish = match self.finish? {
+            // Some say `stop` behind tool calls; the calls speak for themselves.
+            FinishReason::Stop if !self.calls.is_empty() => FinishReason::ToolCalls,
+            finish => finish,
+        };
+        Some(self.usage.map(Fragment::Usage).into_iter().chain([Fragment::Finish(finish)]).collect())
+    }
 }
 
 fn refuse_error(chunk: &Value, secrets: &Secrets) -> Result<(), ModelError> {

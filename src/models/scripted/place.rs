@@ -55,7 +55,7 @@ impl Place {
             match message {
                 Message::User { .. } if heard > 0 => heard -= 1,
                 Message::User { content } => steers.push(content.clone()),
-                Message::Tool { call_id, content } if questions.contains(&call_id.as_str()) => {
+                Message::Tool { call_id, content, .. } if questions.contains(&call_id.as_str()) => {
                     answers.push(content.clone());
                 }
                 Message::Tool { .. } | Message::System { .. } | Message::Assistant { .. } => {}
@@ -103,7 +103,7 @@ mod tests {
     }
 
     fn result(call_id: &str, content: &str) -> Message {
-        Message::Tool { call_id: call_id.into(), content: content.into() }
+        Message::Tool { call_id: call_id.into(), content: content.into(), failed: false }
     }
 
     /// What is due: answers, steers, and the first line.

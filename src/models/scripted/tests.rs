@@ -94,7 +94,7 @@ async fn a_batch_of_calls_ends_the_call_and_the_next_one_goes_on() {
     let call = |id: &str| ToolCall { call_id: id.into(), name: "ls".into(), arguments: "{}".into() };
     let tool_calls = vec![call("call_1_0"), call("call_1_1")];
     let assistant = Message::Assistant { content: String::new(), reasoning: String::new(), tool_calls };
-    let result = |id: &str| Message::Tool { call_id: id.into(), content: "ok".into() };
+    let result = |id: &str| Message::Tool { call_id: id.into(), content: "ok".into(), failed: false };
     let messages = vec![prompt, assistant, result("call_1_0"), result("call_1_1"), user("faster")];
     assert_eq!(answer(messages[..4].to_vec()).await.0, "done");
     assert_eq!(answer(messages).await.0, "heard: faster\ndone");
@@ -110,7 +110,7 @@ async fn a_question_is_asked_and_its_answer_said() {
     assert_eq!(name, "ask_user");
     let call = ToolCall { call_id: call_id.clone(), name, arguments: String::new() };
     let assistant = Message::Assistant { content: String::new(), reasoning: String::new(), tool_calls: vec![call] };
-    let messages = vec![prompt, assistant, Message::Tool { call_id, content: "Ada".into() }];
+    let messages = vec![prompt, assistant, Message::Tool { call_id, content: "Ada".into(), failed: false }];
     assert_eq!(answer(messages).await.0, "answer: Ada\nbye");
 }
 
@@ -266,7 +266,7 @@ async fn a_script_that_is_compacted_on_its_way_goes_on_where_it_was() {
         let call = ToolCall { call_id: call_id.into(), name: "ls".into(), arguments: "{}".into() };
         Message::Assistant { content: String::new(), reasoning: String::new(), tool_calls: vec![call] }
     };
-    let result = |call_id: &str| Message::Tool { call_id: call_id.into(), content: "ok".into() };
+    let result = |call_id: &str| Message::Tool { call_id: call_id.into(), content: "ok".into(), failed: false };
     let heading = |text: &str| user(&format!("[Summary]\n\n{text}"));
     let said = |fragments: Vec<Result<Fragment, ModelError>>| {
         fragments

@@ -20,6 +20,14 @@ pub fn error(kind: ModelErrorKind, message: impl Into<String>) -> ModelError {
     ModelError { kind, message: message.into(), retry_after: None }
 }
 
+/// What is written as JSON.
+pub fn parse(data: &[u8]) -> Result<Value, ModelError> {
+    serde_json::from_slice(data).map_err(|why| {
+        // The parser's sentence holds a place, never the text itself.
+        error(ModelErrorKind::Malformed, format!("the model provider sent what is no JSON: {why}"))
+    })
+}
+
 /// What must not be seen in an error: providers repeat the key that they refuse.
 #[derive(Debug, Clone, Default)]
 pub struct Secrets(Vec<SecretString>);
