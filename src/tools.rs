@@ -100,8 +100,10 @@ pub struct Touches {
     pub paths: Vec<String>,
     /// Every host that it reaches, without a port.
     pub hosts: Vec<String>,
-    /// Whether it is to leave the sandbox, or acts where nothing holds it in, as a tool of another server does.
+    /// Whether it wants to leave the sandbox.
     pub full_access: bool,
+    /// Whether it acts where no sandbox and no workspace holds it in, as what another program does.
+    pub outside: bool,
 }
 
 /// Tools that cannot be offered.
@@ -274,6 +276,7 @@ fn question() -> Subject<'static> {
         class: EffectClass::Read,
         gate: Gate::Open,
         full_access: false,
+        outside: false,
         arguments_sha256: "",
         paths: &[],
         hosts: &[],
@@ -421,6 +424,7 @@ impl Entry {
             class: self.tool.class(),
             gate: self.tool.gate(),
             full_access: touches.full_access,
+            outside: touches.outside,
             arguments_sha256: &arguments_sha256,
             paths: &touches.paths,
             hosts: &touches.hosts,

@@ -179,7 +179,7 @@ impl Tool for Demo {
     fn touches(&self, arguments: &Value, _: Scene<'_>) -> Touches {
         let of = |key: &str| arguments[key].as_str().map(str::to_owned);
         let host = of("to").and_then(|to| to.rsplit_once('@').map(|(_, host)| host.to_owned()));
-        Touches { paths: of("name").into_iter().collect(), hosts: host.into_iter().collect(), full_access: false }
+        Touches { paths: of("name").into_iter().collect(), hosts: host.into_iter().collect(), ..Touches::default() }
     }
 
     fn run(&self, invocation: Invocation, _: Arc<dyn Output>) -> ToolRun {

@@ -39,7 +39,7 @@ use self::{
     place::{Down, Fault, Named, real, unprotected},
 };
 use super::{
-    Tool,
+    Tool, Touches,
     blocking::{Stop, blocking},
 };
 use crate::workspace::{Workspace, Workspaces};
@@ -256,6 +256,10 @@ impl Tool for FileTool {
             Act::Patch => "patches",
         };
         format!("it {does} {}{more}", named.join(", "))
+    }
+
+    fn touches(&self, arguments: &Value, _: Scene<'_>) -> Touches {
+        Touches { paths: self.act.paths(arguments), ..Touches::default() }
     }
 
     fn run(&self, invocation: Invocation, _: Arc<dyn Output>) -> ToolRun {

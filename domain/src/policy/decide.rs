@@ -29,6 +29,8 @@ pub struct Subject<'a> {
     pub gate: Gate,
     /// Whether the call wants to leave the sandbox.
     pub full_access: bool,
+    /// Whether no sandbox holds it in to begin with.
+    pub outside: bool,
     pub arguments_sha256: &'a str,
     /// Every path that it names: absolute, or relative to the workspace.
     pub paths: &'a [String],
@@ -214,7 +216,8 @@ impl Scene<'_> {
         if needs_nobody {
             return Verdict::new(Action::Allow, "the tool needs nobody's word, and no rule speaks");
         }
-        let leaves = subject.full_access || subject.gate == Gate::FullAccess || !subject.hosts.is_empty();
+        let leaves =
+            subject.full_access || subject.outside || subject.gate == Gate::FullAccess || !subject.hosts.is_empty();
         match ask {
             AskMode::OnFailure if leaves => Verdict::new(Action::Ask, "it is to leave the sandbox (mode `on_failure`)"),
             AskMode::OnFailure => Verdict::new(Action::Allow, "it stays in the sandbox (mode `on_failure`)"),

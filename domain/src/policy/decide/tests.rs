@@ -10,6 +10,7 @@ struct Case {
     class: EffectClass,
     gate: Gate,
     full_access: bool,
+    outside: bool,
     paths: Vec<String>,
     hosts: Vec<String>,
     script: Option<Script>,
@@ -17,7 +18,16 @@ struct Case {
 
 fn call() -> Case {
     let (paths, hosts) = (Vec::new(), Vec::new());
-    Case { tool: "tool", class: EffectClass::Once, gate: Gate::Ask, full_access: false, paths, hosts, script: None }
+    Case {
+        tool: "tool",
+        class: EffectClass::Once,
+        gate: Gate::Ask,
+        full_access: false,
+        outside: false,
+        paths,
+        hosts,
+        script: None,
+    }
 }
 
 fn words(line: &str) -> Vec<String> {
@@ -49,6 +59,7 @@ fn decided(case: &Case, policies: &[(Layer, Policy)], permits: &[(String, Permit
         class: case.class,
         gate: case.gate,
         full_access: case.full_access,
+        outside: case.outside,
         arguments_sha256: "d1",
         paths: &case.paths,
         hosts: &case.hosts,
@@ -228,6 +239,8 @@ fn the_strictest_mode_holds_and_never_only_turns_questions_into_denials() {
         let found = (at(&call(), modes), at(&leaves, modes), at(&reads, modes));
         assert_eq!(found, (acts, leaving, reading), "{modes:?}");
     }
+    let outside = Case { outside: true, ..call() };
+    assert_eq!((at(&outside, &["on_failure"]), at(&outside, &["untrusted"])), (Ask, Ask));
     let full = Case { gate: Gate::FullAccess, ..call() };
     assert_eq!((at(&full, &["on_failure"]), at(&hosts(&["a.b"]), &["on_failure"])), (Ask, Ask));
 }
