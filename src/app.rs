@@ -11,7 +11,8 @@ use crate::{
     config::{Config, ProviderConfig, Secret},
     models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
     prices,
-    tools::{Toolbox, demo},
+    sandbox::{self, Sandbox},
+    tools::{Tool, Toolbox, demo, shell::Shell},
     workspace::Workspaces,
 };
 
@@ -19,10 +20,10 @@ use crate::{
 ///
 /// The error is a sentence for whoever started the server; that another process owns the directory is one, and
 /// names its pid.
-pub async fn start(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<Runtime> {
+pub async fn start(config: &Config, workspaces: &Arc<Workspaces>, sandbox: &Arc<Sandbox>) -> anyhow::Result<Runtime> {
     let models = Registry::new(models(config)?).context("`model`")?;
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
-    let tools = Arc::new(tools(config, workspaces)?);
+    let tools = Arc::new(tools(config, workspaces, sandbox)?);
     let ports = Ports { prices, tools, ..Ports::with_models(Arc::new(models)) };
     Ok(Runtime::start(runtime(config), ports).await?)
 }
@@ -40,6 +41,28 @@ pub fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
     open().context("`workspaces.root`")
 }
 
+/// Where commands run, as this machine can confine them. `file` is the configuration file, which they must not read.
+pub async fn sandbox(config: &Config, file: Option<&Path>) -> Arc<Sandbox> {
+    let model = &config.model;
+    let keys = [
+        model.openai.as_ref().and_then(|openai| openai.provider.api_key.as_ref()),
+        model.anthropic.as_ref().and_then(|anthropic| anthropic.provider.api_key.as_ref()),
+    ];
+    let keys = keys.into_iter().flatten().filter_map(|key| match key {
+        Secret::File(path) => Some(path.clone()),
+        Secret::Value(_) => None,
+    });
+    let hidden: Vec<_> = [config.data_dir.clone()].into_iter().chain(file.map(Path::to_owned)).chain(keys).collect();
+    let sandbox = Sandbox::probe(config.sandbox.clone(), sandbox::this_program(), &hidden).await;
+    let enforced = sandbox.enforced();
+    match enforced.available {
+        true if sandbox.confines() => tracing::info!(kind = enforced.kind, "commands are confined"),
+        true => tracing::warn!("commands are not confined: `sandbox.kind` is `none`"),
+        false => tracing::warn!(why = enforced.notes.join("; "), "no commands are run"),
+    }
+    Arc::new(sandbox)
+}
+
 /// What models cost: by the file, if there is one, otherwise as this build knows it.
 fn prices(file: Option<&Path>) -> anyhow::Result<Prices> {
     let Some(path) = file else { return prices::built_in().context("the built-in table") };
@@ -48,7 +71,7 @@ fn prices(file: Option<&Path>) -> anyhow::Result<Prices> {
     prices::parse(&name, &text).with_context(|| path.display().to_string())
 }
 
-fn tools(config: &Config, _workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolbox> {
+fn tools(config: &Config, workspaces: &Arc<Workspaces>, sandbox: &Arc<Sandbox>) -> anyhow::Result<Toolbox> {
     let demo = config.tools.demo_dir.as_deref().map(|dir| {
         let tools = demo::tools(dir).with_context(|| format!("cannot use {} as a directory", dir.display()))?;
         // A model that may remove files must not be let at the ones that we live on.
@@ -60,7 +83,11 @@ fn tools(config: &Config, _workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolb
         Ok(tools)
     });
     let demo = demo.transpose().context("`tools.demo_dir`")?;
-    Ok(Toolbox::new(demo.unwrap_or_default(), config.tools.ask_user)?)
+    let mut tools = demo.unwrap_or_default();
+    if sandbox.enforced().available {
+        tools.push(Arc::new(Shell::new(sandbox.clone(), workspaces.clone())) as Arc<dyn Tool>);
+    }
+    Ok(Toolbox::new(tools, config.tools.ask_user)?)
 }
 
 fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
@@ -141,8 +168,14 @@ mod tests {
     use crate::tools::bench::{scene, settings};
 
     fn offered(config: &str) -> anyhow::Result<Vec<String>> {
-        let config = Config::read(Some(config), [], []).unwrap();
-        Ok(tools(&config, &workspaces(&config)?)?.specs(scene(&settings())).into_iter().map(|spec| spec.name).collect())
+        let env = [("RADDLE_SANDBOX_KIND".to_owned(), "off".to_owned())];
+        let config = Config::read(Some(config), env, []).unwrap();
+        let sandbox = tokio::runtime::Runtime::new().unwrap().block_on(sandbox(&config, None));
+        Ok(tools(&config, &workspaces(&config)?, &sandbox)?
+            .specs(scene(&settings()))
+            .into_iter()
+            .map(|spec| spec.name)
+            .collect())
     }
 
     #[test]

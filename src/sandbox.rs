@@ -37,7 +37,10 @@ use std::{
     time::Duration,
 };
 
-use raddle_domain::{policy::SandboxMode, ports::Output};
+use raddle_domain::{
+    policy::SandboxMode,
+    ports::{Output, Silence},
+};
 use serde::Serialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -87,6 +90,8 @@ pub enum Kind {
     Landlock,
     /// Not at all.
     None,
+    /// Nobody runs any.
+    Off,
 }
 
 /// A command to be run.
@@ -210,7 +215,9 @@ impl Sandbox {
             tried: Vec::new(),
         };
         let mut sandbox = Self { config, helper, shell, cage: None, enforced };
-        if sandbox.config.kind == Kind::None {
+        if sandbox.config.kind == Kind::Off {
+            sandbox.enforced.notes.push("`sandbox.kind` is `off`".into());
+        } else if sandbox.config.kind == Kind::None {
             sandbox.enforced.available = true;
             sandbox.enforced.network = true;
             sandbox.enforced.notes.push("`sandbox.kind` is `none`: commands may do whatever the server may".into());
@@ -224,6 +231,11 @@ impl Sandbox {
 
     pub const fn enforced(&self) -> &Enforced {
         &self.enforced
+    }
+
+    /// Whether commands that may not leave it are held in.
+    pub const fn confines(&self) -> bool {
+        self.cage.is_some()
     }
 
     pub const fn widest(&self) -> SandboxMode {
@@ -291,44 +303,44 @@ impl Sandbox {
 
     /// Confines a process as commands would be, in both ways, and lets it try.
     async fn try_cage(&self, cage: &Cage) -> Result<Trial, String> {
+        let (mut writing, reading) = tokio::try_join!(
+            self.try_mode(cage, SandboxMode::WorkspaceWrite),
+            self.try_mode(cage, SandboxMode::ReadOnly),
+        )?;
+        // What differs between them is told for both.
+        let differs = reading.tried.into_iter().filter(|tried| !writing.tried.contains(tried)).map(|mut tried| {
+            tried.what.push_str(", when it may only read");
+            tried
+        });
+        writing.tried.extend(differs.collect::<Vec<_>>());
+        Ok(writing)
+    }
+
+    async fn try_mode(&self, cage: &Cage, mode: SandboxMode) -> Result<Trial, String> {
         let bait = Bait::lay().map_err(|why| format!("cannot lay out what is to be tried: {why}"))?;
-        let mut whole: Option<Trial> = None;
-        for mode in [SandboxMode::WorkspaceWrite, SandboxMode::ReadOnly] {
-            let exec = Exec {
-                command: ExecCommand::Argv(Vec::new()),
-                workspace: bait.workspace.clone(),
-                cwd: PathBuf::new(),
-                mode,
-                timeout: Some(PROBE),
-            };
-            let mut spec = self.spec(&exec, cage.clone(), true).map_err(|why| why.to_string())?;
-            spec.job = Job::Try(bait.attempts());
-            // What may be read is not what is tried: the bait must not lie in it by accident.
-            let (outer, capture, timed_out) =
-                self.start(&spec, PROBE, &raddle_domain::ports::Silence).await.map_err(|why| why.to_string())?;
-            let said = capture.finish();
-            let trial = match outer {
-                Some(Outer::Tried(trial)) if !timed_out => trial,
-                Some(Outer::Refused(why)) => return Err(format!("{why} {}", said.trim()).trim().to_owned()),
-                other => return Err(format!("the test did not end well: {other:?} {}", said.trim())),
-            };
-            let named: Vec<String> = trial
-                .tried
-                .iter()
-                .filter(|tried| !tried.ok)
-                .map(|Tried { what, found, .. }| format!("{what}: {found}"))
-                .collect();
-            if !named.is_empty() {
-                return Err(format!("not enforced: {}", named.join("; ")));
-            }
-            match &mut whole {
-                None => whole = Some(trial),
-                Some(whole) => {
-                    whole.tried.extend(trial.tried.into_iter().filter(|tried| tried.what.contains("write in")))
-                }
-            }
+        let exec = Exec {
+            command: ExecCommand::Argv(Vec::new()),
+            workspace: bait.workspace.clone(),
+            cwd: PathBuf::new(),
+            mode,
+            timeout: Some(PROBE),
+        };
+        let spec = self.spec(&exec, cage.clone(), true).map_err(|why| why.to_string())?;
+        let spec = Spec { job: Job::Try(bait.attempts()), ..spec };
+        let started = self.start(&spec, PROBE, &Silence).await;
+        let (outer, capture, _) = started.map_err(|why| format!("this program cannot be started again: {why}"))?;
+        let said = capture.finish();
+        let trial = match outer {
+            Some(Outer::Tried(trial)) => trial,
+            Some(Outer::Refused(why)) => return Err(format!("{why} {}", said.trim()).trim().to_owned()),
+            other => return Err(format!("the test did not end well: {other:?} {}", said.trim()).trim().to_owned()),
+        };
+        let wrong = trial.tried.iter().filter(|tried| !tried.ok);
+        let wrong: Vec<String> = wrong.map(|Tried { what, found, .. }| format!("{what}: {found}")).collect();
+        match wrong.is_empty() {
+            true => Ok(trial),
+            false => Err(format!("not enforced: {}", wrong.join("; "))),
         }
-        whole.ok_or_else(|| "nothing was tried".to_owned())
     }
 
     /// Runs a command, and says what it writes as it comes. Dropped, it kills the command.

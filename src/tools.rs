@@ -13,6 +13,7 @@
 pub mod arguments;
 pub mod ask;
 pub mod demo;
+pub mod shell;
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -54,6 +55,11 @@ pub trait Tool: Send + Sync + 'static {
         None
     }
 
+    /// What a call with these arguments would touch, for the policy.
+    fn touches(&self, _arguments: &Value, _scene: Scene<'_>) -> Touches {
+        Touches::default()
+    }
+
     /// Makes one attempt. The arguments fitted the schema when they were judged, which may be a version ago.
     fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun;
 
@@ -71,6 +77,18 @@ pub struct Command {
     /// Its words, where they say what will be done: a lasting approval covers whatever begins with the first two.
     /// `None` for text that only a shell can read, and for programs that run others.
     pub words: Option<Vec<String>>,
+}
+
+/// What a call touches, as rules look at it. A tool that cannot say must not pretend: what it leaves out, no rule
+/// sees.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Touches {
+    /// Every path that the call names or writes: relative to the workspace, or absolute.
+    pub paths: Vec<String>,
+    /// Every host that it reaches, without a port.
+    pub hosts: Vec<String>,
+    /// Whether it is to leave the sandbox, or acts where nothing holds it in, as a tool of another server does.
+    pub full_access: bool,
 }
 
 /// Tools that cannot be offered.
@@ -149,7 +167,7 @@ impl Tools for Toolbox {
         let entry = self.find(&call.name).filter(|entry| entry.tool.offered(scene));
         let Some(entry) = entry else { return Judgement::Unknown };
         match entry.schema.read(&call.arguments) {
-            Ok(arguments) => entry.plan(arguments, &rules.permits),
+            Ok(arguments) => entry.plan(arguments, scene, &rules.permits),
             Err(why) => Judgement::Invalid(why),
         }
     }
@@ -177,7 +195,7 @@ impl Tools for Toolbox {
 }
 
 impl Entry {
-    fn plan(&self, arguments: Value, permits: &[(String, Permit)]) -> Judgement {
+    fn plan(&self, arguments: Value, scene: Scene<'_>, permits: &[(String, Permit)]) -> Judgement {
         let arguments_sha256 = match arguments::digest(&arguments) {
             Ok(digest) => digest,
             Err(why) => return Judgement::Invalid(why),
@@ -191,7 +209,7 @@ impl Entry {
         Judgement::Run(Box::new(Planned {
             kind: self.tool.kind(),
             class: self.tool.class(),
-            gate: self.tool.gate(),
+            gate: if self.tool.touches(&arguments, scene).full_access { Gate::FullAccess } else { self.tool.gate() },
             reason: self.tool.reason(&arguments),
             asked_by: None,
             amendment: Some(amendment(name, &arguments_sha256, words.as_deref())),

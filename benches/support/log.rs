@@ -7,9 +7,9 @@ use raddle_actors::{SystemClock, UuidIds};
 use raddle_domain::{
     command::{Command, Limits, NewThread, Reply, Report, StartTurn, TextKind},
     id::{Seq, TenantId, ThreadId, ThreadKey},
-    ports::{LogKind, 
-        Answered, Append, Chunk, Clock, FinishReason, Ids, LogStore, RowHead, SettledTurn, StoredEvent, ThreadRow,
-        Write,
+    ports::{
+        Answered, Append, Chunk, Clock, FinishReason, Ids, LogKind, LogStore, RowHead, SettledTurn, StoredEvent,
+        ThreadRow, Write,
     },
     price::Prices,
     thread::{Cx, Step, ThreadState},

@@ -61,7 +61,8 @@ impl Serve {
         let mut signals = Signals::new()?;
         let failed = |err: anyhow::Error| Failure::Failed(format!("{err:#}"));
         let workspaces = app::workspaces(&config).map_err(failed)?;
-        let runtime = app::start(&config, &workspaces).await.map_err(failed)?;
+        let sandbox = app::sandbox(&config, self.config.as_deref()).await;
+        let runtime = app::start(&config, &workspaces, &sandbox).await.map_err(failed)?;
         let listener = match TcpListener::bind(config.listen).await {
             Ok(listener) => listener,
             Err(err) => {
@@ -76,6 +77,7 @@ impl Serve {
             // The configuration allows nothing but loopback while there are no keys.
             loopback_only: true,
             workspaces: Some(workspaces),
+            sandbox: Some(sandbox),
         };
         let router = gateway::router(runtime.clone(), gateway);
         // Small frames must not wait for each other.

@@ -56,7 +56,8 @@ async fn gateway() -> (Router, tempfile::TempDir) {
     let data = dir.path().join("data").display().to_string();
     let config = crate::config::Config::read(None, [], [("data_dir", data)]).unwrap();
     let workspaces = crate::app::workspaces(&config).unwrap();
-    let runtime = crate::app::start(&config, &workspaces).await.unwrap();
+    let sandbox = crate::app::sandbox(&config, None).await;
+    let runtime = crate::app::start(&config, &workspaces, &sandbox).await.unwrap();
     let config = GatewayConfig { body_bytes: 64, workspaces: Some(workspaces), ..GatewayConfig::default() };
     (router(runtime, config), dir)
 }
