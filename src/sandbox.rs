@@ -194,6 +194,9 @@ pub struct Sandbox {
 /// What commands find programs by.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// How long a keeper may take to kill what has had its time.
+const GRACE: Duration = Duration::from_secs(10);
+
 /// How long the first test may take.
 const PROBE: Duration = Duration::from_secs(30);
 
@@ -458,40 +461,42 @@ impl Sandbox {
         let mut capture = Capture::new(self.config.output_bytes);
         let mut last_word = Vec::new();
         let mut timed_out = false;
-        let deadline = tokio::time::sleep(timeout);
-        tokio::pin!(deadline);
+        let (deadline, grace) = (tokio::time::sleep(timeout), tokio::time::sleep(timeout.saturating_add(GRACE)));
+        tokio::pin!(deadline, grace);
         let sent = line.write_all(&order).await;
         let mut piece = vec![0; 16 * 1024];
         let (mut all_written, mut all_said) = (false, sent.is_err());
-        while !(all_written && all_said) {
-            // What is said takes as long as the listener wants, and time goes on meanwhile.
+        // When the last word is missing, the keeper was killed: whoever still holds the pipe may do so for ever.
+        while !(all_said && (all_written || last_word.is_empty())) {
             tokio::select! {
                 biased;
                 () = &mut deadline, if !timed_out => {
                     timed_out = true;
-                    // The keeper takes it as our death.
-                    line.shutdown().await?;
+                    // The keeper takes it as our death. If it is dead itself, we hear so.
+                    let _ = line.shutdown().await;
+                }
+                () = &mut grace => {
+                    // Nothing in the sandbox can keep it so long; a machine that is in trouble can.
+                    let _ = keeper.start_kill();
+                    break;
                 }
                 said = line.read_buf(&mut last_word), if !all_said => all_said = matches!(said, Ok(0) | Err(_)),
                 read = written.read(&mut piece), if !all_written => match read {
                     Ok(0) | Err(_) => all_written = true,
                     Ok(read) => {
                         let text = capture.take(&piece[..read]);
-                        if !text.is_empty() {
+                        // Saying it may take as long as the listener likes; the time of the command goes on.
+                        if !text.is_empty() && !timed_out {
                             tokio::select! {
                                 () = output.say(text) => {}
-                                () = &mut deadline, if !timed_out => {
+                                () = &mut deadline => {
                                     timed_out = true;
-                                    line.shutdown().await?;
+                                    let _ = line.shutdown().await;
                                 }
                             }
                         }
                     }
                 },
-            }
-            if all_said && last_word.is_empty() {
-                // The keeper was killed: whoever still holds the other end may do so for ever.
-                break;
             }
         }
         let _ = keeper.wait().await;
