@@ -1,35 +1,78 @@
 //! Wiring: a [`Config`] becomes a running [`Runtime`]. The only place that knows every part by name.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use raddle_actors::{Ports, Runtime, store::redb::RedbConfig};
-use raddle_domain::price::Prices;
-use secrecy::SecretString;
+use raddle_actors::{Hook, Ports, Runtime, SystemClock, store::redb::RedbConfig};
+use raddle_domain::{ports::Sink, price::Prices};
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
-    config::{Config, ProviderConfig, Secret},
+    config::{Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
+    egress::{Allowed, Egress},
+    hooks::{Jsonl, Stdout, Unix, Webhook},
+    mcp::{self, Mcp},
     models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
     prices,
     sandbox::{self, Sandbox},
-    tools::{Tool, Toolbox, demo, shell::Shell},
+    tools::{Tool, Toolbox, demo, files, shell::Shell},
+    webhook::Secrets,
     workspace::Workspaces,
 };
+
+/// A running server, but for its listening.
+#[derive(Clone)]
+pub struct App {
+    pub runtime: Runtime,
+    pub workspaces: Arc<Workspaces>,
+    pub mcp: Mcp,
+    pub sandbox: Arc<Sandbox>,
+}
+
+impl App {
+    /// Takes what the runtime needs for open turns, at most the deadline; then ends what helped it.
+    pub async fn shutdown(&self, deadline: Duration) {
+        self.runtime.shutdown(deadline).await;
+        self.mcp.stop().await;
+    }
+}
 
 /// Starts the runtime on the configured data directory, with the configured models and tools.
 ///
 /// The error is a sentence for whoever started the server; that another process owns the directory is one, and
-/// names its pid.
-pub async fn start(config: &Config, workspaces: &Arc<Workspaces>, sandbox: &Arc<Sandbox>) -> anyhow::Result<Runtime> {
+/// names its pid. The sandbox starts this program again: its `main` begins with [`sandbox::helper::main`], or
+/// `sandbox.kind` is `off`.
+pub async fn start(config: &Config) -> anyhow::Result<App> {
     let models = Registry::new(models(config)?).context("`model`")?;
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
-    let tools = Arc::new(tools(config, workspaces, sandbox)?);
-    let ports = Ports { prices, tools, ..Ports::with_models(Arc::new(models)) };
-    Ok(Runtime::start(runtime(config), ports).await?)
+    let workspaces = workspaces(config)?;
+    let mcp = mcp(&config.mcp).context("`mcp.file`")?;
+    let sandbox = sandbox(config).await;
+    let tools = Arc::new(tools(config, &workspaces, &sandbox)?.with(Arc::new(mcp.clone())));
+    let hooks = hooks(config)?;
+    let ports = Ports { prices, tools, hooks, ..Ports::with_models(Arc::new(models)) };
+    let runtime = Runtime::start(runtime(config), ports).await?;
+    // Not before the data directory is known to be ours.
+    mcp.start();
+    Ok(App { runtime, workspaces, mcp, sandbox })
+}
+
+/// The servers whose tools are offered, not started yet.
+fn mcp(config: &McpConfig) -> anyhow::Result<Mcp> {
+    let servers = match config.file.as_deref() {
+        None => Vec::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let servers = mcp::config::read(&text, &|name| std::env::var(name).ok());
+            servers.with_context(|| path.display().to_string())?
+        }
+    };
+    let timeouts = mcp::Timeouts { startup: config.startup_timeout, call: config.call_timeout };
+    Ok(Mcp::new(servers, timeouts, Arc::new(SystemClock))?)
 }
 
 /// The directories in which threads work. None of them has the server's own files in it.
-pub fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
+fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
     let root = &config.workspaces_root;
     let open = || {
         let spaces = Workspaces::open(root).with_context(|| format!("cannot use {} as a directory", root.display()))?;
@@ -41,18 +84,23 @@ pub fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
     open().context("`workspaces.root`")
 }
 
-/// Where commands run, as this machine can confine them. `file` is the configuration file, which they must not read.
-pub async fn sandbox(config: &Config, file: Option<&Path>) -> Arc<Sandbox> {
+/// Where commands run, as this machine can confine them; they must not read what the server keeps for itself.
+async fn sandbox(config: &Config) -> Arc<Sandbox> {
     let model = &config.model;
     let keys = [
         model.openai.as_ref().and_then(|openai| openai.provider.api_key.as_ref()),
         model.anthropic.as_ref().and_then(|anthropic| anthropic.provider.api_key.as_ref()),
     ];
-    let keys = keys.into_iter().flatten().filter_map(|key| match key {
+    let hooks = config.hooks.iter().map(|hook| match &hook.sink {
+        SinkConfig::Webhook { secret, .. } => Some(secret),
+        SinkConfig::Jsonl { .. } | SinkConfig::Stdout | SinkConfig::Unix { .. } => None,
+    });
+    let secrets = keys.into_iter().chain(hooks).flatten().filter_map(|secret| match secret {
         Secret::File(path) => Some(path.clone()),
         Secret::Value(_) => None,
     });
-    let hidden: Vec<_> = [config.data_dir.clone()].into_iter().chain(file.map(Path::to_owned)).chain(keys).collect();
+    let files = [Some(config.data_dir.clone()), config.file.clone(), config.mcp.file.clone()];
+    let hidden: Vec<_> = files.into_iter().flatten().chain(secrets).collect();
     let sandbox = Sandbox::probe(config.sandbox.clone(), sandbox::this_program(), &hidden).await;
     let enforced = sandbox.enforced();
     match enforced.available {
@@ -83,11 +131,45 @@ fn tools(config: &Config, workspaces: &Arc<Workspaces>, sandbox: &Arc<Sandbox>) 
         Ok(tools)
     });
     let demo = demo.transpose().context("`tools.demo_dir`")?;
-    let mut tools = demo.unwrap_or_default();
-    if sandbox.enforced().available {
-        tools.push(Arc::new(Shell::new(sandbox.clone(), workspaces.clone())) as Arc<dyn Tool>);
-    }
-    Ok(Toolbox::new(tools, config.tools.ask_user)?)
+    let files = config.tools.files.then(|| files::tools(workspaces));
+    let shell = sandbox.enforced().available.then(|| Shell::new(sandbox.clone(), workspaces.clone()));
+    let shell = shell.map(|shell| Arc::new(shell) as Arc<dyn Tool>);
+    let all = demo.into_iter().chain(files).flatten().chain(shell);
+    Ok(Toolbox::new(all, config.tools.ask_user)?)
+}
+
+fn hooks(config: &Config) -> anyhow::Result<Vec<Hook>> {
+    let mut egress = None;
+    let hook = |hook: &HookConfig| {
+        let (kind, sink) = sink(hook, &config.egress_allow, &mut egress)?;
+        let HookConfig { name, events, tenants, since, on_reject, .. } = hook.clone();
+        Ok(Hook { name: name.into(), kind, events, tenants, since, on_reject, sink })
+    };
+    config.hooks.iter().map(hook).collect()
+}
+
+/// A sink, and what it is called. The way out is made once, for the first who needs it.
+fn sink(
+    hook: &HookConfig,
+    allow: &[Allowed],
+    egress: &mut Option<Egress>,
+) -> anyhow::Result<(&'static str, Arc<dyn Sink>)> {
+    Ok(match &hook.sink {
+        SinkConfig::Jsonl { path, max_bytes, keep } => ("jsonl", Arc::new(Jsonl::new(path, *max_bytes, *keep))),
+        SinkConfig::Stdout => ("stdout", Arc::new(Stdout::default())),
+        SinkConfig::Unix { path } => ("unix", Arc::new(Unix::new(path))),
+        SinkConfig::Webhook { url, secret, timeout } => {
+            let egress = match egress {
+                Some(egress) => egress,
+                None => egress.insert(Egress::new(allow)?),
+            };
+            let key = |key: &str| format!("`hooks.{}.{key}`", hook.name);
+            egress.check(url.expose_secret()).with_context(|| format!("{} (see `egress.allow`)", key("url")))?;
+            let secrets = reveal(secret).with_context(|| key("secret_file"))?;
+            let secrets = Secrets::parse(secrets.expose_secret()).with_context(|| key("secret"))?;
+            ("webhook", Arc::new(Webhook::new(egress.clone(), url.clone(), secrets, *timeout)))
+        }
+    })
 }
 
 fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
@@ -161,16 +243,14 @@ fn reveal(secret: &Secret) -> anyhow::Result<SecretString> {
 
 #[cfg(test)]
 mod tests {
-    use raddle_domain::ports::Tools;
-    use secrecy::ExposeSecret;
-
     use super::*;
     use crate::tools::bench::{scene, settings};
+    use raddle_domain::ports::Tools;
 
     fn offered(config: &str) -> anyhow::Result<Vec<String>> {
         let env = [("RADDLE_SANDBOX_KIND".to_owned(), "off".to_owned())];
         let config = Config::read(Some(config), env, []).unwrap();
-        let sandbox = tokio::runtime::Runtime::new().unwrap().block_on(sandbox(&config, None));
+        let sandbox = tokio::runtime::Runtime::new().unwrap().block_on(sandbox(&config));
         Ok(tools(&config, &workspaces(&config)?, &sandbox)?
             .specs(scene(&settings()))
             .into_iter()
@@ -183,9 +263,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let demo = format!("tools.demo_dir = {:?}", dir.path().join("a/b"));
         let all = ["demo_read", "demo_put", "demo_send", "demo_append", "demo_wipe", "ask_user"];
-        assert_eq!(offered("").unwrap(), Vec::<String>::new());
-        assert_eq!(offered("tools.ask_user = true").unwrap(), ["ask_user"]);
-        assert_eq!(offered(&demo).unwrap(), all);
+        let data = format!("data_dir = {:?}\n", dir.path().join("data"));
+        let none = format!("{data}tools.files = false\n");
+        assert_eq!(offered(&none).unwrap(), Vec::<String>::new());
+        assert_eq!(offered(&format!("{none}tools.ask_user = true")).unwrap(), ["ask_user"]);
+        assert_eq!(offered(&format!("{none}{demo}")).unwrap(), all);
+        let files = ["read_file", "list_dir", "grep", "write_file", "edit_file", "apply_patch", "ask_user"];
+        assert_eq!(offered(&data).unwrap(), files);
+        assert_eq!(offered(&format!("{data}{demo}")).unwrap(), [&all[..5], &files].concat());
         assert!(dir.path().join("a/b/outbox").is_dir());
     }
 
@@ -201,6 +286,25 @@ mod tests {
         let data = format!("data_dir = {:?}\ntools.demo_dir = {:?}", dir.path(), dir.path().join("."));
         let why = format!("{:#}", offered(&data).unwrap_err());
         assert!(why.ends_with("is the data directory"), "{why}");
+    }
+
+    #[test]
+    fn no_workspace_has_the_store_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("a/data");
+        std::fs::create_dir_all(&data).unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        let opened = |root: &Path| {
+            let text = format!("data_dir = {data:?}\nworkspaces.root = {root:?}");
+            workspaces(&Config::read(Some(&text), [], []).unwrap()).map(|spaces| spaces.path().to_owned())
+        };
+        for root in [&data, dir.path(), &dir.path().join("a"), &dir.path().join("link/a")] {
+            let why = format!("{:#}", opened(root).unwrap_err());
+            assert!(why.starts_with("`workspaces.root`: ") && why.contains("holds the data directory"), "{why}");
+        }
+        for root in [data.join("workspaces"), dir.path().join("beside"), dir.path().join("a/data2")] {
+            assert_eq!(opened(&root).unwrap(), root.canonicalize().unwrap());
+        }
     }
 
     #[test]

@@ -10,9 +10,12 @@ use raddle_domain::{command::Limits, policy::SandboxMode};
 use secrecy::SecretString;
 use toml::{Table, Value};
 
+pub use self::hooks::{HookConfig, SinkConfig};
 use crate::egress::Allowed;
 use crate::models::{anthropic, provider::Patience};
 use crate::sandbox::{self, Kind, SandboxConfig};
+
+mod hooks;
 
 /// Variables that are no configuration of the server: they belong to the command line.
 const NOT_KEYS: [&str; 4] = ["RADDLE_SERVER", "RADDLE_KEY", "RADDLE_LOG", "RADDLE_CONFIG"];
@@ -26,6 +29,8 @@ pub struct Config {
     /// Where to listen; port 0 picks one.
     pub listen: SocketAddr,
     pub data_dir: PathBuf,
+    /// Where the file was, if there was one. It may hold secrets.
+    pub file: Option<PathBuf>,
     pub limits: ServerLimits,
     pub model: ModelConfig,
     /// What models cost, instead of the table that is built in.
@@ -37,6 +42,8 @@ pub struct Config {
     pub egress_allow: Vec<Allowed>,
     /// What commands may do.
     pub sandbox: SandboxConfig,
+    pub hooks: Vec<HookConfig>,
+    pub mcp: McpConfig,
     pub store: StoreConfig,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
@@ -79,6 +86,15 @@ pub struct ToolsConfig {
     pub ask_user: bool,
     /// Offers the tools that read and change the files of a thread's workspace.
     pub files: bool,
+}
+
+/// The tools of others.
+#[derive(Debug, Clone)]
+pub struct McpConfig {
+    /// The servers, see [`crate::mcp::config`].
+    pub file: Option<PathBuf>,
+    pub startup_timeout: Duration,
+    pub call_timeout: Duration,
 }
 
 /// A provider that speaks the OpenAI chat protocol.
@@ -198,6 +214,8 @@ impl Config {
         let Ok(mut keys) = Keys::new(None, [], []) else { return Vec::new() };
         // Defaults are acceptable, or nothing would start; what was asked for is the list.
         let _ = Self::take(&mut keys);
+        // Of these there are as many as somebody names.
+        let _ = hooks::hook(&mut keys, "NAME");
         keys.asked.retain(|key| !key.starts_with("auth."));
         keys.asked
     }
@@ -217,6 +235,7 @@ impl Config {
         Ok(Self {
             listen,
             data_dir,
+            file: None,
             limits: limits(keys)?,
             model: ModelConfig {
                 default: keys.text("model.default")?.map(|text| text.0),
@@ -232,6 +251,12 @@ impl Config {
             workspaces_root,
             egress_allow: allowed(keys)?,
             sandbox: sandbox(keys, listen.port())?,
+            hooks: hooks::hooks(keys)?,
+            mcp: McpConfig {
+                file: keys.text("mcp.file")?.map(|text| text.0.into()),
+                startup_timeout: keys.millis("mcp.startup_timeout_ms", 30_000, 1)?,
+                call_timeout: keys.millis("mcp.call_timeout_ms", 120_000, 1)?,
+            },
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
@@ -500,6 +525,12 @@ impl Keys {
         flag.or(env).or(file)
     }
 
+    /// Where a key is set.
+    fn given(&self, key: &str) -> Option<Origin> {
+        let file = self.file.contains_key(key).then_some(Origin::File);
+        file.or_else(|| self.env.contains_key(&variable(key)).then_some(Origin::Environment))
+    }
+
     fn text(&mut self, key: &str) -> Result<Option<(String, Origin)>, ConfigError> {
         match self.raw(key) {
             None => Ok(None),
@@ -695,6 +726,21 @@ mod tests {
             "sandbox.open_files",
             "workspaces.root",
             "egress.allow",
+            "hooks.NAME.kind",
+            "hooks.NAME.path",
+            "hooks.NAME.url",
+            "hooks.NAME.secret",
+            "hooks.NAME.secret_file",
+            "hooks.NAME.timeout_ms",
+            "hooks.NAME.max_bytes",
+            "hooks.NAME.keep",
+            "hooks.NAME.events",
+            "hooks.NAME.tenants",
+            "hooks.NAME.from",
+            "hooks.NAME.on_reject",
+            "mcp.file",
+            "mcp.startup_timeout_ms",
+            "mcp.call_timeout_ms",
             "store.sync_delay_ms",
             "store.pack_after_ms",
             "approvals.expiry_ms",

@@ -18,7 +18,11 @@ fn main() -> ExitCode {
         return code;
     }
     let cli = Cli::parse();
-    let done = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut runtime = match cli.is_small() {
+        true => tokio::runtime::Builder::new_current_thread(),
+        false => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let done = match runtime.enable_all().build() {
         Ok(tokio) => {
             let done = tokio.block_on(cli.run());
             // Whatever is still blocked has had its deadline.

@@ -10,6 +10,7 @@ use raddle_domain::{
 
 use crate::{
     clock::{SystemClock, UuidIds},
+    hooks::Hook,
     store::redb::{OpenError, RedbConfig},
 };
 
@@ -65,6 +66,8 @@ pub struct Ports {
     pub models: Arc<dyn Models>,
     pub tools: Arc<dyn Tools>,
     pub prices: Arc<Prices>,
+    /// Where events go, beside those who ask for them.
+    pub hooks: Vec<Hook>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
     /// A store other than the one in `data_dir`, which is then not opened.
@@ -78,6 +81,7 @@ impl Ports {
             models,
             tools: Arc::new(NoTools),
             prices: Arc::default(),
+            hooks: Vec::new(),
             clock: Arc::new(SystemClock),
             ids: Arc::new(UuidIds),
             store: None,

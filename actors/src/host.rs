@@ -8,8 +8,8 @@ use raddle_domain::{
     id::{Seq, TenantId, ThreadKey},
     policy::{Policy, TenantRules},
     ports::{
-        Append, Chunk, Corrupt, Document, DocumentKind, Indexed, LogKind, Receipt, RecordKind, Reverted, RowHead, SettledTurn,
-        Spent, StoreError, StoredEvent, ThreadRow, View,
+        Append, Chunk, Corrupt, Document, DocumentKind, Indexed, LogKind, Receipt, RecordKind, Reverted, RowHead,
+        SettledTurn, Spent, StoreError, StoredEvent, ThreadRow, View,
     },
     price::Totals,
     record::{ApprovalStatus, Decision, EffectClass, Item, Permit, QuestionStatus, Thread, Turn, TurnStatus},

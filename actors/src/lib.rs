@@ -20,6 +20,7 @@ mod config;
 mod engine;
 mod fork;
 mod handle;
+mod hooks;
 mod host;
 mod outbox;
 mod reads;
@@ -41,6 +42,7 @@ pub use self::{
     config::{Config, Ports, StartError},
     fork::ForkAt,
     handle::{Call, Done, Error, Runtime, Started},
+    hooks::{Hook, HookFigures, HookStatus, TWICE},
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,
     registry::Health,

@@ -156,7 +156,9 @@ impl Work {
                 invalid("payload.url", "must start with http:// or https://")
             }
             Self::Command(command) if command.command.trim().is_empty() => invalid("payload.command", "is empty"),
-            Self::Command(command) if command.timeout_ms == Some(0) => invalid("payload.timeout_ms", "must be at least 1"),
+            Self::Command(command) if command.timeout_ms == Some(0) => {
+                invalid("payload.timeout_ms", "must be at least 1")
+            }
             _ => {
                 let size = serde_json::to_vec(self).map_or(usize::MAX, |json| json.len());
                 if size > PAYLOAD_BYTES {
@@ -184,15 +186,8 @@ pub enum JobStatus {
 
 impl JobStatus {
     /// Every status there is.
-    pub const ALL: [Self; 7] = [
-        Self::Queued,
-        Self::Running,
-        Self::Paused,
-        Self::Completed,
-        Self::Failed,
-        Self::Cancelled,
-        Self::Uncertain,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Queued, Self::Running, Self::Paused, Self::Completed, Self::Failed, Self::Cancelled, Self::Uncertain];
 
     /// The wire name.
     pub const fn as_str(self) -> &'static str {

@@ -41,8 +41,8 @@ use super::{
     backend::{FileMedium, Medium, MemoryMedium, Watch, Watched},
     codec,
     keys::{
-        EXPIRY, ExpiryKey, FORKS, JOB_OWING, JOB_TIMERS, LOG, META, MetaKey, OWING, RECEIPTS, RECENT, StoreKey, THREADS, TIMERS, TURN_IDS,
-        TURNS, UNPACKED,
+        EXPIRY, ExpiryKey, FORKS, JOB_OWING, JOB_TIMERS, LOG, META, MetaKey, OWING, RECEIPTS, RECENT, StoreKey,
+        THREADS, TIMERS, TURN_IDS, TURNS, UNPACKED,
         tenant::{DOCUMENTS, FEED, RECORD_IDS, RECORDS, SPENT},
     },
 };

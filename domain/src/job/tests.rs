@@ -56,10 +56,10 @@ fn enqueue_creates_queued_job_with_zero_progress() {
 fn set_running_transitions_from_queued() {
     let job = begin(&job(webhook()));
     assert_eq!((job.status, job.started_at, job.begun), (JobStatus::Running, Some(NOW), 1));
-    assert_eq!(refused(&job, Verb::Begin { owner: 1, expires_at: NOW }), JobRefused::Not {
-        what: "begun",
-        status: JobStatus::Running
-    });
+    assert_eq!(
+        refused(&job, Verb::Begin { owner: 1, expires_at: NOW }),
+        JobRefused::Not { what: "begun", status: JobStatus::Running }
+    );
 }
 
 #[test]

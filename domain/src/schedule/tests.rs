@@ -91,7 +91,8 @@ fn an_expression_that_is_none_is_refused_with_what_is_wrong() {
         Err(JobRefused::Invalid { field, why }) => (field, why),
         other => panic!("{cron}: {other:?}"),
     };
-    for bad in ["", "x", "* * * *", "* * * * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * * 13 *", "*/0 * * * *"] {
+    for bad in ["", "x", "* * * *", "* * * * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * * 13 *", "*/0 * * * *"]
+    {
         let (field, why) = why(bad, "UTC");
         assert_eq!(field, "cron", "{bad}");
         assert!(why.contains("five fields"), "{bad}: {why}");
