@@ -207,7 +207,7 @@ async fn files_outside_can_be_neither_read_nor_written_by_any_way_to_them() {
             format!("opendir(D,'/proc/{pid}/cwd/') and print 'HIT'"),
         ),
         attack("read /etc/shadow", Freely::AsRoot, read("/etc/shadow")),
-        attack("open the environment of process 1", Freely::AsRoot, "open(F,'<','/proc/1/environ') and print 'HIT'"),
+        attack("open the environment of process 1", Freely::Perhaps, "open(F,'<','/proc/1/environ') and print 'HIT'"),
         attack("read the environment of the server", Freely::Yes, read(&format!("/proc/{pid}/environ"))),
         attack(
             "open the memory of the server",
