@@ -6,13 +6,14 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use raddle_domain::command::Limits;
+use raddle_domain::{command::Limits, policy::SandboxMode};
 use secrecy::SecretString;
 use toml::{Table, Value};
 
 pub use self::hooks::{HookConfig, SinkConfig};
 use crate::egress::Allowed;
 use crate::models::{anthropic, provider::Patience};
+use crate::sandbox::{self, Kind, SandboxConfig};
 
 mod hooks;
 
@@ -28,6 +29,8 @@ pub struct Config {
     /// Where to listen; port 0 picks one.
     pub listen: SocketAddr,
     pub data_dir: PathBuf,
+    /// Where the file was, if there was one. It may hold secrets.
+    pub file: Option<PathBuf>,
     pub limits: ServerLimits,
     pub model: ModelConfig,
     /// What models cost, instead of the table that is built in.
@@ -40,6 +43,8 @@ pub struct Config {
     pub workspaces_root: PathBuf,
     /// What requests to addresses that users name may reach beside the internet at large.
     pub egress_allow: Vec<Allowed>,
+    /// What commands may do.
+    pub sandbox: SandboxConfig,
     pub hooks: Vec<HookConfig>,
     pub mcp: McpConfig,
     pub store: StoreConfig,
@@ -242,9 +247,11 @@ impl Config {
         // Beside the store's files, not above them: no workspace has them in it.
         let workspaces_root =
             keys.text("workspaces.root")?.map_or_else(|| data_dir.join("workspaces"), |text| text.0.into());
+        let listen = listen(keys)?;
         Ok(Self {
-            listen: listen(keys)?,
+            listen,
             data_dir,
+            file: None,
             limits: limits(keys)?,
             model: ModelConfig {
                 default: keys.text("model.default")?.map(|text| text.0),
@@ -266,6 +273,7 @@ impl Config {
                 secrets_file: keys.text("jobs.secrets_file")?.map(|text| text.0.into()),
             },
             egress_allow: allowed(keys)?,
+            sandbox: sandbox(keys, listen.port())?,
             hooks: hooks::hooks(keys)?,
             mcp: McpConfig {
                 file: keys.text("mcp.file")?.map(|text| text.0.into()),
@@ -319,6 +327,86 @@ fn listen(keys: &mut Keys) -> Result<SocketAddr, ConfigError> {
         return Err(invalid("listen", origin, why));
     }
     Ok(listen)
+}
+
+fn sandbox(keys: &mut Keys, own_port: u16) -> Result<SandboxConfig, ConfigError> {
+    let kinds = [
+        ("auto", Kind::Auto),
+        ("bwrap", Kind::Bwrap),
+        ("namespaces", Kind::Namespaces),
+        ("landlock", Kind::Landlock),
+        ("none", Kind::None),
+        ("off", Kind::Off),
+    ];
+    let modes = [
+        ("read-only", SandboxMode::ReadOnly),
+        ("workspace-write", SandboxMode::WorkspaceWrite),
+        ("danger-full-access", SandboxMode::DangerFullAccess),
+    ];
+    let kind = keys.one_of("sandbox.kind", &kinds)?.unwrap_or(Kind::Auto);
+    let widest = keys.one_of("sandbox.mode", &modes)?.unwrap_or(SandboxMode::WorkspaceWrite);
+    let network = keys.flag("sandbox.network", false)?;
+    let ports = keys.texts("sandbox.network_ports")?;
+    let origin = ports.as_ref().map_or(Origin::Default, |(_, origin)| *origin);
+    let ports: Option<Vec<u16>> = ports.map_or_else(
+        || Some(vec![443]),
+        |(texts, _)| texts.iter().map(|text| text.parse().ok().filter(|port| *port > 0)).collect(),
+    );
+    let Some(ports) = ports else {
+        return Err(invalid("sandbox.network_ports", origin, "must be a list of ports, such as [\"443\"]"));
+    };
+    if network && ports.contains(&own_port) {
+        // Whoever can talk to this server can approve its own calls.
+        let why = format!("holds {own_port}, on which this server listens");
+        return Err(invalid("sandbox.network_ports", origin, why));
+    }
+    let env_pass = listed(keys, "sandbox.env_pass", |name| {
+        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        (plain && !steers_programs(name)).then(|| name.to_owned()).ok_or("is not one that commands may have")
+    })?;
+    let read = listed(keys, "sandbox.read", |path| {
+        path.starts_with('/').then(|| PathBuf::from(path)).ok_or("is not an absolute path")
+    })?;
+    let plain = |name: &str| match name.contains('/') || name == "." || name == ".." {
+        true => Err("is no plain name"),
+        false => Ok(name.to_owned()),
+    };
+    let protect = listed(keys, "sandbox.protect", plain)?;
+    Ok(SandboxConfig {
+        kind,
+        widest,
+        ports: network.then_some(ports),
+        env_pass: env_pass.unwrap_or_default(),
+        read: read.unwrap_or_default(),
+        protect: protect.unwrap_or_else(|| vec![".git".to_owned()]),
+        timeout: keys.millis("sandbox.timeout_ms", 120_000, 1)?,
+        output_bytes: keys.size("sandbox.output_bytes", 64 * KIB, 16)?,
+        limits: sandbox::Limits {
+            cpu_s: keys.number("sandbox.cpu_s", 600, 1, u64::MAX)?,
+            memory_bytes: keys.number("sandbox.memory_bytes", 4096 * MIB, 16 * MIB, u64::MAX)?,
+            processes: keys.number("sandbox.processes", 256, 1, 1 << 20)?,
+            file_bytes: keys.number("sandbox.file_bytes", 1024 * MIB, 1, u64::MAX)?,
+            open_files: keys.number("sandbox.open_files", 1024, 16, 1 << 20)?,
+        },
+    })
+}
+
+/// Whether a variable of this name can make programs run others, or is ours.
+fn steers_programs(name: &str) -> bool {
+    const PREFIXES: [&str; 4] = ["RADDLE_", "LD_", "GIT_", "BASH_FUNC_"];
+    const NAMES: [&str; 8] = ["PAGER", "ENV", "BASH_ENV", "SHELLOPTS", "BASHOPTS", "IFS", "PS4", "PROMPT_COMMAND"];
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name)
+}
+
+/// A list of which each entry is to be something.
+fn listed<T>(
+    keys: &mut Keys,
+    key: &str,
+    read: impl Fn(&str) -> Result<T, &'static str>,
+) -> Result<Option<Vec<T>>, ConfigError> {
+    let Some((texts, origin)) = keys.texts(key)? else { return Ok(None) };
+    let each = |text: &String| read(text).map_err(|why| invalid(key, origin, format!("holds `{text}`, which {why}")));
+    texts.iter().map(each).collect::<Result<_, _>>().map(Some)
 }
 
 fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
@@ -471,6 +559,18 @@ impl Keys {
             None => Ok(None),
             Some((Value::String(text), origin)) if !text.is_empty() => Ok(Some((text, origin))),
             Some((_, origin)) => Err(invalid(key, origin, "must be a text that is not empty")),
+        }
+    }
+
+    /// One of a few words.
+    fn one_of<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> Result<Option<T>, ConfigError> {
+        let Some((text, origin)) = self.text(key)? else { return Ok(None) };
+        match words.iter().find(|(word, _)| *word == text) {
+            Some((_, meaning)) => Ok(Some(*meaning)),
+            None => {
+                let words: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+                Err(invalid(key, origin, format!("must be one of {}", words.join(", "))))
+            }
         }
     }
 
@@ -634,6 +734,20 @@ mod tests {
             "tools.demo_dir",
             "tools.ask_user",
             "tools.files",
+            "sandbox.kind",
+            "sandbox.mode",
+            "sandbox.network",
+            "sandbox.network_ports",
+            "sandbox.env_pass",
+            "sandbox.read",
+            "sandbox.protect",
+            "sandbox.timeout_ms",
+            "sandbox.output_bytes",
+            "sandbox.cpu_s",
+            "sandbox.memory_bytes",
+            "sandbox.processes",
+            "sandbox.file_bytes",
+            "sandbox.open_files",
             "workspaces.root",
             "hooks.NAME.kind",
             "hooks.NAME.path",
@@ -733,6 +847,38 @@ mod tests {
     fn an_approval_waits_for_a_day_unless_it_is_said_how_long() {
         assert_eq!(read("", &[], &[]).unwrap().limits.thread.approval_ms, 24 * 60 * 60 * 1000);
         assert_eq!(read("approvals.expiry_ms = 5", &[], &[]).unwrap().limits.thread.approval_ms, 5);
+    }
+
+    #[test]
+    fn commands_are_confined_unless_somebody_says_otherwise() {
+        let usual = read("", &[], &[]).unwrap().sandbox;
+        assert_eq!((usual.kind, usual.widest, usual.ports), (Kind::Auto, SandboxMode::WorkspaceWrite, None));
+        assert_eq!(usual.protect, [".git"]);
+        assert!(usual.env_pass.is_empty() && usual.read.is_empty());
+        let free = read("[sandbox]\nkind = \"none\"\nmode = \"danger-full-access\"", &[], &[]).unwrap().sandbox;
+        assert_eq!((free.kind, free.widest), (Kind::None, SandboxMode::DangerFullAccess));
+    }
+
+    #[test]
+    fn what_would_undo_the_sandbox_is_refused() {
+        let bad = [
+            "sandbox.kind = \"maybe\"",
+            "sandbox.mode = \"full\"",
+            "sandbox.env_pass = [\"LD_PRELOAD\"]",
+            "sandbox.env_pass = [\"RADDLE_MODEL_OPENAI_API_KEY\"]",
+            "sandbox.env_pass = [\"PAGER\"]",
+            "sandbox.env_pass = [\"A=B\"]",
+            "sandbox.read = [\"home\"]",
+            "sandbox.protect = [\"../x\"]",
+            "sandbox.network_ports = [\"0\"]",
+            "listen = \"127.0.0.1:443\"\nsandbox.network = true",
+        ];
+        for file in bad {
+            assert!(matches!(read(file, &[], &[]), Err(ConfigError::Invalid { .. })), "{file}");
+        }
+        assert!(read("listen = \"127.0.0.1:443\"", &[], &[]).is_ok());
+        let network = read("sandbox.network = true", &[], &[]).unwrap().sandbox;
+        assert_eq!(network.ports, Some(vec![443]));
     }
 
     #[test]

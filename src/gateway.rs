@@ -19,7 +19,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::workspace::Workspaces;
+use crate::{sandbox::Sandbox, workspace::Workspaces};
 
 mod cursor;
 mod decisions;
@@ -62,13 +62,22 @@ pub struct GatewayConfig {
     pub loopback_only: bool,
     /// Where threads work: a `workspace` that is none is refused. Without it, any text will do.
     pub workspaces: Option<Arc<Workspaces>>,
+    /// Where commands run, for `/v1/info`.
+    pub sandbox: Option<Arc<Sandbox>>,
     /// The servers whose tools are offered, for `/v1/mcp`.
     pub mcp: Option<Mcp>,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, workspaces: None, mcp: None }
+        Self {
+            body_bytes: 1024 * 1024,
+            limits: Limits::default(),
+            loopback_only: true,
+            workspaces: None,
+            sandbox: None,
+            mcp: None,
+        }
     }
 }
 

@@ -20,6 +20,7 @@ pub mod ask;
 mod blocking;
 pub mod demo;
 pub mod files;
+pub mod shell;
 
 use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc};
 
@@ -39,7 +40,7 @@ use raddle_domain::{
 use serde_json::{Value, json};
 
 use self::arguments::{BadSchema, Schema};
-use crate::policy::{built_in, shell};
+use crate::policy::{built_in, shell as reading};
 
 /// Something that a model may ask for.
 pub trait Tool: Send + Sync + 'static {
@@ -374,7 +375,7 @@ impl Tools for Toolbox {
 
 /// Decides about a command of a tool that runs them in a sandbox, whatever else it may be told.
 pub fn command(tool: &str, line: &str, layers: &Layers<'_>) -> Decided {
-    let script = shell::read(line);
+    let script = reading::read(line);
     let arguments_sha256 = arguments::digest(&json!({ "command": line })).unwrap_or_default();
     let full_access = is_unconfined(layers);
     decide(
@@ -414,8 +415,8 @@ impl Entry {
         let arguments_sha256 = arguments::digest(&arguments)?;
         let command = self.tool.command(&arguments);
         let script = command.as_ref().map(|command| match &command.words {
-            Some(words) => shell::words(words),
-            None => shell::read(&command.line),
+            Some(words) => reading::words(words),
+            None => reading::read(&command.line),
         });
         let mut touches = self.tool.touches(&arguments, scene);
         touches.full_access |= script.is_some() && is_unconfined(layers);

@@ -76,6 +76,7 @@ impl Serve {
             loopback_only: true,
             workspaces: Some(app.workspaces.clone()),
             mcp: Some(app.mcp.clone()),
+            sandbox: Some(app.sandbox.clone()),
         };
         let router = gateway::router(app.runtime.clone(), gateway);
         // Small frames must not wait for each other.
@@ -134,8 +135,9 @@ impl Serve {
         // A variable that is not text cannot be one of ours.
         let env =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Config::read(file.transpose()?.as_deref(), env, listen.into_iter().chain(data_dir))
-            .map_err(|err| Failure::Usage(err.to_string()))
+        let config = Config::read(file.transpose()?.as_deref(), env, listen.into_iter().chain(data_dir))
+            .map_err(|err| Failure::Usage(err.to_string()))?;
+        Ok(Config { file: self.config.clone(), ..config })
     }
 }
 
