@@ -107,7 +107,7 @@ impl Bench {
     fn report(&mut self, text: &[(TextKind, &str)], end: Option<Result<Answered, ModelError>>) -> Step {
         let (turn, call) = self.state.owed().call.expect("a call is due");
         let text = text.iter().map(|(kind, text)| (*kind, (*text).to_owned())).collect();
-        self.ask(Command::Report(Report { turn, call, text, end })).unwrap()
+        self.ask(Command::Report(Report { turn, call, text, acts: Vec::new(), end })).unwrap()
     }
 
     fn finish(&mut self) -> Step {
@@ -511,7 +511,9 @@ impl Bench {
         let active = self.state.open().map(|open| open.turn().id);
         let end = |bench: &mut Self, end| {
             if let Some((turn, call)) = due {
-                bench.ask(Command::Report(Report { turn, call, text: Vec::new(), end: Some(end) })).unwrap();
+                bench
+                    .ask(Command::Report(Report { turn, call, text: Vec::new(), acts: Vec::new(), end: Some(end) }))
+                    .unwrap();
             }
         };
         match op {
@@ -585,7 +587,13 @@ impl Bench {
             Op::Fail(kind) => end(self, Err(failure(kind))),
             Op::Stale => {
                 let (turn, call) = due.unwrap_or((nobody, 1));
-                let stale = Report { turn, call: call + 7, text: vec![(TextKind::Answer, "x".into())], end: None };
+                let stale = Report {
+                    turn,
+                    call: call + 7,
+                    text: vec![(TextKind::Answer, "x".into())],
+                    acts: Vec::new(),
+                    end: None,
+                };
                 assert!(self.ask(Command::Report(stale)).unwrap().records.is_empty());
             }
             Op::Begin => {
