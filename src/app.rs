@@ -8,8 +8,10 @@ use raddle_domain::price::Prices;
 use secrecy::SecretString;
 
 use crate::{
-    config::{Config, ProviderConfig, Secret},
-    models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
+    config::{AgentConfig, Config, ProviderConfig, Secret},
+    models::{
+        ANTHROPIC, OPENAI, Registry, RegistryConfig, acp::AcpConfig, anthropic::AnthropicConfig, openai::OpenAiConfig,
+    },
     prices,
     tools::{Toolbox, demo},
 };
@@ -78,7 +80,13 @@ fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
         default: model.default.clone(),
         openai: openai.transpose()?,
         anthropic: anthropic.transpose()?,
+        agents: model.agents.iter().map(agent).collect(),
     })
+}
+
+fn agent(config: &AgentConfig) -> AcpConfig {
+    let AgentConfig { name, command, args, env, cwd, start_timeout } = config.clone();
+    AcpConfig { name, command, args, env, cwd, start_timeout }
 }
 
 fn runtime(config: &Config) -> raddle_actors::Config {
