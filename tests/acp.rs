@@ -104,11 +104,6 @@ impl World {
         let in_time = tokio::time::timeout(LOST, written).await;
         in_time.unwrap_or_else(|_| panic!("the agent wrote {:?}", self.written()));
     }
-
-    /// Waits until an act has been started.
-    async fn until_started(&self) {
-        self.raddle.api().stream(&self.thread, 0).await.until("effect.started").await;
-    }
 }
 
 fn effect(tool: &str, status: &str, outcome: Value, closed: bool) -> (String, String, Value, bool) {
@@ -333,7 +328,7 @@ async fn a_steer_is_seen_by_the_agent_behind_its_answer() {
     let world = world().await;
     let turn = world.start(&[&world.line("ask", "a"), "say one"]).await;
     let approval = world.raddle.approval(&world.thread).await;
-    let steer = json!({"prompt": "say two", "expected_turn": turn});
+    let steer = json!({"prompt": "say two"});
     world.raddle.api().post(&format!("/v1/threads/{}/turns/{turn}/steer", world.thread), steer).await.expect(202);
     world.raddle.decide(&approval, "approved").await;
     let ended = world.ended(&turn).await;

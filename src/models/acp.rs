@@ -305,6 +305,9 @@ impl Call {
         heard.end();
         match ended {
             Ok(response) => Ok(finish_reason(response.stop_reason)),
+            Err(_) if agent.is_incoming_closed() => {
+                Err(error(ModelErrorKind::CutOff, "the agent ended before its answer did"))
+            }
             Err(why) => Err(refused(&why)),
         }
     }
