@@ -18,6 +18,7 @@ mod approvals;
 mod chat;
 mod doctor;
 mod effects;
+mod mcp;
 mod questions;
 mod routing;
 mod serve;
@@ -46,12 +47,18 @@ enum Command {
     Questions(questions::Questions),
     /// Say what became of effects whose outcome is uncertain
     Effects(effects::Effects),
+    /// Show the servers whose tools models may call
+    Mcp(mcp::Mcp),
     /// Show what was spent
     Usage(usage::Usage),
     /// List and set which model answers which intent
     Routing(routing::Routing),
     /// Check that a server is well
     Doctor(doctor::Doctor),
+    /// What `serve` runs MCP servers with; of no use to anybody else
+    #[cfg(target_os = "linux")]
+    #[command(name = crate::mcp::GUARD, hide = true)]
+    McpGuard(mcp::Guard),
     /// Print the OpenAPI document of this build
     Openapi,
     /// Print a completion script
@@ -179,6 +186,15 @@ impl From<io::Error> for Failure {
 }
 
 impl Cli {
+    /// Whether one thread is enough: there is one such process beside each MCP server.
+    pub const fn is_small(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        let small = matches!(self.command, Command::McpGuard(_));
+        #[cfg(not(target_os = "linux"))]
+        let small = false;
+        small
+    }
+
     /// Does what was asked.
     pub async fn run(self) -> Result<(), Failure> {
         match self.command {
@@ -188,6 +204,9 @@ impl Cli {
             Command::Approvals(approvals) => approvals.run().await,
             Command::Questions(questions) => questions.run().await,
             Command::Effects(effects) => effects.run().await,
+            Command::Mcp(mcp) => mcp.run().await,
+            #[cfg(target_os = "linux")]
+            Command::McpGuard(guard) => guard.run().await,
             Command::Usage(usage) => usage.run().await,
             Command::Routing(routing) => routing.run().await,
             Command::Doctor(doctor) => doctor.run().await,

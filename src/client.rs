@@ -104,6 +104,9 @@ pub struct EventView {
 pub struct NewThread<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<&'a str>,
+    pub allow_shell: bool,
 }
 
 /// What of a thread is changed; what is absent stays.
@@ -422,6 +425,11 @@ impl Client {
     /// What was spent, as the server wrote it: its numbers have more digits than a float.
     pub async fn usage(&self, query: &[(&str, String)]) -> Result<Box<RawValue>, ClientError> {
         self.json(self.request(Method::GET, &["v1", "usage"], query)).await
+    }
+
+    /// The servers whose tools are offered.
+    pub async fn mcp(&self) -> Result<Value, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "mcp"], &[])).await
     }
 
     pub async fn routing_rules(&self) -> Result<Vec<RoutingRule>, ClientError> {

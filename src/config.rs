@@ -10,7 +10,10 @@ use raddle_domain::command::Limits;
 use secrecy::SecretString;
 use toml::{Table, Value};
 
-use crate::models::{acp, anthropic, provider::Patience};
+use crate::{
+    egress::Allowed,
+    models::{acp, anthropic, provider::Patience},
+};
 
 /// Variables that are no configuration of the server: they belong to the command line.
 const NOT_KEYS: [&str; 4] = ["RADDLE_SERVER", "RADDLE_KEY", "RADDLE_LOG", "RADDLE_CONFIG"];
@@ -29,6 +32,11 @@ pub struct Config {
     /// What models cost, instead of the table that is built in.
     pub prices_file: Option<PathBuf>,
     pub tools: ToolsConfig,
+    /// Where the directories are in which threads work. Made if it is not there.
+    pub workspaces_root: PathBuf,
+    /// What requests to addresses that users name may reach beside the internet at large.
+    pub egress_allow: Vec<Allowed>,
+    pub mcp: McpConfig,
     pub store: StoreConfig,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
@@ -71,6 +79,17 @@ pub struct ToolsConfig {
     pub demo_dir: Option<PathBuf>,
     /// Offers `ask_user` also where no other tool is offered.
     pub ask_user: bool,
+    /// Offers the tools that read and change the files of a thread's workspace.
+    pub files: bool,
+}
+
+/// The tools of others.
+#[derive(Debug, Clone)]
+pub struct McpConfig {
+    /// The servers, see [`crate::mcp::config`].
+    pub file: Option<PathBuf>,
+    pub startup_timeout: Duration,
+    pub call_timeout: Duration,
 }
 
 /// A provider that speaks the OpenAI chat protocol.
@@ -101,8 +120,8 @@ pub struct AgentConfig {
     pub args: Vec<String>,
     /// Added to its environment.
     pub env: Vec<(String, SecretString)>,
-    /// Where it works.
-    pub cwd: PathBuf,
+    /// Where it works, instead of the workspace of each thread.
+    pub cwd: Option<PathBuf>,
     pub start_timeout: Duration,
 }
 
@@ -214,9 +233,13 @@ impl Config {
                 return Err(ConfigError::Invalid { key: key.to_owned(), origin, why });
             }
         }
+        let data_dir = keys.text("data_dir")?.map_or_else(|| PathBuf::from("./raddle-data"), |text| text.0.into());
+        // Beside the store's files, not above them: no workspace has them in it.
+        let workspaces_root =
+            keys.text("workspaces.root")?.map_or_else(|| data_dir.join("workspaces"), |text| text.0.into());
         Ok(Self {
             listen: listen(keys)?,
-            data_dir: keys.text("data_dir")?.map_or_else(|| PathBuf::from("./raddle-data"), |text| text.0.into()),
+            data_dir,
             limits: limits(keys)?,
             model: ModelConfig {
                 default: keys.text("model.default")?.map(|text| text.0),
@@ -228,6 +251,14 @@ impl Config {
             tools: ToolsConfig {
                 demo_dir: keys.text("tools.demo_dir")?.map(|text| text.0.into()),
                 ask_user: keys.flag("tools.ask_user", false)?,
+                files: keys.flag("tools.files", true)?,
+            },
+            workspaces_root,
+            egress_allow: allowed(keys)?,
+            mcp: McpConfig {
+                file: keys.text("mcp.file")?.map(|text| text.0.into()),
+                startup_timeout: keys.millis("mcp.startup_timeout_ms", 30_000, 1)?,
+                call_timeout: keys.millis("mcp.call_timeout_ms", 120_000, 1)?,
             },
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
@@ -339,25 +370,23 @@ fn agent(keys: &mut Keys, name: String) -> Result<AgentConfig, ConfigError> {
         let why = "is no name of an agent: at most 32 of a-z, 0-9, `-` and `_`";
         return Err(invalid(&format!("{AGENTS}{name}"), Origin::File, why));
     }
-    let needed = |given: Option<(String, Origin)>, rest: &str| {
-        given.map(|text| text.0).ok_or_else(|| invalid(&key(rest), Origin::Default, "is needed to run the agent"))
+    let Some((command, _)) = keys.text(&key("command"))? else {
+        return Err(invalid(&key("command"), Origin::Default, "is needed to run the agent"));
     };
-    let command = needed(keys.text(&key("command"))?, "command")?.into();
-    let cwd = keys.text(&key("cwd"))?;
-    let origin = cwd.as_ref().map_or(Origin::Default, |(_, origin)| *origin);
-    let cwd = PathBuf::from(needed(cwd, "cwd")?);
-    if !cwd.is_absolute() {
-        return Err(invalid(&key("cwd"), origin, "must be an absolute path"));
-    }
+    let cwd = match keys.text(&key("cwd"))? {
+        None => None,
+        Some((cwd, _)) if cwd.starts_with('/') => Some(cwd.into()),
+        Some((_, origin)) => return Err(invalid(&key("cwd"), origin, "must be an absolute path")),
+    };
     let env = keys.below(&key("env.")).into_iter().map(|(variable, value)| match value {
         Value::String(text) => Ok((variable, text.into())),
         _ => Err(invalid(&key(&format!("env.{variable}")), Origin::File, "must be a text")),
     });
     Ok(AgentConfig {
         env: env.collect::<Result<_, _>>()?,
-        args: keys.texts(&key("args"))?,
+        args: keys.texts(&key("args"))?.map(|texts| texts.0).unwrap_or_default(),
         start_timeout: keys.millis(&key("start_timeout_ms"), 30_000, 1)?,
-        command,
+        command: command.into(),
         cwd,
         name,
     })
@@ -395,6 +424,14 @@ fn provider(keys: &mut Keys, name: &str, usual: &str) -> Result<Option<ProviderC
         }
     };
     Ok(Some(ProviderConfig { base_url, api_key, patience }))
+}
+
+fn allowed(keys: &mut Keys) -> Result<Vec<Allowed>, ConfigError> {
+    let Some((texts, origin)) = keys.texts("egress.allow")? else { return Ok(Vec::new()) };
+    let parse = |text: &String| {
+        text.parse::<Allowed>().map_err(|why| invalid("egress.allow", origin, format!("holds `{text}`, which {why}")))
+    };
+    texts.iter().map(parse).collect()
 }
 
 fn invalid(key: &str, origin: Origin, why: impl Into<String>) -> ConfigError {
@@ -454,15 +491,22 @@ impl Keys {
         }
     }
 
-    /// A list of texts; in the environment one that is split at blanks.
-    fn texts(&mut self, key: &str) -> Result<Vec<String>, ConfigError> {
-        let Some((value, origin)) = self.raw(key) else { return Ok(Vec::new()) };
-        let texts = match value {
-            Value::String(text) if origin != Origin::File => Some(text.split_whitespace().map(str::to_owned).collect()),
-            Value::Array(values) => values.iter().map(|value| value.as_str().map(str::to_owned)).collect(),
+    /// A list of texts; where there is no TOML, with commas between them.
+    fn texts(&mut self, key: &str) -> Result<Option<(Vec<String>, Origin)>, ConfigError> {
+        let Some((value, origin)) = self.raw(key) else { return Ok(None) };
+        let texts: Option<Vec<String>> = match value {
+            Value::Array(values) => {
+                values.into_iter().map(|value| value.as_str().map(|text| text.trim().to_owned())).collect()
+            }
+            Value::String(text) if origin != Origin::File => {
+                Some(text.split(',').map(|text| text.trim().to_owned()).collect())
+            }
             _ => None,
         };
-        texts.ok_or_else(|| invalid(key, origin, "must be a list of texts"))
+        match texts.filter(|texts| texts.iter().all(|text| !text.is_empty())) {
+            Some(texts) => Ok(Some((texts, origin))),
+            None => Err(invalid(key, origin, "must be a list of texts that are not empty")),
+        }
     }
 
     /// The names that stand in the file behind a prefix: those of tables that people name themselves.
@@ -567,6 +611,7 @@ mod tests {
         let config = read("", &[], &[]).unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:7878");
         assert_eq!(config.data_dir, PathBuf::from("./raddle-data"));
+        assert_eq!(config.workspaces_root, PathBuf::from("./raddle-data/workspaces"));
         assert_eq!(config.limits.body_bytes, 1 << 20);
         assert_eq!(config.limits.loaded_threads, 1000);
         assert_eq!(config.limits.thread, Limits::default());
@@ -620,6 +665,12 @@ mod tests {
             "model.openai.send_reasoning",
             "tools.demo_dir",
             "tools.ask_user",
+            "tools.files",
+            "workspaces.root",
+            "egress.allow",
+            "mcp.file",
+            "mcp.startup_timeout_ms",
+            "mcp.call_timeout_ms",
             "store.sync_delay_ms",
             "store.pack_after_ms",
             "approvals.expiry_ms",
@@ -684,6 +735,17 @@ mod tests {
     }
 
     #[test]
+    fn what_egress_may_reach_is_a_list() {
+        let allow = |file: &str, env: &[(&str, &str)]| read(file, env, &[]).map(|config| config.egress_allow.len());
+        assert_eq!(allow("", &[]), Ok(0));
+        assert_eq!(allow("egress.allow = [\"10.0.0.0/8\", \"sink.internal\"]", &[]), Ok(2));
+        assert_eq!(allow("", &[("RADDLE_EGRESS_ALLOW", "10.0.0.0/8, ::1,sink")]), Ok(3));
+        for bad in ["\"10.0.0.1\"", "[\"\"]", "[7]", "[\"http://a\"]", "[\"10.0.0.0/33\"]"] {
+            assert!(allow(&format!("egress.allow = {bad}"), &[]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn an_approval_waits_for_a_day_unless_it_is_said_how_long() {
         assert_eq!(read("", &[], &[]).unwrap().limits.thread.approval_ms, 24 * 60 * 60 * 1000);
         assert_eq!(read("approvals.expiry_ms = 5", &[], &[]).unwrap().limits.thread.approval_ms, 5);
@@ -718,16 +780,16 @@ mod tests {
 
     #[test]
     fn an_agent_is_named_by_its_table() {
-        let file = "[model.acp.helper]\ncommand = \"helper\"\nargs = [\"--acp\"]\ncwd = \"/w\"\nenv.TOKEN = \"hush\"\n\
+        let file = "[model.acp.helper]\ncommand = \"helper\"\nargs = [\"--acp\"]\nenv.TOKEN = \"hush\"\n\
                     [model.acp.other]\ncommand = \"/bin/other\"\ncwd = \"/\"";
         let config = read(file, &[("RADDLE_MODEL_ACP_OTHER_CWD", "/v")], &[]).unwrap();
         let [helper, other] = &config.model.agents[..] else { panic!("{config:?}") };
         assert_eq!((helper.name.as_str(), helper.args.as_slice()), ("helper", &["--acp".to_owned()][..]));
         assert_eq!((helper.env[0].0.as_str(), helper.start_timeout), ("TOKEN", Duration::from_secs(30)));
-        assert_eq!((other.name.as_str(), other.cwd.to_str()), ("other", Some("/v")));
+        assert_eq!((other.name.as_str(), other.cwd.as_deref()), ("other", Some(std::path::Path::new("/v"))));
+        assert_eq!(helper.cwd, None);
         assert!(!format!("{config:?}").contains("hush"));
         for bad in [
-            "model.acp.x.command = \"x\"",
             "model.acp.x.cwd = \"/\"",
             "[model.acp.x]\ncommand = \"x\"\ncwd = \"here\"",
             "[model.acp.X]\ncommand = \"x\"\ncwd = \"/\"",

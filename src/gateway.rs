@@ -14,10 +14,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use raddle_actors::Runtime;
-use raddle_domain::command::Limits;
+use raddle_domain::{command::Limits, id::TenantId};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::workspace::Workspaces;
 
 mod cursor;
 mod decisions;
@@ -25,6 +27,7 @@ mod events;
 mod fork;
 mod frame;
 mod inbox;
+mod mcp;
 mod metrics;
 mod not_built;
 mod observe;
@@ -41,6 +44,8 @@ mod wire;
 
 use problem::{Code, Problem};
 
+use crate::mcp::Mcp;
+
 /// What the gateway keeps to, and tells callers about.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
@@ -51,11 +56,15 @@ pub struct GatewayConfig {
     /// Answer only under names of the machine itself: right for a server without keys, which must listen on
     /// loopback only, and where otherwise any web page could talk to it through its reader's browser.
     pub loopback_only: bool,
+    /// Where threads work: a `workspace` that is none is refused. Without it, any text will do.
+    pub workspaces: Option<Arc<Workspaces>>,
+    /// The servers whose tools are offered, for `/v1/mcp`.
+    pub mcp: Option<Mcp>,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true }
+        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, workspaces: None, mcp: None }
     }
 }
 
@@ -67,11 +76,22 @@ pub(crate) struct Gateway {
     openapi: Bytes,
 }
 
+impl Gateway {
+    /// Refuses the name of a workspace that could not be used. Off the threads that serve requests: it looks at a disk.
+    async fn check_workspace(&self, tenant: TenantId, name: Option<&str>) -> Result<(), Problem> {
+        let (Some(spaces), Some(name)) = (self.config.workspaces.clone(), name.map(str::to_owned)) else {
+            return Ok(());
+        };
+        let checked = tokio::task::spawn_blocking(move || spaces.check(tenant, &name)).await;
+        Ok(checked.map_err(|_| Problem::new(Code::Internal, "the workspace could not be looked at"))??)
+    }
+}
+
 /// The whole API as a router, for the server and for hosts that mount it in their own.
 pub fn router(runtime: Runtime, config: GatewayConfig) -> Router {
     let (router, document) = table().split_for_parts();
     let openapi = document.to_json().unwrap_or_default().into();
-    let metrics = metrics::Metrics::new(runtime.clone());
+    let metrics = metrics::Metrics::new(runtime.clone(), config.mcp.clone());
     let gateway = Arc::new(Gateway { runtime, config, metrics, openapi });
     router
         .fallback(no_such_path)
@@ -120,7 +140,8 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(events::list_events))
         .routes(routes!(tenant_events::list_tenant_events))
         .routes(routes!(usage::get_usage))
-        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules));
+        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules))
+        .routes(routes!(mcp::get_mcp));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
     table

@@ -25,6 +25,7 @@ use self::{
     provider::ProviderError,
     scripted::Scripted,
 };
+use crate::workspace::Workspaces;
 
 /// The engine that needs no configuration, and the name of its only model.
 pub const SCRIPTED: &str = "scripted";
@@ -68,8 +69,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Checks the configuration; connects to nothing.
-    pub fn new(config: RegistryConfig) -> Result<Self, RegistryError> {
+    /// Checks the configuration; connects to nothing and runs nothing. Agents work in these workspaces.
+    pub fn new(config: RegistryConfig, workspaces: &Arc<Workspaces>) -> Result<Self, RegistryError> {
         let mut engines: Vec<(String, Arc<dyn Model>)> = vec![(SCRIPTED.to_owned(), Arc::new(Scripted))];
         let names = Names {
             default: choice(SCRIPTED, SCRIPTED),
@@ -87,7 +88,7 @@ impl Registry {
             engines.push((ANTHROPIC.to_owned(), Arc::new(anthropic)));
         }
         for config in config.agents {
-            engines.push((format!("{ACP}{}", config.name), Arc::new(Acp::new(config))));
+            engines.push((format!("{ACP}{}", config.name), Arc::new(Acp::new(config, workspaces.clone()))));
         }
         Ok(Self { names, engines })
     }
@@ -232,6 +233,11 @@ fn shown(name: &str) -> String {
 mod tests {
     use super::*;
 
+    fn registry(config: RegistryConfig) -> Result<Registry, RegistryError> {
+        let dir = tempfile::tempdir().unwrap();
+        Registry::new(config, &Arc::new(Workspaces::open(dir.path()).unwrap()))
+    }
+
     fn names(has_openai: bool, has_anthropic: bool) -> Names {
         Names { default: choice(SCRIPTED, SCRIPTED), has_openai, has_anthropic, agents: Vec::new() }
     }
@@ -301,21 +307,21 @@ mod tests {
     #[test]
     fn a_default_that_is_not_configured_is_refused_at_the_start() {
         let config = RegistryConfig { default: Some("gpt".into()), ..RegistryConfig::default() };
-        let error = Registry::new(config).err().map(|error| error.to_string()).unwrap_or_default();
+        let error = registry(config).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error.starts_with("`model.default`: the model `gpt` is not available"), "{error}");
         let config = RegistryConfig { openai: Some(OpenAiConfig::new("nowhere")), ..RegistryConfig::default() };
-        let error = Registry::new(config).err().map(|error| error.to_string()).unwrap_or_default();
+        let error = registry(config).err().map(|error| error.to_string()).unwrap_or_default();
         assert_eq!(error, "`model.openai`: the base URL of the model provider is no URL");
     }
 
     #[test]
     fn the_engines_are_those_that_are_configured() {
-        let bare = Registry::new(RegistryConfig::default()).unwrap();
+        let bare = registry(RegistryConfig::default()).unwrap();
         assert_eq!(bare.engines(), ["scripted"]);
         assert!(bare.engine("scripted").is_some() && bare.engine("openai").is_none());
         let openai = Some(OpenAiConfig::new("http://127.0.0.1:1/v1"));
         let anthropic = Some(AnthropicConfig::new("http://127.0.0.1:1"));
-        let full = Registry::new(RegistryConfig { openai, anthropic, ..RegistryConfig::default() }).unwrap();
+        let full = registry(RegistryConfig { openai, anthropic, ..RegistryConfig::default() }).unwrap();
         assert_eq!(full.engines(), ["scripted", "openai", "anthropic"]);
         assert!(full.engine("anthropic").is_some() && full.engine("other").is_none());
     }

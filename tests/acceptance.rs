@@ -543,7 +543,7 @@ async fn settings_outlive_a_kill() {
     let thread = world.api().create(json!({"title": "before", "metadata": {"old": 1}})).await;
     let path = format!("/v1/threads/{thread}");
     let settings = json!({
-        "title": "after", "model": "scripted", "mode": "plan", "system_prompt": "be brief", "workspace": "/w",
+        "title": "after", "model": "scripted", "mode": "plan", "system_prompt": "be brief", "workspace": "w",
         "allow_shell": true, "auto_approve": true, "trust_mode": true, "on_restart": "interrupt",
         "queue_paused": true, "metadata": {"k": [1, null, "☃"]},
     });
@@ -611,9 +611,9 @@ async fn whatever_the_state_does_not_allow_is_a_conflict() {
     }
     assert_eq!(api.log(&thread).await, before);
     // The workspace may be changed at any time: it is kept, answered for, and the open turn is not disturbed.
-    assert_eq!(api.patch(&path, json!({"workspace": "/elsewhere"})).await.expect(200)["workspace"], "/elsewhere");
+    assert_eq!(api.patch(&path, json!({"workspace": "elsewhere"})).await.expect(200)["workspace"], "elsewhere");
     answer(&world, &question).await;
-    assert_eq!(api.rest(&thread).await["workspace"], "/elsewhere");
+    assert_eq!(api.rest(&thread).await["workspace"], "elsewhere");
     assert_eq!(world.turns(&thread).await.len(), 2);
 
     let before = api.log(&thread).await;

@@ -219,3 +219,31 @@ async fn a_piped_chat_gives_the_next_line_to_whoever_asks() {
     let decided = server.api.list(&format!("/v1/approvals?thread={thread}"), 50).await;
     assert_eq!(decided[0]["decision_reason"], "not today");
 }
+
+#[tokio::test]
+async fn a_chat_shows_what_tools_do_and_settles_in_place_what_nobody_knows() {
+    let (server, _dirs) = equipped().await;
+    let chat =
+        |args: &[&str], stdin: &str| run(raddle().arg("chat").args(args).env("RADDLE_SERVER", &server.url), stdin);
+    let sent = json!({"to": "ada", "text": "hi", "outcome_unknown": true, "reconcile_unknown": true});
+    let thread = server.api.create(json!({})).await;
+    let stdin = format!("@tool demo_send {sent}\ny\nperhaps\nsettle it was sent\nnext\n");
+    let done = chat(&["--thread", &thread], &stdin);
+    assert_eq!(done.code, Some(0), "{}", done.said);
+    assert!(done.out.ends_with("echo: next\n"), "{done:?}");
+    for shown in
+        ["[demo_send] to=ada text=hi", "would let pass: demo_send with exactly these arguments", "nobody knows"]
+    {
+        assert!(done.said.contains(shown), "{shown}: {}", done.said);
+    }
+    assert!(done.said.contains("  it was sent"), "the output is shown: {}", done.said);
+    let items = server.api.list(&format!("/v1/threads/{thread}/items"), 50).await;
+    assert!(items.iter().any(|item| item["kind"] == "tool_call" && item["detail"] == "it was sent"), "{items:?}");
+    // Whoever comes back to it is asked again.
+    let left = chat(&["--thread", &thread], &format!("@tool demo_send {sent}\ny\n"));
+    assert_eq!(left.code, Some(1), "{}", left.said);
+    assert!(left.said.contains("op_") && left.said.contains("raddle effects ls"), "{}", left.said);
+    let done = chat(&["--thread", &thread], "abort\n");
+    assert_eq!(done.code, Some(0), "{}", done.said);
+    assert!(done.said.contains("[canceled"), "{}", done.said);
+}

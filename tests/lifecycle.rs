@@ -36,7 +36,7 @@ async fn a_thread_lives_from_creation_to_deletion() {
     let (server, _dir) = server().await;
     let api = &server.api;
     let settings = json!({
-        "title": "one", "mode": "plan", "system_prompt": "be brief", "workspace": "/w", "allow_shell": true,
+        "title": "one", "mode": "plan", "system_prompt": "be brief", "workspace": "w", "allow_shell": true,
         "auto_approve": true, "trust_mode": true, "on_restart": "interrupt", "metadata": {"k": [1, null]},
     });
     let made = api.post("/v1/threads", settings.clone()).await;
@@ -57,7 +57,7 @@ async fn a_thread_lives_from_creation_to_deletion() {
 
     let patched = api.patch(&path, json!({"title": null, "mode": "agent"})).await;
     assert_eq!((&patched.expect(200)["title"], patched.seq()), (&Value::Null, 2));
-    assert_eq!(patched.json()["workspace"], "/w");
+    assert_eq!(patched.json()["workspace"], "w");
 
     assert_eq!(api.patch(&path, json!({"archived": true})).await.expect(200)["status"], "archived");
     assert_eq!(api.get("/v1/threads").await.expect(200)["data"], json!([]));

@@ -8,8 +8,8 @@ use raddle_domain::{
     id::{Seq, TenantId, ThreadKey},
     policy::{Policy, TenantRules},
     ports::{
-        Append, Chunk, Corrupt, Document, DocumentKind, Indexed, Receipt, RecordKind, Reverted, RowHead, SettledTurn,
-        Spent, StoreError, StoredEvent, ThreadRow, View,
+        Append, Chunk, Corrupt, Document, DocumentKind, Indexed, LogKind, Receipt, RecordKind, Reverted, RowHead,
+        SettledTurn, Spent, StoreError, StoredEvent, ThreadRow, View,
     },
     price::Totals,
     record::{ApprovalStatus, Decision, EffectClass, Item, Permit, QuestionStatus, Thread, Turn, TurnStatus},
@@ -144,6 +144,7 @@ impl Steps {
             owes_since: state.owes_since(),
             wake_at: state.owed().wake_at,
             archived: state.view().archived,
+            kind: LogKind::Thread,
         };
         let row = ThreadRow { head, view: json(state.view()).into(), snapshot: rest.json.clone() };
         let chunk = Chunk { first: expected + 1, events: self.events };

@@ -8,8 +8,8 @@ use raddle_domain::{
     command::{Command, Limits, NewThread, Reply, Report, StartTurn, TextKind},
     id::{Seq, TenantId, ThreadId, ThreadKey},
     ports::{
-        Answered, Append, Chunk, Clock, FinishReason, Ids, LogStore, RowHead, SettledTurn, StoredEvent, ThreadRow,
-        Write,
+        Answered, Append, Chunk, Clock, FinishReason, Ids, LogKind, LogStore, RowHead, SettledTurn, StoredEvent,
+        ThreadRow, Write,
     },
     price::Prices,
     thread::{Cx, Step, ThreadState},
@@ -109,6 +109,7 @@ impl Author {
             owes_since: self.state.owes_since(),
             wake_at: None,
             archived: false,
+            kind: LogKind::Thread,
         };
         let row = ThreadRow { head, view: json(self.state.view()).into(), snapshot: self.snapshot.clone() };
         let append = Append::new(self.key, expected, SystemClock.now(), chunk, row);

@@ -121,7 +121,7 @@ pub enum BadRecord {
 }
 
 /// Every word, so that a name that was read costs no memory of its own.
-const NAMES: [&str; 40] = [
+const NAMES: [&str; 55] = [
     "item.delta",
     "item.started",
     "item.completed",
@@ -162,6 +162,21 @@ const NAMES: [&str; 40] = [
     "compaction.failed",
     "checkpoint.saved",
     "checkpoint.deleted",
+    "job.queued",
+    "job.started",
+    "job.progress",
+    "job.paused",
+    "job.resumed",
+    "job.completed",
+    "job.failed",
+    "job.retrying",
+    "job.cancelled",
+    "job.uncertain",
+    "schedule.created",
+    "schedule.updated",
+    "schedule.fired",
+    "schedule.skipped",
+    "schedule.deleted",
 ];
 
 /// The name as text that lives for ever, if it is one of ours.

@@ -61,7 +61,9 @@ macro_rules! ids {
                 let hex = text.strip_prefix($prefix).ok_or(bad.clone())?;
                 let uuid = Uuid::try_parse(hex).map_err(|_| bad.clone())?;
                 let mut canonical = Uuid::encode_buffer();
-                if uuid.as_hyphenated().encode_lower(&mut canonical) == hex { Ok(Self(uuid)) } else { Err(bad) }
+                // What names a log that is no thread's is nobody's id.
+                let named = uuid.as_hyphenated().encode_lower(&mut canonical) == hex && !is_log_of_work(uuid);
+                if named { Ok(Self(uuid)) } else { Err(bad) }
             }
         }
 
@@ -107,6 +109,10 @@ ids! {
     QuestionId = "qst_", "question";
     /// One effect on the world, however often it is attempted. Tools get it as their idempotency key.
     OperationId = "op_", "operation";
+    /// Work for later.
+    JobId = "job_", "job";
+    /// When jobs are made.
+    ScheduleId = "sch_", "schedule";
 }
 
 /// Whose it is. Part of every storage key, so that a record cannot be reached without naming its owner.
@@ -213,6 +219,44 @@ impl fmt::Debug for ThreadKey {
     }
 }
 
+/// The version digits of the UUIDs under which the logs of jobs and of schedules are kept; no id has them.
+const JOB_LOG: u8 = 8;
+const SCHEDULE_LOG: u8 = 9;
+
+/// A job's or a schedule's log stands beside those of threads, under a key of the same shape. Its name is the id with
+/// another version digit, which no text of an id may have: so a request that names a thread never reaches a job, and
+/// the other way round. This is the one place that makes such names.
+fn log_key(tenant: TenantId, mut id: [u8; 16], version: u8) -> ThreadKey {
+    id[6] = (id[6] & 0x0f) | (version << 4);
+    ThreadKey { tenant, thread: ThreadId::from_bytes(id) }
+}
+
+fn is_log_of_work(uuid: Uuid) -> bool {
+    matches!(uuid.as_bytes()[6] >> 4, JOB_LOG | SCHEDULE_LOG)
+}
+
+impl JobId {
+    /// The name of its log.
+    pub fn log(self, tenant: TenantId) -> ThreadKey {
+        log_key(tenant, *self.as_bytes(), JOB_LOG)
+    }
+
+    /// The job that a schedule makes for a slot: the same whenever it is asked for. It is in the order of its time
+    /// among the other ids, and has of the schedule what tells that one from all others.
+    pub fn of_slot(schedule: ScheduleId, slot: crate::time::UnixMs) -> Self {
+        let mut id = *schedule.as_bytes();
+        id[..6].copy_from_slice(&slot.0.to_be_bytes()[2..]);
+        Self::from_bytes(id)
+    }
+}
+
+impl ScheduleId {
+    /// The name of its log.
+    pub fn log(self, tenant: TenantId) -> ThreadKey {
+        log_key(tenant, *self.as_bytes(), SCHEDULE_LOG)
+    }
+}
+
 /// A place in one thread's log: dense, from 1. Zero is the place before the first event.
 pub type Seq = u64;
 
@@ -229,6 +273,29 @@ mod tests {
         assert!("thr_01905D3C-7e57-7abc-8def-0123456789ab".parse::<ThreadId>().is_err());
         assert!("thr_01905d3c7e577abc8def0123456789ab".parse::<ThreadId>().is_err());
         assert!("thr_".parse::<ThreadId>().is_err());
+    }
+
+    #[test]
+    fn the_log_of_a_job_is_named_by_no_text() {
+        let uuid = Uuid::from_u128(0x0190_5d3c_7e57_7abc_8def_0123_4567_89ab);
+        let (job, schedule) = (JobId::new(uuid), ScheduleId::new(uuid));
+        let logs = [job.log(TenantId::DEFAULT).thread, schedule.log(TenantId::DEFAULT).thread];
+        assert_ne!(logs[0], logs[1]);
+        for log in logs {
+            assert!(log.to_string().parse::<ThreadId>().is_err(), "{log}");
+            assert!(JobId::from_bytes(*log.as_bytes()).to_string().parse::<JobId>().is_err(), "{log}");
+        }
+    }
+
+    #[test]
+    fn a_slot_has_one_job() {
+        use crate::time::UnixMs;
+        let [a, b] = [1, 2].map(|n| ScheduleId::new(Uuid::from_u128(0x0190_5d3c_7e57_7abc_8def_0123_4567_0000 + n)));
+        let job = JobId::of_slot(a, UnixMs(1_795_000_000_000));
+        assert_eq!(job, JobId::of_slot(a, UnixMs(1_795_000_000_000)));
+        assert_ne!(job, JobId::of_slot(b, UnixMs(1_795_000_000_000)));
+        assert!(job < JobId::of_slot(a, UnixMs(1_795_000_000_001)));
+        assert_eq!(job.to_string().parse(), Ok(job));
     }
 
     #[test]

@@ -8,10 +8,11 @@ use uuid::Uuid;
 
 use crate::{
     history::{Message, ToolCall},
-    id::{OperationId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    id::{JobId, OperationId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    job::Work,
     policy::{Policy, TenantRules},
     price::Totals,
-    record::{EffectClass, ItemKind, ModelChoice, Permit, Purpose, TurnSettings, Usage},
+    record::{EffectClass, ItemKind, ModelChoice, Permit, Purpose, Thread, TurnSettings, Usage},
     time::UnixMs,
 };
 
@@ -407,6 +408,70 @@ impl Tools for NoTools {
     }
 }
 
+// ---- jobs ----------------------------------------------------------------------------------------
+
+/// One run of a job that is not a turn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobRun {
+    pub tenant: TenantId,
+    pub job: JobId,
+    /// From 1; the same when a run is made again because nobody knows whether it came to its end.
+    pub run: u32,
+    pub at: UnixMs,
+    pub work: Work,
+    /// The thread that the work names, as it is now.
+    pub thread: Option<Thread>,
+    pub rules: TenantRules,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JobEnd {
+    Done(serde_json::Value),
+    Failed {
+        why: String,
+        /// Whether another run may succeed.
+        again: bool,
+    },
+    /// Nobody knows whether it happened.
+    Unknown(String),
+}
+
+/// A run at work. Dropping it gives it up, whatever it has done.
+pub type JobWork = Pin<Box<dyn Future<Output = JobEnd> + Send>>;
+
+/// Why work is not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobDenied {
+    /// A part of the payload cannot be used.
+    Invalid { field: &'static str, why: String },
+    /// A rule forbids it.
+    Forbidden { reason: String, rule: String },
+}
+
+/// Who runs webhooks and commands.
+pub trait JobRunner: Send + Sync + 'static {
+    /// Judges work when it is asked for. What it says is kept in the record: why a person would have been asked, had
+    /// it not been a person's own wish.
+    fn judge(&self, run: &JobRun) -> Result<Option<String>, JobDenied>;
+
+    /// Runs it.
+    fn run(&self, run: JobRun, output: Arc<dyn Output>) -> JobWork;
+}
+
+/// Nobody runs them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoRunner;
+
+impl JobRunner for NoRunner {
+    fn judge(&self, _: &JobRun) -> Result<Option<String>, JobDenied> {
+        Err(JobDenied::Invalid { field: "kind", why: "is not run by this server".to_owned() })
+    }
+    fn run(&self, _: JobRun, _: Arc<dyn Output>) -> JobWork {
+        Box::pin(async { JobEnd::Failed { why: "this server does not run such jobs".to_owned(), again: false } })
+    }
+}
+
 // ---- the log -------------------------------------------------------------------------------------
 
 /// Serialised events that stand side by side in a log.
@@ -443,6 +508,16 @@ pub struct ThreadRow {
     pub snapshot: Arc<[u8]>,
 }
 
+/// What a log is of. Jobs and schedules are kept as threads are; their rows stand in no list of threads, and they
+/// have their own indexes of what runs and what is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogKind {
+    #[default]
+    Thread,
+    Job,
+    Schedule,
+}
+
 /// The fixed part of a thread row; the store keeps its indexes by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RowHead {
@@ -459,6 +534,8 @@ pub struct RowHead {
     /// When a thread that only waits must be woken, loaded or not.
     pub wake_at: Option<UnixMs>,
     pub archived: bool,
+    /// Never changes.
+    pub kind: LogKind,
 }
 
 /// A turn that ended, with the places in the log of its items' final events.
@@ -596,6 +673,10 @@ pub enum RecordKind {
     Effect = 3,
     /// Prompts that have left the inbox.
     Input = 4,
+    /// Open until they have ended.
+    Job = 5,
+    /// Open while they are there.
+    Schedule = 6,
 }
 
 /// What a thread spent on a day with one model: added to what is there.
@@ -735,6 +816,15 @@ pub trait View {
 
     /// The earliest wake time of any thread.
     fn next_wake(&self) -> Result<Option<UnixMs>, StoreError>;
+
+    /// Logs of jobs and schedules that have something under way, after `cursor`, of all tenants.
+    fn owing_jobs(&self, cursor: Option<OwingPlace>, limit: usize) -> Result<Vec<OwingPlace>, StoreError>;
+
+    /// Logs of jobs and schedules that are due at or before `until`, earliest first, with their times.
+    fn due_jobs(&self, until: UnixMs, limit: usize) -> Result<Vec<(UnixMs, ThreadKey)>, StoreError>;
+
+    /// The earliest time after `after` at which a job or schedule is due.
+    fn next_job(&self, after: UnixMs) -> Result<Option<UnixMs>, StoreError>;
 
     /// A tenant's appends after the position `after`, in order.
     fn feed(&self, tenant: TenantId, after: u64, limit: usize) -> Result<Vec<Fed>, StoreError>;

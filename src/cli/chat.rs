@@ -1,7 +1,10 @@
 //! `raddle chat`: a conversation in the terminal.
 //!
 //! Everything that is shown comes from the thread's events, so a cut connection costs nothing: the stream goes on
-//! at its cursor. Answers go to stdout; the thread's id, prompts and remarks go to stderr.
+//! at its cursor. Answers go to stdout; the thread's id, prompts, what tools do and remarks go to stderr.
+
+mod show;
+mod wait;
 
 use std::{
     collections::VecDeque,
@@ -11,7 +14,7 @@ use std::{
 use clap::Args;
 use raddle_domain::{
     id::{InputId, Seq},
-    record::{Approval, Decision, Question, Undelivered},
+    record::{Approval, Effect, Question, Undelivered},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -20,7 +23,8 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{Failure, Remote, approvals, plain, say, word, write};
+use self::{show::Show, wait::Wait};
+use super::{Failure, Remote, plain, word};
 use crate::client::{Client, ClientError, EventView, NewThread, Refusal, StartTurn};
 
 /// Talk; an empty line is skipped, Ctrl-C interrupts an answer, Ctrl-D leaves.
@@ -35,6 +39,12 @@ pub struct Chat {
     /// Which model answers
     #[arg(long, value_name = "M")]
     model: Option<String>,
+    /// Where the tools of a new thread work: a directory below the tenant's
+    #[arg(long, value_name = "DIR", conflicts_with = "thread")]
+    workspace: Option<String>,
+    /// Let the model of a new thread ask for commands to be run
+    #[arg(long, conflicts_with = "thread")]
+    shell: bool,
     #[command(flatten)]
     remote: Remote,
 }
@@ -45,7 +55,10 @@ impl Chat {
         let model = self.model.as_deref();
         let thread = match &self.thread {
             Some(thread) => client.thread(thread).await?,
-            None => client.create_thread(&NewThread { model }).await?,
+            None => {
+                let (workspace, allow_shell) = (self.workspace.as_deref(), self.shell);
+                client.create_thread(&NewThread { model, workspace, allow_shell }).await?
+            }
         };
         let (id, mut after) = (thread.id.to_string(), thread.seq);
         eprintln!("thread {id}");
@@ -54,7 +67,7 @@ impl Chat {
         // A thread that is busy: its turn is shown first, and what it waits for.
         let mut open = thread.active_turn.map(|turn| turn.to_string());
         if let Some(turn) = &open {
-            waits = asked(&client, &id, turn).await?;
+            waits = wait::open(&client, &id, turn).await?;
         }
         // What was meant for a turn that ended first.
         let mut late = VecDeque::new();
@@ -115,79 +128,6 @@ enum Ended {
     Turn,
     Thread,
     Person,
-}
-
-/// What a turn waits for a person to say.
-#[derive(Debug, Clone, PartialEq)]
-enum Wait {
-    Approval(Box<Approval>),
-    Question(Box<Question>),
-}
-
-impl Wait {
-    fn id(&self) -> String {
-        match self {
-            Self::Approval(approval) => approval.id.to_string(),
-            Self::Question(question) => question.id.to_string(),
-        }
-    }
-
-    /// Tells the person what is asked, and what may be said.
-    fn show(&self) {
-        match self {
-            Self::Approval(approval) => {
-                eprintln!("[may this be done? {}]", approvals::call(approval));
-                eprintln!("[{}]", plain(&approval.reason));
-                eprint!("{} ", choices(approval));
-            }
-            Self::Question(question) => {
-                eprintln!("[{}]", plain(&question.question));
-                question.options.iter().for_each(|option| eprintln!("- {}", plain(option)));
-                eprint!("answer> ");
-            }
-        }
-        // What cannot be shown cannot be helped either.
-        let _ = std::io::stderr().flush();
-    }
-}
-
-/// The words that decide, as far as the approval allows them.
-const WORDS: [(&str, Decision); 5] = [
-    ("y", Decision::Approved),
-    ("n", Decision::Denied),
-    ("session", Decision::ApprovedForSession),
-    ("always", Decision::ApprovedAlways),
-    ("abort", Decision::Abort),
-];
-
-fn choices(approval: &Approval) -> String {
-    let allowed = WORDS.iter().filter(|(_, decision)| approval.available_decisions.contains(decision));
-    format!("[{}]", allowed.map(|(word, _)| *word).collect::<Vec<_>>().join("/"))
-}
-
-/// What a line decides, and why; `None` when it is no clear word. A refusal may give a reason, `n not there`; nothing
-/// but the bare word lets a call pass.
-fn decision(line: &str, allowed: &[Decision]) -> Option<(Decision, Option<String>)> {
-    let line = line.trim();
-    let (first, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-    let first = match first.to_lowercase().as_str() {
-        "yes" => "y".to_owned(),
-        "no" => "n".to_owned(),
-        other => other.to_owned(),
-    };
-    let (_, decision) = WORDS.into_iter().find(|(word, _)| *word == first)?;
-    let reason = Some(rest.trim().to_owned()).filter(|rest| !rest.is_empty());
-    let refuses = matches!(decision, Decision::Denied | Decision::Abort);
-    (allowed.contains(&decision) && (refuses || reason.is_none())).then_some((decision, reason))
-}
-
-/// What a turn that was open before we came waits for.
-async fn asked(client: &Client, thread: &str, turn: &str) -> Result<VecDeque<Wait>, Failure> {
-    let query = [("thread", thread.to_owned()), ("status", "pending".to_owned()), ("limit", "500".to_owned())];
-    let approvals = client.approvals(&query).await?.data.into_iter().filter(|asked| asked.turn_id.to_string() == turn);
-    let questions = client.questions(&query).await?.data.into_iter().filter(|asked| asked.turn_id.to_string() == turn);
-    let approvals = approvals.map(|approval| Wait::Approval(Box::new(approval)));
-    Ok(approvals.chain(questions.map(|question| Wait::Question(Box::new(question)))).collect())
 }
 
 /// One turn, between its events and a person.
@@ -276,11 +216,15 @@ impl<'a> Talk<'a> {
                 self.settled(&question.id.to_string(), &word(&question.status))
             }
             "effect.uncertain" => {
-                self.show.end()?;
-                let text = |name: &str| plain(event.payload["effect"][name].as_str().unwrap_or_default());
-                eprintln!("[nobody knows whether {} happened: {}]", text("tool"), text("reason"));
-                eprintln!("[to go on: raddle effects resolve {} retry|settle|abort]", text("operation_id"));
-                Ok(())
+                let effect: Box<Effect> = record(event, "effect")?;
+                let id = effect.operation_id.to_string();
+                // Nothing can be done any more about one whose turn has ended.
+                if effect.closed { self.settled(&id, "uncertain") } else { self.asks(Wait::Effect(effect)) }
+            }
+            "effect.reconciled" => {
+                let effect: Box<Effect> = record(event, "effect")?;
+                let how = effect.resolution.as_ref().map_or_else(String::new, word);
+                self.settled(&effect.operation_id.to_string(), &how)
             }
             "prompt.not_delivered" => {
                 let admission: Box<raddle_domain::record::Admission> = record(event, "admission")?;
@@ -320,19 +264,12 @@ impl<'a> Talk<'a> {
 
     /// Does what a line says: it decides, answers, or steers.
     async fn line(&mut self, line: &str) -> Result<(), Failure> {
-        let said = match self.waits.front() {
-            Some(Wait::Approval(approval)) => match decision(line, &approval.available_decisions) {
-                Some((decision, reason)) => {
-                    self.client.decide(&approval.id.to_string(), decision, reason.as_deref()).await.map(drop)
-                }
-                None => {
-                    eprint!("{} ", choices(approval));
-                    return Ok(());
-                }
-            },
-            _ if line.trim().is_empty() => return Ok(()),
-            Some(Wait::Question(question)) => self.client.answer(&question.id.to_string(), line).await.map(drop),
-            None => return self.steer(line).await,
+        let Some(wait) = self.waits.front() else {
+            return if line.trim().is_empty() { Ok(()) } else { self.steer(line).await };
+        };
+        let Some(said) = wait.says(self.client, line).await else {
+            wait.prompt();
+            return Ok(());
         };
         match said {
             Ok(()) => {}
@@ -371,7 +308,7 @@ impl<'a> Talk<'a> {
 
 /// Whether what was to be decided is decided, or gone.
 fn over(refusal: &Refusal) -> bool {
-    matches!(refusal.code.as_str(), "already-decided" | "not-found" | "thread-deleted")
+    matches!(refusal.code.as_str(), "already-decided" | "already-resolved" | "not-found" | "thread-deleted")
 }
 
 /// The turn waits, and nobody is left to decide here. It goes on waiting without us.
@@ -380,89 +317,14 @@ fn nobody(types: bool, wait: &Wait) -> Result<Ended, Failure> {
     if types {
         return Ok(Ended::Person);
     }
-    let what = match wait {
-        Wait::Approval(_) => "approvals",
-        Wait::Question(_) => "questions",
-    };
-    Err(Failure::Failed(format!("the turn waits for {}, and the input has ended; see `raddle {what} ls`", wait.id())))
+    let (id, listed) = (wait.id(), wait.listed());
+    Err(Failure::Failed(format!("the turn waits for {id}, and the input has ended; see `raddle {listed} ls`")))
 }
 
 /// The record that an event holds.
 fn record<T: DeserializeOwned>(mut event: EventView, name: &str) -> Result<Box<T>, Failure> {
     serde_json::from_value(event.payload.get_mut(name).map_or(Value::Null, Value::take))
         .map_err(|err| Failure::Failed(format!("an event is not as expected: {err}")))
-}
-
-/// One turn on its way to the terminal.
-struct Show<'a> {
-    turn: &'a str,
-    json: bool,
-    /// Reasoning can be told from the answer only where it can be dimmed.
-    dims: bool,
-    /// The item whose text stands on the current line.
-    item: Option<String>,
-    /// How often the turn was continued after the process that ran it was gone.
-    resumes: u64,
-}
-
-impl<'a> Show<'a> {
-    fn new(turn: &'a str, json: bool) -> Self {
-        Self { turn, json, dims: std::io::stdout().is_terminal(), item: None, resumes: 0 }
-    }
-
-    /// Shows an event; `true` when the turn has ended with it.
-    fn event(&mut self, event: &EventView, json: &str) -> Result<bool, Failure> {
-        if event.turn_id.as_deref() != Some(self.turn) {
-            return Ok(false);
-        }
-        let over = event.event == "turn.completed";
-        if self.json {
-            say(json)?;
-            return Ok(over);
-        }
-        match event.event.as_str() {
-            "item.delta" => self.delta(event)?,
-            "turn.retrying" => {
-                self.end()?;
-                let why = event.payload["error"]["message"].as_str().unwrap_or_default();
-                eprintln!("[the answer starts again: {}]", plain(why));
-            }
-            // It follows a pause between two tries too; that was told already.
-            "turn.resumed" if event.payload["turn"]["resume_count"].as_u64() > Some(self.resumes) => {
-                self.resumes = event.payload["turn"]["resume_count"].as_u64().unwrap_or_default();
-                self.end()?;
-                eprintln!("[the answer starts again: the server was restarted]");
-            }
-            "turn.completed" => {
-                self.end()?;
-                let status = event.payload["status"].as_str().unwrap_or_default();
-                if status != "completed" {
-                    let why = event.payload["turn"]["error"]["message"].as_str();
-                    eprintln!("[{}{}]", plain(status), why.map(|why| format!(": {}", plain(why))).unwrap_or_default());
-                }
-            }
-            _ => {}
-        }
-        Ok(over)
-    }
-
-    fn delta(&mut self, event: &EventView) -> Result<(), Failure> {
-        let reasoning = event.payload["kind"] == "reasoning";
-        let text = plain(event.payload["delta"].as_str().unwrap_or_default());
-        if reasoning && !self.dims {
-            return Ok(());
-        }
-        if self.item != event.item_id {
-            self.end()?;
-            self.item.clone_from(&event.item_id);
-        }
-        if reasoning { write(format!("\u{1b}[2m{text}\u{1b}[0m").as_bytes()) } else { write(text.as_bytes()) }
-    }
-
-    /// Ends the line that is being written, if there is one.
-    fn end(&mut self) -> Result<(), Failure> {
-        if self.item.take().is_some() { write(b"\n") } else { Ok(()) }
-    }
 }
 
 /// Who talks.
@@ -519,32 +381,4 @@ fn lines() -> mpsc::Receiver<std::io::Result<String>> {
         }
     });
     receive
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_bare_word_lets_a_call_pass() {
-        let all = WORDS.map(|(_, decision)| decision);
-        let said = |line: &str| decision(line, &all);
-        for yes in ["y", " Y ", "yes", "YES"] {
-            assert_eq!(said(yes), Some((Decision::Approved, None)), "{yes}");
-        }
-        assert_eq!(said("always"), Some((Decision::ApprovedAlways, None)));
-        assert_eq!(said("session"), Some((Decision::ApprovedForSession, None)));
-        assert_eq!(said("n"), Some((Decision::Denied, None)));
-        assert_eq!(said("no  not there "), Some((Decision::Denied, Some("not there".into()))));
-        assert_eq!(said("abort"), Some((Decision::Abort, None)));
-        for unclear in ["", "yeah", "y but wait", "always not", "yn", "why?"] {
-            assert_eq!(said(unclear), None, "{unclear}");
-        }
-    }
-
-    #[test]
-    fn what_the_approval_does_not_allow_is_no_decision() {
-        assert_eq!(decision("always", &[Decision::Approved, Decision::Denied]), None);
-        assert_eq!(decision("y", &[]), None);
-    }
 }

@@ -19,6 +19,7 @@ use utoipa::{
 };
 
 use super::observe;
+use crate::workspace::NoWorkspace;
 
 /// The media type of every error.
 pub const CONTENT_TYPE: &str = "application/problem+json";
@@ -189,6 +190,21 @@ impl From<Refused> for Problem {
             Refused::NotPending { .. } | Refused::NotAsked { .. } | Refused::NotUncertain { .. } => {
                 Problem::new(Code::AlreadyDecided, sentence)
             }
+        }
+    }
+}
+
+impl From<NoWorkspace> for Problem {
+    fn from(why: NoWorkspace) -> Self {
+        match why {
+            NoWorkspace::Empty
+            | NoWorkspace::Character
+            | NoWorkspace::TooLong
+            | NoWorkspace::Upwards
+            | NoWorkspace::Outside
+            | NoWorkspace::Reserved
+            | NoWorkspace::NotADirectory
+            | NoWorkspace::Io(_) => Problem::invalid("workspace", why),
         }
     }
 }

@@ -152,6 +152,7 @@ pub async fn info(State(gateway): State<Arc<Gateway>>) -> Json<Info> {
             "if_match",
             "usage",
             "routing_rules",
+            "mcp",
         ],
         not_built: not_built::TABLE.iter().map(|part| part.what).collect(),
     })

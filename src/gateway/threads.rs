@@ -45,6 +45,7 @@ pub async fn create_thread(
     Verb { body, call }: Verb<NewThread>,
 ) -> Result<Response, Problem> {
     let new = body.into_command(&**gateway.runtime.models())?;
+    gateway.check_workspace(caller.tenant, new.workspace.as_deref()).await?;
     let done = gateway.runtime.create_thread(caller.tenant, new, call).await?;
     let location = format!("/v1/threads/{}", done.value.id);
     Ok(reply(StatusCode::CREATED, done, Some(location), Json))
@@ -125,6 +126,7 @@ pub async fn patch_thread(
     Verb { body, call }: Verb<PatchThread>,
 ) -> Result<Response, Problem> {
     let patch = body.into_command(&**gateway.runtime.models())?;
+    gateway.check_workspace(key.tenant, patch.workspace.as_ref().and_then(Option::as_deref)).await?;
     let done = gateway.runtime.patch_thread(key, patch, call).await?;
     Ok(reply(StatusCode::OK, done, None, Json))
 }

@@ -22,7 +22,7 @@ mod says;
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -42,6 +42,7 @@ use agent_client_protocol::{
 };
 use futures_util::{SinkExt, StreamExt, stream};
 use raddle_domain::{
+    id::ThreadKey,
     ports::{
         Errand, FinishReason, Fragment, Model, ModelError, ModelErrorKind, ModelRequest, ModelStream, Verdict, Verdicts,
     },
@@ -61,6 +62,7 @@ use tokio_util::{
 };
 
 use self::says::{Says, choice};
+use crate::workspace::Workspaces;
 
 /// How long an agent may take to end that was told to.
 const GRACE: Duration = Duration::from_secs(2);
@@ -86,8 +88,8 @@ pub struct AcpConfig {
     pub args: Vec<String>,
     /// Added to its environment.
     pub env: Vec<(String, SecretString)>,
-    /// The directory in which it works.
-    pub cwd: PathBuf,
+    /// The directory in which it works for every thread, instead of the thread's own workspace.
+    pub cwd: Option<PathBuf>,
     /// How long it may take until it has a session.
     pub start_timeout: Duration,
 }
@@ -96,12 +98,13 @@ pub struct AcpConfig {
 #[derive(Debug, Clone)]
 pub struct Acp {
     config: Arc<AcpConfig>,
+    workspaces: Arc<Workspaces>,
 }
 
 impl Acp {
     /// Runs nothing yet.
-    pub fn new(config: AcpConfig) -> Self {
-        Self { config: Arc::new(config) }
+    pub fn new(config: AcpConfig, workspaces: Arc<Workspaces>) -> Self {
+        Self { config: Arc::new(config), workspaces }
     }
 }
 
@@ -114,15 +117,18 @@ impl Model for Acp {
     fn act(&self, request: ModelRequest, errand: Errand) -> ModelStream {
         let (say, said) = mpsc::channel(WAITING);
         let given_up = CancellationToken::new();
+        let Errand { key, turn: _, workspace, verdicts } = errand;
         let call = Call {
             config: self.config.clone(),
+            workspaces: self.workspaces.clone(),
+            place: (key, workspace),
             parts: prompt::parts(&request),
             asks: request.purpose == Purpose::Answer,
             say,
             given_up: given_up.clone(),
         };
         // It outlives the stream by its grace: whoever drops the stream does not wait.
-        tokio::spawn(call.run(errand.verdicts));
+        tokio::spawn(call.run(verdicts));
         let fragments = stream::unfold((said, given_up.drop_guard()), |(mut said, guard)| async move {
             let next = said.recv().await?;
             Some((next, (said, guard)))
@@ -140,6 +146,9 @@ type Say = mpsc::Sender<Result<Fragment, ModelError>>;
 /// One call on its way.
 struct Call {
     config: Arc<AcpConfig>,
+    workspaces: Arc<Workspaces>,
+    /// Whose workspace it is.
+    place: (ThreadKey, Option<String>),
     parts: Vec<String>,
     /// Whether the agent may ask for permission; where it may not, everything is refused.
     asks: bool,
@@ -200,21 +209,38 @@ impl Heard {
 impl Call {
     async fn run(self, verdicts: Verdicts) {
         let say = self.say.clone();
-        let end = match Process::start(&self.config) {
-            Ok(process) => self.talk(process, verdicts).await,
+        let end = match self.start().await {
+            Ok((process, cwd)) => self.talk(process, &cwd, verdicts).await,
             Err(why) => Err(why),
         };
         // Nobody listens to a call that was given up.
         let _ = say.send(end.map(Fragment::Finish)).await;
     }
 
-    async fn talk(self, mut process: Process, mut verdicts: Verdicts) -> Result<FinishReason, ModelError> {
-        let cwd = self.config.cwd.display().to_string();
-        let heard = Arc::new(Heard { says: Mutex::new(Says::new(&self.config.name, &cwd)), asked: Mutex::default() });
+    /// Runs the agent where it is to work.
+    async fn start(&self) -> Result<(Process, PathBuf), ModelError> {
+        let cwd = match &self.config.cwd {
+            Some(cwd) => cwd.clone(),
+            None => {
+                let (workspaces, (key, name)) = (self.workspaces.clone(), self.place.clone());
+                // The way to it is looked up, and made, on a disk.
+                let found = tokio::task::spawn_blocking(move || {
+                    workspaces.resolve(key, name.as_deref()).map(|workspace| workspace.path().to_owned())
+                });
+                let found = found.await.map_err(|why| error(ModelErrorKind::Engine, why.to_string()))?;
+                found.map_err(|why| error(ModelErrorKind::Rejected, format!("the workspace {why}")))?
+            }
+        };
+        Ok((Process::start(&self.config, &cwd)?, cwd))
+    }
+
+    async fn talk(self, mut process: Process, cwd: &Path, mut verdicts: Verdicts) -> Result<FinishReason, ModelError> {
+        let says = Says::new(&self.config.name, &cwd.display().to_string());
+        let heard = Arc::new(Heard { says: Mutex::new(says), asked: Mutex::default() });
         let transport = process.transport()?;
         let (listener, asker) = (heard.clone(), heard.clone());
         let (told, asks_to) = (self.say.clone(), self.say.clone());
-        let may_ask = self.asks;
+        let (may_ask, given_up) = (self.asks, self.given_up.clone());
         let connected = Client
             .v1()
             .name("raddle")
@@ -255,14 +281,16 @@ impl Call {
                 agent_client_protocol::on_receive_request!(),
             )
             .connect_with(transport, async |agent: ConnectionTo<Agent>| {
-                Ok(self.prompt(&agent, &heard, &mut verdicts).await)
+                Ok(self.prompt(&agent, cwd, &heard, &mut verdicts).await)
             })
             .await;
         let end = match connected {
             Ok(end) => end,
             Err(why) => Err(error(ModelErrorKind::CutOff, format!("the agent broke off: {}", shown(&why.message)))),
         };
-        process.stop().await;
+        // Nobody waits for it to end, and a call that was given up has given it its time.
+        let grace = if given_up.is_cancelled() { Duration::ZERO } else { GRACE };
+        tokio::spawn(process.stop(grace));
         end
     }
 
@@ -270,11 +298,12 @@ impl Call {
     async fn prompt(
         &self,
         agent: &ConnectionTo<Agent>,
+        cwd: &Path,
         heard: &Heard,
         verdicts: &mut Verdicts,
     ) -> Result<FinishReason, ModelError> {
         let session = tokio::select! {
-            opened = timeout(self.config.start_timeout, self.open(agent)) => opened.unwrap_or_else(|_| {
+            opened = timeout(self.config.start_timeout, self.open(agent, cwd)) => opened.unwrap_or_else(|_| {
                 let waited = self.config.start_timeout;
                 Err(error(ModelErrorKind::Timeout, format!("the agent opened no session within {waited:?}")))
             })?,
@@ -312,14 +341,14 @@ impl Call {
         }
     }
 
-    async fn open(&self, agent: &ConnectionTo<Agent>) -> Result<SessionId, ModelError> {
+    async fn open(&self, agent: &ConnectionTo<Agent>, cwd: &Path) -> Result<SessionId, ModelError> {
         let us = Implementation::new("raddle", env!("CARGO_PKG_VERSION"));
         let hello = InitializeRequest::new(ProtocolVersion::V1).client_info(us);
         let known = agent.send_request(hello).block_task().await.map_err(|why| refused(&why))?;
         if known.protocol_version != ProtocolVersion::V1 {
             return Err(error(ModelErrorKind::Rejected, "the agent speaks another version of the protocol"));
         }
-        let session = agent.send_request(NewSessionRequest::new(&self.config.cwd)).block_task().await;
+        let session = agent.send_request(NewSessionRequest::new(cwd)).block_task().await;
         session.map(|session| session.session_id).map_err(|why| refused(&why))
     }
 }
@@ -392,9 +421,9 @@ impl Drop for Group {
 }
 
 impl Process {
-    fn start(config: &AcpConfig) -> Result<Self, ModelError> {
+    fn start(config: &AcpConfig, cwd: &Path) -> Result<Self, ModelError> {
         let mut command = Command::new(&config.command);
-        command.args(&config.args).current_dir(&config.cwd).env_clear();
+        command.args(&config.args).current_dir(cwd).env_clear();
         for name in INHERITED {
             command.envs(std::env::var_os(name).map(|value| (name, value)));
         }
@@ -432,8 +461,8 @@ impl Process {
     }
 
     /// Its stdin is closed by now: that is its sign to end.
-    async fn stop(mut self) {
-        let _ = timeout(GRACE, self.child.wait()).await;
+    async fn stop(mut self, grace: Duration) {
+        let _ = timeout(grace, self.child.wait()).await;
         drop(self.group);
         let _ = self.child.wait().await;
     }

@@ -11,16 +11,11 @@ use std::{
 /// Of `@agentclientprotocol/sdk`.
 const SDK: &str = "2.4.0";
 
-/// Writes a configuration with an agent `helper` that works in `dir`; its path.
+/// Writes a configuration with an agent `helper`, which works in the workspaces of its threads; its path.
 pub fn configure(dir: &Path) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/agent.mjs");
-    let config = format!(
-        "[model.acp.helper]\ncommand = {:?}\nargs = [{:?}]\ncwd = {:?}\nenv.ACP_SDK = {:?}\n",
-        node(),
-        script,
-        dir,
-        sdk()
-    );
+    let config =
+        format!("[model.acp.helper]\ncommand = {:?}\nargs = [{:?}]\nenv.ACP_SDK = {:?}\n", node(), script, sdk());
     let path = dir.join("raddle.toml");
     std::fs::write(&path, config).unwrap();
     path

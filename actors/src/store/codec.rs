@@ -12,7 +12,7 @@ use raddle_domain::{
     event,
     id::{Seq, ThreadId, TurnId},
     pack::{Packed, Run},
-    ports::{Corrupt, Receipt, RowHead, SettledTurn, StoredEvent, ThreadRow},
+    ports::{Corrupt, LogKind, Receipt, RowHead, SettledTurn, StoredEvent, ThreadRow},
     time::UnixMs,
 };
 
@@ -390,6 +390,9 @@ const RECENT: u8 = 8;
 const FORKED: u8 = 16;
 /// `base` follows.
 const BASED: u8 = 32;
+/// The log of a job, or of a schedule: a build that knows of neither refuses the row.
+const JOB: u8 = 64;
+const SCHEDULE: u8 = 128;
 
 pub(crate) fn seal_row(key: &RowKey, stored: &Head, view: &[u8], snapshot: &[u8]) -> Vec<u8> {
     let Head { head, recent_at, last_turn, base, inherited } = stored;
@@ -401,7 +404,9 @@ pub(crate) fn seal_row(key: &RowKey, stored: &Head, view: &[u8], snapshot: &[u8]
                 | bit(head.wake_at.is_some(), WAKES)
                 | bit(recent_at.is_some(), RECENT)
                 | bit(*inherited > 0, FORKED)
-                | bit(base.is_some(), BASED),
+                | bit(base.is_some(), BASED)
+                | bit(head.kind == LogKind::Job, JOB)
+                | bit(head.kind == LogKind::Schedule, SCHEDULE),
         );
         let time = |at: Option<UnixMs>| at.unwrap_or_default().0;
         let numbers = [head.last_seq, head.snapshot_seq, head.fence, head.listed_at.0];
@@ -423,10 +428,17 @@ pub(crate) fn seal_row(key: &RowKey, stored: &Head, view: &[u8], snapshot: &[u8]
 
 fn head(body: &mut Body<'_>) -> Parsed<Head> {
     let [bits] = body.array()?;
-    let known = ARCHIVED | OWES | WAKES | RECENT | if body.schema < 2 { 0 } else { FORKED | BASED };
+    let later = FORKED | BASED | JOB | SCHEDULE;
+    let known = ARCHIVED | OWES | WAKES | RECENT | if body.schema < 2 { 0 } else { later };
     if bits & !known != 0 {
         return Err("unknown marks");
     }
+    let kind = match (bits & JOB != 0, bits & SCHEDULE != 0) {
+        (false, false) => LogKind::Thread,
+        (true, false) => LogKind::Job,
+        (false, true) => LogKind::Schedule,
+        (true, true) => return Err("a log of two kinds"),
+    };
     let [last_seq, snapshot_seq, fence, listed_at] = [body.u64()?, body.u64()?, body.u64()?, body.u64()?];
     let [owes, wakes, recent, last_turn] = [body.u64()?, body.u64()?, body.u64()?, body.u64()?];
     let time = |bit, at| (bits & bit != 0).then_some(UnixMs(at));
@@ -438,6 +450,7 @@ fn head(body: &mut Body<'_>) -> Parsed<Head> {
         owes_since: time(OWES, owes),
         wake_at: time(WAKES, wakes),
         archived: bits & ARCHIVED != 0,
+        kind,
     };
     let inherited = if bits & FORKED != 0 { body.u64()? } else { 0 };
     let base = if bits & BASED != 0 { Some((ThreadId::from_bytes(body.array()?), body.u64()?)) } else { None };

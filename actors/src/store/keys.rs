@@ -1,7 +1,7 @@
 //! Names of stored records: fixed-width, big-endian, owner first.
 //!
-//! A key can only be made from typed ids, so no record is reached without a [`TenantId`]. The three tables that are
-//! ordered by time (`timers`, `receipt_expiry`, `unpacked`) put the time before the tenant, because they are walked for
+//! A key can only be made from typed ids, so no record is reached without a [`TenantId`]. The tables that are
+//! ordered by time (`timers`, `job_timers`, `receipt_expiry`, `unpacked`) put the time before the tenant, because they are walked for
 //! everyone at once; the tenant still stands in the key.
 
 use std::cmp::Ordering;
@@ -121,6 +121,10 @@ keys! {
     RecentKey[56] = "recent";
     /// (wake at, tenant, thread): what is to be woken.
     TimerKey[56] = "timers";
+    /// (tenant, since, log): what of jobs and schedules is under way.
+    JobOwingKey[56] = "job_owing";
+    /// (due at, tenant, log): what of jobs and schedules is due.
+    JobTimerKey[56] = "job_timers";
     /// The store about itself.
     MetaKey[8] = "meta";
     /// (tenant, parent, child): whose log continues whose.
@@ -145,6 +149,8 @@ pub(crate) const EXPIRY: TableDefinition<ExpiryKey, &[u8; 8]> = TableDefinition:
 pub(crate) const OWING: TableDefinition<OwingKey, &[u8; 8]> = TableDefinition::new(OwingKey::TABLE);
 pub(crate) const RECENT: TableDefinition<RecentKey, &[u8; 8]> = TableDefinition::new(RecentKey::TABLE);
 pub(crate) const TIMERS: TableDefinition<TimerKey, &[u8; 8]> = TableDefinition::new(TimerKey::TABLE);
+pub(crate) const JOB_OWING: TableDefinition<JobOwingKey, &[u8; 8]> = TableDefinition::new(JobOwingKey::TABLE);
+pub(crate) const JOB_TIMERS: TableDefinition<JobTimerKey, &[u8; 8]> = TableDefinition::new(JobTimerKey::TABLE);
 
 const FIRST_ID: [u8; 16] = [0; 16];
 const LAST_ID: [u8; 16] = [0xff; 16];
@@ -246,14 +252,41 @@ macro_rules! of_tenant_by_time {
         }
     )*};
 }
-of_tenant_by_time!(OwingKey RecentKey);
+of_tenant_by_time!(OwingKey RecentKey JobOwingKey);
 
-impl OwingKey {
+/// What stands in an index of what has something under way.
+pub(crate) trait Owing: StoreKey {
+    fn make(key: ThreadKey, since: UnixMs) -> Self;
     /// Whose it is; `None` when the key is damaged.
-    pub(crate) fn tenant(&self) -> Option<TenantId> {
-        TenantId::from_bytes(self.part(0)).ok()
-    }
+    fn tenant(&self) -> Option<TenantId>;
+    fn place_of(&self) -> (UnixMs, ThreadId);
 }
+
+/// What stands in an index of what is due.
+pub(crate) trait Due: StoreKey {
+    /// The last key of everything that is due at `until`.
+    fn upto(until: UnixMs) -> Self;
+    fn due_at(&self) -> UnixMs;
+    /// Whose timer; `None` when the key is damaged.
+    fn owner(&self) -> Option<ThreadKey>;
+}
+
+macro_rules! owing {
+    ($($name:ident)*) => {$(
+        impl Owing for $name {
+            fn make(key: ThreadKey, since: UnixMs) -> Self {
+                Self::new(key, since)
+            }
+            fn tenant(&self) -> Option<TenantId> {
+                TenantId::from_bytes(self.part(0)).ok()
+            }
+            fn place_of(&self) -> (UnixMs, ThreadId) {
+                self.at()
+            }
+        }
+    )*};
+}
+owing!(OwingKey JobOwingKey);
 
 /// The first and the last place of a tenant's listing.
 pub(crate) fn ends(tenant: TenantId) -> ((ThreadKey, UnixMs), (ThreadKey, UnixMs)) {
@@ -261,26 +294,32 @@ pub(crate) fn ends(tenant: TenantId) -> ((ThreadKey, UnixMs), (ThreadKey, UnixMs
     (place(FIRST_ID, 0), place(LAST_ID, u64::MAX))
 }
 
-impl TimerKey {
-    pub(crate) fn new(key: ThreadKey, at: UnixMs) -> Self {
-        Self::join(&[&at.0.to_be_bytes(), key.tenant.as_bytes(), key.thread.as_bytes()])
-    }
-    /// The last key of everything that is due at `until`.
-    pub(crate) fn last(until: UnixMs) -> Self {
-        Self::join(&[&until.0.to_be_bytes(), &[0xff; 32], &LAST_ID])
-    }
-    pub(crate) fn at(&self) -> UnixMs {
-        UnixMs(u64::from_be_bytes(self.part(0)))
-    }
-    /// Whose timer; `None` when the key is damaged.
-    pub(crate) fn thread(&self) -> Option<ThreadKey> {
-        let tenant = TenantId::from_bytes(self.part(8)).ok()?;
-        Some(ThreadKey { tenant, thread: ThreadId::from_bytes(self.part(40)) })
-    }
-    fn show(&self) -> String {
-        format!("{}/{}/{}", self.at().0, tenant(self.part(8)), ThreadId::from_bytes(self.part(40)))
-    }
+macro_rules! by_time {
+    ($($name:ident)*) => {$(
+        impl $name {
+            pub(crate) fn new(key: ThreadKey, at: UnixMs) -> Self {
+                Self::join(&[&at.0.to_be_bytes(), key.tenant.as_bytes(), key.thread.as_bytes()])
+            }
+            fn show(&self) -> String {
+                format!("{}/{}/{}", self.due_at().0, tenant(self.part(8)), ThreadId::from_bytes(self.part(40)))
+            }
+        }
+
+        impl Due for $name {
+            fn upto(until: UnixMs) -> Self {
+                Self::join(&[&until.0.to_be_bytes(), &[0xff; 32], &LAST_ID])
+            }
+            fn due_at(&self) -> UnixMs {
+                UnixMs(u64::from_be_bytes(self.part(0)))
+            }
+            fn owner(&self) -> Option<ThreadKey> {
+                let tenant = TenantId::from_bytes(self.part(8)).ok()?;
+                Some(ThreadKey { tenant, thread: ThreadId::from_bytes(self.part(40)) })
+            }
+        }
+    )*};
 }
+by_time!(TimerKey JobTimerKey);
 
 impl MetaKey {
     /// How often the store was opened.

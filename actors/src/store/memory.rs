@@ -12,8 +12,8 @@ use raddle_domain::{
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     pack::{Packed, Run},
     ports::{
-        Append, Chunk, Corrupt, Document, DocumentKind, Fed, Fork, Found, Listed, LogStore, OwingPlace, Place, Receipt,
-        RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View, Write, WriteRefused,
+        Append, Chunk, Corrupt, Document, DocumentKind, Fed, Fork, Found, Listed, LogKind, LogStore, OwingPlace, Place,
+        Receipt, RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View, Write, WriteRefused,
     },
     time::UnixMs,
 };
@@ -324,11 +324,32 @@ impl MemoryView {
         self.0.threads.get(&key).map_or(&[], |stored| &stored.pieces)
     }
 
-    fn timers(&self) -> Vec<(UnixMs, ThreadKey)> {
+    /// Logs of threads, or all others.
+    fn logs(&self, threads: bool) -> impl Iterator<Item = (&ThreadKey, &Arc<Stored>)> {
+        self.0.threads.iter().filter(move |(_, stored)| (stored.row.head.kind == LogKind::Thread) == threads)
+    }
+
+    fn timers(&self, threads: bool) -> Vec<(UnixMs, ThreadKey)> {
         let timer = |(key, stored): (&ThreadKey, &Arc<Stored>)| stored.row.head.wake_at.map(|at| (at, *key));
-        let mut timers: Vec<_> = self.0.threads.iter().filter_map(timer).collect();
+        let mut timers: Vec<_> = self.logs(threads).filter_map(timer).collect();
         timers.sort_unstable();
         timers
+    }
+
+    fn owing_of(&self, threads: bool, cursor: Option<OwingPlace>, limit: usize) -> Vec<OwingPlace> {
+        let place = |(key, stored): (&ThreadKey, &Arc<Stored>)| {
+            let since = stored.row.head.owes_since?;
+            Some(OwingPlace { tenant: key.tenant, since, thread: key.thread })
+        };
+        let mut places: Vec<_> = self.logs(threads).filter_map(place).collect();
+        places.retain(|place| cursor.is_none_or(|cursor| *place > cursor));
+        places.sort_unstable();
+        places.truncate(limit);
+        places
+    }
+
+    fn due_of(&self, threads: bool, until: UnixMs, limit: usize) -> Vec<(UnixMs, ThreadKey)> {
+        self.timers(threads).into_iter().take_while(|(at, _)| *at <= until).take(limit).collect()
     }
 }
 
@@ -379,7 +400,7 @@ impl View for MemoryView {
     }
 
     fn list(&self, tenant: TenantId, cursor: Option<Place>, limit: usize) -> Result<Vec<Listed>, StoreError> {
-        let mut list: Vec<_> = self.0.threads.iter().filter(|(key, _)| key.tenant == tenant).collect();
+        let mut list: Vec<_> = self.logs(true).filter(|(key, _)| key.tenant == tenant).collect();
         let place = |key: &ThreadKey, stored: &Stored| {
             let head = &stored.row.head;
             Place { at: head.owes_since.unwrap_or(head.listed_at), thread: key.thread }
@@ -398,23 +419,27 @@ impl View for MemoryView {
     }
 
     fn owing(&self, cursor: Option<OwingPlace>, limit: usize) -> Result<Vec<OwingPlace>, StoreError> {
-        let place = |(key, stored): (&ThreadKey, &Arc<Stored>)| {
-            let since = stored.row.head.owes_since?;
-            Some(OwingPlace { tenant: key.tenant, since, thread: key.thread })
-        };
-        let mut places: Vec<_> = self.0.threads.iter().filter_map(place).collect();
-        places.retain(|place| cursor.is_none_or(|cursor| *place > cursor));
-        places.sort_unstable();
-        places.truncate(limit);
-        Ok(places)
+        Ok(self.owing_of(true, cursor, limit))
     }
 
     fn due(&self, until: UnixMs, limit: usize) -> Result<Vec<(UnixMs, ThreadKey)>, StoreError> {
-        Ok(self.timers().into_iter().take_while(|(at, _)| *at <= until).take(limit).collect())
+        Ok(self.due_of(true, until, limit))
     }
 
     fn next_wake(&self) -> Result<Option<UnixMs>, StoreError> {
-        Ok(self.timers().first().map(|(at, _)| *at))
+        Ok(self.timers(true).first().map(|(at, _)| *at))
+    }
+
+    fn owing_jobs(&self, cursor: Option<OwingPlace>, limit: usize) -> Result<Vec<OwingPlace>, StoreError> {
+        Ok(self.owing_of(false, cursor, limit))
+    }
+
+    fn due_jobs(&self, until: UnixMs, limit: usize) -> Result<Vec<(UnixMs, ThreadKey)>, StoreError> {
+        Ok(self.due_of(false, until, limit))
+    }
+
+    fn next_job(&self, after: UnixMs) -> Result<Option<UnixMs>, StoreError> {
+        Ok(self.timers(false).into_iter().map(|(at, _)| at).find(|at| *at > after))
     }
 
     fn feed(&self, tenant: TenantId, after: u64, limit: usize) -> Result<Vec<Fed>, StoreError> {

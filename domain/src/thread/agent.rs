@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Acts of one model call.
-const ACTS: usize = 2_000;
+pub(super) const ACTS: usize = 1_000;
 
 impl Stepper<'_> {
     /// Takes what an agent says about one of its acts.

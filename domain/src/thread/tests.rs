@@ -239,6 +239,19 @@ impl Bench {
         .unwrap()
     }
 
+    /// The attempt of the tool that is under way says something.
+    fn says(&mut self, tool: &str, said: &str) -> Step {
+        let Effect { operation_id: operation, attempt, .. } = self.effect(tool);
+        self.ask(Command::ToolReport(ToolReport { operation, attempt, said: said.into(), end: None })).unwrap()
+    }
+
+    /// What the open item of a tool call holds.
+    fn heard(&self, tool: &str) -> String {
+        let item = self.effect(tool).item_id;
+        let items = self.state.open().expect("a turn is open").items();
+        items.filter(|open| open.id == item).map(|open| open.detail.clone()).collect()
+    }
+
     fn done(&mut self, tool: &str) -> Step {
         self.tool(tool, ToolEnd::Done(format!("{tool} is done")))
     }

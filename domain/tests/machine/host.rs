@@ -131,14 +131,12 @@ impl Host {
                 let owed = self.state.owed().tools;
                 match owed.get(*which).or(owed.first()) {
                     Some(due) => {
-                        let end = tool_end(*end);
-                        let report = ToolReport {
-                            operation: due.operation,
-                            attempt: due.attempt,
-                            said: String::new(),
-                            end: Some(end),
-                        };
-                        self.ask(Command::ToolReport(report), now)
+                        let (operation, attempt) = (due.operation, due.attempt);
+                        let report = |said: &str, end| ToolReport { operation, attempt, said: said.into(), end };
+                        let (said, rest) = model::SAID.split_at(3);
+                        let (said, ends) = (report(said, None), report(rest, Some(tool_end(*end))));
+                        self.ask(Command::ToolReport(said), now);
+                        self.ask(Command::ToolReport(ends), now)
                     }
                     None => "noted",
                 }

@@ -34,6 +34,8 @@ pub const LIMITS: Limits = Limits {
     checkpoints: 2,
 };
 
+/// What every tool says before it ends, in two pieces.
+pub const SAID: &str = "on its way";
 pub const CUT_SHORT: &str = "the turn ended before this call was done";
 
 /// What may be asked, and what engines, tools, clocks and accidents do.
@@ -831,7 +833,11 @@ impl Model {
                     }
                 }
             }
-            self.close_call(at, CUT_SHORT);
+            let said = match self.line(at) {
+                Line::Tool(said) if !said.is_empty() => format!("{said}\n"),
+                _ => String::new(),
+            };
+            self.close_call(at, &format!("{said}{CUT_SHORT}"));
         }
         let Some(mut open) = self.open.take() else { return };
         if open.compacting {
@@ -1045,6 +1051,13 @@ impl Model {
         let effect = self.effect(at);
         effect.status = EffectStatus::Started;
         effect.starts += 1;
+        *self.line(at) = Line::Tool(String::new());
+    }
+
+    /// What the conversation has for a call that is open.
+    fn line(&mut self, at: usize) -> &mut Line {
+        let open = self.open.as_mut().unwrap();
+        &mut open.lines[open.calls[at].line]
     }
 
     fn settle(&mut self, at: usize, outcome: EffectOutcome, output: &str) {
@@ -1071,7 +1084,10 @@ impl Model {
             End::NotDone => self.settle(at, EffectOutcome::Failed, "it could not be done"),
             End::Unknown if more && matches!(class, Read | Idempotent) => self.run(at),
             End::Unknown if class == Read => self.settle(at, EffectOutcome::Failed, "unknown"),
-            End::Unknown => self.effect(at).status = EffectStatus::Uncertain,
+            End::Unknown => {
+                self.effect(at).status = EffectStatus::Uncertain;
+                *self.line(at) = Line::Tool(SAID.to_owned());
+            }
         }
         self.go_on();
     }

@@ -167,7 +167,7 @@ mod tests {
     fn tools_are_sent_as_functions_to_the_byte() {
         let request = ModelRequest { tools: vec![tool("put"), tool("ask_user")], ..request(vec![user("hi")]) };
         let function = |name: &str| {
-            let schema = r#"{"properties":{"a":{"enum":[1,null]},"b":{"type":"string"}},"type":"object"}"#;
+            let schema = r#"{"type":"object","properties":{"b":{"type":"string"},"a":{"enum":[1,null]}}}"#;
             format!(
                 r#"{{"type":"function","function":{{"name":"{name}","description":"Does\n\"it\".","parameters":{schema}}}}}"#
             )

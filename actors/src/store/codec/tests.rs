@@ -26,6 +26,7 @@ fn stored_head() -> Head {
         owes_since: Some(UnixMs(1_795_000_000_001)),
         wake_at: None,
         archived: true,
+        kind: LogKind::Thread,
     };
     Head { head, recent_at: Some(UnixMs(1_794_000_000_000)), last_turn: 33, base: None, inherited: 0 }
 }

@@ -1,9 +1,9 @@
 //! Reading from one commit. Every record is checked when it is read, and so is what connects records: a log without
 //! a gap up to where its row says it ends, turns that name the one before them, a row beside every log.
 
-use std::{borrow::Cow, cell::RefCell};
+use std::{borrow::Cow, cell::RefCell, ops::Bound};
 
-use ::redb::{ReadOnlyTable, ReadTransaction};
+use ::redb::{Key, ReadOnlyTable, ReadTransaction, TableDefinition, Value};
 use bytes::Bytes;
 use raddle_domain::{
     event,
@@ -21,8 +21,8 @@ use super::{
         backend::Medium,
         codec::{self, Head, Sealed},
         keys::{
-            self, LOG, LogKey, OWING, OwingKey, RECEIPTS, RECENT, ReceiptKey, RecentKey, RowKey, StoreKey, THREADS,
-            TIMERS, TURN_IDS, TURNS, TimerKey, TurnKey,
+            self, Due, JOB_OWING, JOB_TIMERS, LOG, LogKey, OWING, Owing, OwingKey, RECEIPTS, RECENT, ReceiptKey,
+            RecentKey, RowKey, StoreKey, THREADS, TIMERS, TURN_IDS, TURNS, TurnKey,
         },
         page::Page,
         rename::rename,
@@ -195,6 +195,80 @@ impl<'s> RedbView<'s> {
         Ok(list)
     }
 
+    /// What an index says has something under way.
+    fn owing_in<K: Owing + Key + for<'k> Value<SelfType<'k> = K>>(
+        &self,
+        table: TableDefinition<K, &'static [u8; 8]>,
+        cursor: Option<OwingPlace>,
+        limit: usize,
+    ) -> Result<Vec<OwingPlace>, Fault> {
+        let owing = self.txn.open_table(table)?;
+        let after = cursor.map(|OwingPlace { tenant, since, thread }| K::make(ThreadKey { tenant, thread }, since));
+        let range = match after {
+            Some(after) => owing.range((Bound::Excluded(after), Bound::<K>::Unbounded))?,
+            None => owing.range::<K>(..)?,
+        };
+        let mut places = Vec::new();
+        for entry in range {
+            if places.len() == limit {
+                break;
+            }
+            let (key, mark) = entry?;
+            let key: K = key.value();
+            let (since, thread) = key.place_of();
+            match (key.tenant(), codec::check_mark(&key, mark.value())) {
+                (Some(tenant), Ok(())) => places.push(OwingPlace { tenant, since, thread }),
+                // One damaged entry may not keep every other one from its work.
+                _ => tracing::error!(table = K::TABLE, record = %key.place(), "a damaged entry is passed over"),
+            }
+        }
+        Ok(places)
+    }
+
+    /// What an index says is due at or before `until`.
+    fn due_in<K: Due + Key + for<'k> Value<SelfType<'k> = K>>(
+        &self,
+        table: TableDefinition<K, &'static [u8; 8]>,
+        until: UnixMs,
+        limit: usize,
+    ) -> Result<Vec<(UnixMs, ThreadKey)>, Fault> {
+        let mut due = Vec::new();
+        for entry in self.txn.open_table(table)?.range(..=K::upto(until))? {
+            if due.len() == limit {
+                break;
+            }
+            let (key, mark) = entry?;
+            let key: K = key.value();
+            match (key.owner(), codec::check_mark(&key, mark.value())) {
+                (Some(owner), Ok(())) if key.due_at() <= until => due.push((key.due_at(), owner)),
+                _ => tracing::error!(table = K::TABLE, record = %key.place(), "a damaged entry is passed over"),
+            }
+        }
+        Ok(due)
+    }
+
+    /// The first time in an index, behind `after`.
+    fn next_in<K: Due + Key + for<'k> Value<SelfType<'k> = K>>(
+        &self,
+        table: TableDefinition<K, &'static [u8; 8]>,
+        after: Option<UnixMs>,
+    ) -> Result<Option<UnixMs>, Fault> {
+        let timers = self.txn.open_table(table)?;
+        let range = match after {
+            Some(after) => timers.range((Bound::Excluded(K::upto(after)), Bound::<K>::Unbounded))?,
+            None => timers.range::<K>(..)?,
+        };
+        for entry in range {
+            let (key, mark) = entry?;
+            let key: K = key.value();
+            // Waking for an entry that is passed over when it is due would never end.
+            if key.owner().is_some() && codec::check_mark(&key, mark.value()).is_ok() {
+                return Ok(Some(key.due_at()));
+            }
+        }
+        Ok(None)
+    }
+
     /// The row that an index names; `None` when the thread is listed elsewhere.
     fn listed_row(
         &self,
@@ -350,64 +424,27 @@ impl View for RedbView<'_> {
     }
 
     fn owing(&self, cursor: Option<OwingPlace>, limit: usize) -> Result<Vec<OwingPlace>, StoreError> {
-        self.read(|| {
-            let owing = self.txn.open_table(OWING)?;
-            let after =
-                cursor.map(|OwingPlace { tenant, since, thread }| OwingKey::new(ThreadKey { tenant, thread }, since));
-            let range = match after {
-                Some(after) => {
-                    owing.range((std::ops::Bound::Excluded(after), std::ops::Bound::<OwingKey>::Unbounded))?
-                }
-                None => owing.range::<OwingKey>(..)?,
-            };
-            let mut places = Vec::new();
-            for entry in range {
-                if places.len() == limit {
-                    break;
-                }
-                let (key, mark) = entry?;
-                let key = key.value();
-                let (since, thread) = key.at();
-                match (key.tenant(), codec::check_mark(&key, mark.value())) {
-                    (Some(tenant), Ok(())) => places.push(OwingPlace { tenant, since, thread }),
-                    // One damaged entry may not keep every other thread from its work.
-                    _ => tracing::error!(record = %key.place(), "a damaged entry of `owing` is passed over"),
-                }
-            }
-            Ok(places)
-        })
+        self.read(|| self.owing_in(OWING, cursor, limit))
     }
 
     fn due(&self, until: UnixMs, limit: usize) -> Result<Vec<(UnixMs, ThreadKey)>, StoreError> {
-        self.read(|| {
-            let mut due = Vec::new();
-            for entry in self.txn.open_table(TIMERS)?.range(..=TimerKey::last(until))? {
-                if due.len() == limit {
-                    break;
-                }
-                let (key, mark) = entry?;
-                let key = key.value();
-                match (key.thread(), codec::check_mark(&key, mark.value())) {
-                    (Some(thread), Ok(())) if key.at() <= until => due.push((key.at(), thread)),
-                    _ => tracing::error!(record = %key.place(), "a damaged entry of `timers` is passed over"),
-                }
-            }
-            Ok(due)
-        })
+        self.read(|| self.due_in(TIMERS, until, limit))
     }
 
     fn next_wake(&self) -> Result<Option<UnixMs>, StoreError> {
-        self.read(|| {
-            for entry in self.txn.open_table(TIMERS)?.range::<TimerKey>(..)? {
-                let (key, mark) = entry?;
-                let key = key.value();
-                // Waking for an entry that `due` passes over would never end.
-                if key.thread().is_some() && codec::check_mark(&key, mark.value()).is_ok() {
-                    return Ok(Some(key.at()));
-                }
-            }
-            Ok(None)
-        })
+        self.read(|| self.next_in(TIMERS, None))
+    }
+
+    fn owing_jobs(&self, cursor: Option<OwingPlace>, limit: usize) -> Result<Vec<OwingPlace>, StoreError> {
+        self.read(|| self.owing_in(JOB_OWING, cursor, limit))
+    }
+
+    fn due_jobs(&self, until: UnixMs, limit: usize) -> Result<Vec<(UnixMs, ThreadKey)>, StoreError> {
+        self.read(|| self.due_in(JOB_TIMERS, until, limit))
+    }
+
+    fn next_job(&self, after: UnixMs) -> Result<Option<UnixMs>, StoreError> {
+        self.read(|| self.next_in(JOB_TIMERS, Some(after)))
     }
 
     fn feed(&self, tenant: TenantId, after: u64, limit: usize) -> Result<Vec<Fed>, StoreError> {

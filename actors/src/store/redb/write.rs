@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use ::redb::{ReadableTable, Table, WriteTransaction};
 use raddle_domain::{
     id::{Seq, ThreadKey},
-    ports::{Append, Fork, Write, WriteRefused},
+    ports::{Append, Fork, LogKind, Write, WriteRefused},
     time::UnixMs,
 };
 
@@ -14,8 +14,9 @@ use super::{
     super::{
         codec::{self, Head, TurnRecord},
         keys::{
-            EXPIRY, ExpiryKey, FORKS, ForkKey, LOG, LogKey, OWING, OwingKey, RECEIPTS, RECENT, ReceiptKey, RecentKey,
-            RowKey, StoreKey, THREADS, TIMERS, TURN_IDS, TURNS, TimerKey, TurnIdKey, TurnKey, UNPACKED, UnpackedKey,
+            EXPIRY, ExpiryKey, FORKS, ForkKey, JOB_OWING, JOB_TIMERS, JobOwingKey, JobTimerKey, LOG, LogKey, OWING,
+            OwingKey, RECEIPTS, RECENT, ReceiptKey, RecentKey, RowKey, StoreKey, THREADS, TIMERS, TURN_IDS, TURNS,
+            TimerKey, TurnIdKey, TurnKey, UNPACKED, UnpackedKey,
         },
     },
     Fault,
@@ -40,6 +41,8 @@ pub(super) struct Tables<'t> {
     owing: Marks<'t, OwingKey>,
     recent: Marks<'t, RecentKey>,
     timers: Marks<'t, TimerKey>,
+    job_owing: Marks<'t, JobOwingKey>,
+    job_timers: Marks<'t, JobTimerKey>,
     tenant: tenant::TenantTables<'t>,
 }
 
@@ -100,6 +103,8 @@ impl<'t> Tables<'t> {
             owing: None,
             recent: None,
             timers: None,
+            job_owing: None,
+            job_timers: None,
             tenant: tenant::TenantTables::new(txn),
         }
     }
@@ -314,14 +319,15 @@ impl<'t> Tables<'t> {
             let log_key = LogKey::new(*key, chunk.first);
             open!(self.log, LOG).insert(log_key, codec::seal_chunk(&log_key, &chunk.events).as_slice())?;
         }
-        // While a thread owes it is listed by that, and its place in `recent` stays behind.
-        let recent_at = if row.head.owes_since.is_some() { old.recent_at } else { Some(row.head.listed_at) };
+        // While a thread owes it is listed by that, and its place in `recent` stays behind. Jobs are in no such list.
+        let is_thread = row.head.kind == LogKind::Thread;
+        let stays = row.head.owes_since.is_some() || !is_thread;
+        let recent_at = if stays { old.recent_at } else { Some(row.head.listed_at) };
         let new = Head { head: row.head, recent_at, last_turn, ..old };
         let bytes = codec::seal_row(&row_key, &new, &row.view, &row.snapshot);
         open!(self.threads, THREADS).insert(row_key, bytes.as_slice())?;
         let (was, is) = (if is_new { Default::default() } else { old.head }, row.head);
-        shift!(self.owing, OWING, OwingKey, *key, was.owes_since, is.owes_since);
-        shift!(self.timers, TIMERS, TimerKey, *key, was.wake_at, is.wake_at);
+        self.shift_work(*key, row.head.kind, [was.owes_since, is.owes_since], [was.wake_at, is.wake_at])?;
         shift!(self.recent, RECENT, RecentKey, *key, old.recent_at, recent_at);
 
         if let (Some(_), Some((owner, at))) = (fork, old.base) {
@@ -357,6 +363,27 @@ impl<'t> Tables<'t> {
         Ok(Ok(self.tenant.append(append, planned)?))
     }
 
+    /// Moves a log in the indexes of its kind: of what is under way, and of what is due.
+    fn shift_work(
+        &mut self,
+        key: ThreadKey,
+        kind: LogKind,
+        owes: [Option<UnixMs>; 2],
+        wakes: [Option<UnixMs>; 2],
+    ) -> Result<(), Fault> {
+        match kind {
+            LogKind::Thread => {
+                shift!(self.owing, OWING, OwingKey, key, owes[0], owes[1]);
+                shift!(self.timers, TIMERS, TimerKey, key, wakes[0], wakes[1]);
+            }
+            LogKind::Job | LogKind::Schedule => {
+                shift!(self.job_owing, JOB_OWING, JobOwingKey, key, owes[0], owes[1]);
+                shift!(self.job_timers, JOB_TIMERS, JobTimerKey, key, wakes[0], wakes[1]);
+            }
+        }
+        Ok(())
+    }
+
     fn erase(&mut self, key: ThreadKey, fence: u64, expected: Seq) -> Result<Checked<()>, Fault> {
         let old = match self.owned(key, fence, expected)? {
             Ok(Some(old)) => old,
@@ -372,8 +399,7 @@ impl<'t> Tables<'t> {
             }
         }
         self.remove_records(key)?;
-        shift!(self.owing, OWING, OwingKey, key, old.head.owes_since, None);
-        shift!(self.timers, TIMERS, TimerKey, key, old.head.wake_at, None);
+        self.shift_work(key, old.head.kind, [old.head.owes_since, None], [old.head.wake_at, None])?;
         shift!(self.recent, RECENT, RecentKey, key, old.recent_at, None);
         Ok(Ok(()))
     }
@@ -390,6 +416,8 @@ impl<'t> Tables<'t> {
         open!(self.owing, OWING).retain(|at, _| !at.names(key))?;
         open!(self.recent, RECENT).retain(|at, _| !at.names(key))?;
         open!(self.timers, TIMERS).retain(|at, _| !at.names(key))?;
+        open!(self.job_owing, JOB_OWING).retain(|at, _| !at.names(key))?;
+        open!(self.job_timers, JOB_TIMERS).retain(|at, _| !at.names(key))?;
         self.tenant.forget_entries(key)?;
         open!(self.unpacked, UNPACKED).retain(|at, _| at.thread() != Some(key))?;
         Ok(Ok(()))

@@ -116,6 +116,15 @@ impl View for Fake {
     }
 
     // Not asked by what is tested here.
+    fn owing_jobs(&self, _: Option<OwingPlace>, _: usize) -> Result<Vec<OwingPlace>, StoreError> {
+        Ok(Vec::new())
+    }
+    fn due_jobs(&self, _: UnixMs, _: usize) -> Result<Vec<(UnixMs, ThreadKey)>, StoreError> {
+        Ok(Vec::new())
+    }
+    fn next_job(&self, _: UnixMs) -> Result<Option<UnixMs>, StoreError> {
+        Ok(None)
+    }
     fn event(&self, _: ThreadKey, _: Seq) -> Result<Option<StoredEvent>, StoreError> {
         Ok(None)
     }

@@ -1,7 +1,7 @@
 //! What an agent does by itself, and what it asks for.
 
 use super::*;
-use crate::ports::Verdict;
+use crate::{ports::Verdict, thread::agent};
 
 fn asks() -> ActStep {
     ActStep::Asks(Box::new(planned("act", EffectClass::Once, Gate::Ask)))
@@ -252,12 +252,19 @@ fn a_steer_is_for_the_call_behind_the_agents() {
 #[test]
 fn an_agent_that_makes_too_many_calls_is_stopped() {
     let mut bench = answering();
-    for number in 0.. {
-        bench.act(&number.to_string(), done());
-        if bench.state.open().is_none() {
-            break;
-        }
-        assert!(number < 3_000, "nothing stops it");
-    }
+    let (turn, call) = bench.state.owed().call.unwrap();
+    let act = |number: usize| Act {
+        call_id: number.to_string(),
+        tool: "act".into(),
+        title: "does it".into(),
+        kind: ItemKind::ToolCall,
+        arguments: serde_json::json!({}),
+        step: done(),
+    };
+    let mut report = Report { turn, call, text: Vec::new(), acts: (0..agent::ACTS).map(act).collect(), end: None };
+    bench.ask(Command::Report(report.clone())).unwrap();
+    assert!(bench.state.open().is_some());
+    report.acts = vec![act(agent::ACTS)];
+    bench.ask(Command::Report(report)).unwrap();
     assert_eq!(bench.ended().error.unwrap().code, "output-too-large");
 }

@@ -326,6 +326,57 @@ fn what_was_only_intended_is_simply_started_after_a_crash() {
 }
 
 #[test]
+fn what_a_tool_says_is_heard_until_its_end_takes_its_place() {
+    let mut bench = calling(vec![free("a", Read), free("b", Read)]);
+    bench.begin();
+    for (tool, said) in [("a", "one "), ("b", "uno "), ("a", "two "), ("b", "due ")] {
+        let step = bench.says(tool, said);
+        assert!(matches!(&step.records[..], [Record { event: Event::ItemDelta(delta), .. }] if delta.delta == said));
+    }
+    assert_eq!((bench.heard("a"), bench.heard("b")), ("one two ".into(), "uno due ".into()));
+    bench.done("a");
+    assert_eq!(bench.output("a"), (TurnStatus::Completed, "a is done".into()));
+    assert_eq!(bench.heard("b"), "uno due ");
+}
+
+#[test]
+fn another_attempt_says_everything_anew() {
+    let mut bench = calling(vec![free("t", Idempotent)]);
+    bench.begin();
+    bench.says("t", "half of it");
+    bench.recover();
+    assert_eq!(bench.heard("t"), "");
+    let first = bench.effect("t");
+    let late = ToolReport { operation: first.operation_id, attempt: 1, said: "late".into(), end: None };
+    assert!(bench.ask(Command::ToolReport(late)).unwrap().records.is_empty());
+    bench.says("t", "all of it");
+    assert_eq!(bench.heard("t"), "all of it");
+}
+
+#[test]
+fn a_tool_is_heard_up_to_the_limit_of_an_item() {
+    let mut bench = calling(vec![free("t", Once)]);
+    bench.begin();
+    let limit = bench.limits.item_bytes;
+    bench.says("t", &"é".repeat(limit / 2 - 1));
+    bench.says("t", "xéé");
+    assert_eq!(bench.heard("t").len(), limit - 1, "a character is not cut in two");
+    assert!(bench.says("t", "é").records.is_empty());
+    bench.done("t");
+    assert_eq!(bench.output("t").1, "t is done");
+}
+
+#[test]
+fn what_a_tool_said_outlives_the_turn_that_it_was_cut_off_with() {
+    let mut bench = calling(vec![free("t", Once)]);
+    bench.begin();
+    bench.says("t", "deleting all files");
+    bench.interrupt();
+    let (status, said) = bench.output("t");
+    assert_eq!((status, said.starts_with("deleting all files\n")), (TurnStatus::Interrupted, true));
+}
+
+#[test]
 fn what_can_be_repeated_is_started_again_under_its_operation_id() {
     for class in [Read, Idempotent] {
         let mut bench = calling(vec![free("t", class)]);
