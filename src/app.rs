@@ -8,12 +8,14 @@ use raddle_domain::{policy::Policy, ports::Sink, price::Prices};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
-    config::{Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
+    config::{AgentConfig, Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
     egress::{Allowed, Egress},
     hooks::{Jsonl, Stdout, Unix, Webhook},
     jobs::{self, Runner},
     mcp::{self, Mcp},
-    models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
+    models::{
+        ANTHROPIC, OPENAI, Registry, RegistryConfig, acp::AcpConfig, anthropic::AnthropicConfig, openai::OpenAiConfig,
+    },
     policy, prices,
     sandbox::{self, Sandbox},
     tools::{Tool, Toolbox, demo, files, shell::Shell},
@@ -44,9 +46,9 @@ impl App {
 /// names its pid. The sandbox starts this program again: its `main` begins with [`sandbox::helper::main`], or
 /// `sandbox.kind` is `off`.
 pub async fn start(config: &Config) -> anyhow::Result<App> {
-    let models = Registry::new(models(config)?).context("`model`")?;
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
     let workspaces = workspaces(config)?;
+    let models = Registry::new(models(config)?, &workspaces).context("`model`")?;
     let mcp = mcp(&config.mcp).context("`mcp.file`")?;
     let policy = policy(config.policy_file.as_deref()).context("`policy.file`")?;
     let sandbox = sandbox(config).await;
@@ -223,7 +225,13 @@ fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
         default: model.default.clone(),
         openai: openai.transpose()?,
         anthropic: anthropic.transpose()?,
+        agents: model.agents.iter().map(agent).collect(),
     })
+}
+
+fn agent(config: &AgentConfig) -> AcpConfig {
+    let AgentConfig { name, command, args, env, cwd, start_timeout } = config.clone();
+    AcpConfig { name, command, args, env, cwd, start_timeout }
 }
 
 fn runtime(config: &Config) -> raddle_actors::Config {

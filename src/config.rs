@@ -11,9 +11,11 @@ use secrecy::SecretString;
 use toml::{Table, Value};
 
 pub use self::hooks::{HookConfig, SinkConfig};
-use crate::egress::Allowed;
-use crate::models::{anthropic, provider::Patience};
-use crate::sandbox::{self, Kind, SandboxConfig};
+use crate::{
+    egress::Allowed,
+    models::{acp, anthropic, provider::Patience},
+    sandbox::{self, Kind, SandboxConfig},
+};
 
 mod hooks;
 
@@ -78,6 +80,8 @@ pub struct ModelConfig {
     pub default: Option<String>,
     pub openai: Option<OpenAiConfig>,
     pub anthropic: Option<AnthropicConfig>,
+    /// By their names.
+    pub agents: Vec<AgentConfig>,
 }
 
 /// What models may do.
@@ -118,6 +122,19 @@ pub struct AnthropicConfig {
     pub max_tokens: u32,
     /// Whether the provider is asked to keep the conversation for the next call.
     pub prompt_cache: bool,
+}
+
+/// A process that speaks the Agent Client Protocol.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    pub name: String,
+    pub command: PathBuf,
+    pub args: Vec<String>,
+    /// Added to its environment.
+    pub env: Vec<(String, SecretString)>,
+    /// Where it works, instead of the workspace of each thread.
+    pub cwd: Option<PathBuf>,
+    pub start_timeout: Duration,
 }
 
 /// Where a provider is, how to log in, and how long it may take.
@@ -257,6 +274,7 @@ impl Config {
                 default: keys.text("model.default")?.map(|text| text.0),
                 openai: openai(keys)?,
                 anthropic: anthropic(keys)?,
+                agents: agents(keys)?,
             },
             prices_file: keys.text("prices.file")?.map(|text| text.0.into()),
             policy_file: keys.text("policy.file")?.map(|text| text.0.into()),
@@ -457,6 +475,41 @@ fn anthropic(keys: &mut Keys) -> Result<Option<AnthropicConfig>, ConfigError> {
     Ok(provider.map(|provider| AnthropicConfig { provider, version, max_tokens, prompt_cache }))
 }
 
+/// What the keys of agents begin with: `model.acp.NAME.command`.
+const AGENTS: &str = "model.acp.";
+
+fn agents(keys: &mut Keys) -> Result<Vec<AgentConfig>, ConfigError> {
+    keys.names(AGENTS).into_iter().map(|name| agent(keys, name)).collect()
+}
+
+fn agent(keys: &mut Keys, name: String) -> Result<AgentConfig, ConfigError> {
+    let key = |rest: &str| format!("{AGENTS}{name}.{rest}");
+    if !acp::is_name(&name) {
+        let why = "is no name of an agent: at most 32 of a-z, 0-9, `-` and `_`";
+        return Err(invalid(&format!("{AGENTS}{name}"), Origin::File, why));
+    }
+    let Some((command, _)) = keys.text(&key("command"))? else {
+        return Err(invalid(&key("command"), Origin::Default, "is needed to run the agent"));
+    };
+    let cwd = match keys.text(&key("cwd"))? {
+        None => None,
+        Some((cwd, _)) if cwd.starts_with('/') => Some(cwd.into()),
+        Some((_, origin)) => return Err(invalid(&key("cwd"), origin, "must be an absolute path")),
+    };
+    let env = keys.below(&key("env.")).into_iter().map(|(variable, value)| match value {
+        Value::String(text) => Ok((variable, text.into())),
+        _ => Err(invalid(&key(&format!("env.{variable}")), Origin::File, "must be a text")),
+    });
+    Ok(AgentConfig {
+        env: env.collect::<Result<_, _>>()?,
+        args: keys.texts(&key("args"))?.map(|texts| texts.0).unwrap_or_default(),
+        start_timeout: keys.millis(&key("start_timeout_ms"), 30_000, 1)?,
+        command: command.into(),
+        cwd,
+        name,
+    })
+}
+
 /// A provider is configured as soon as somebody says where it is or how to log in; it is at `usual` unless somebody
 /// says where.
 fn provider(keys: &mut Keys, name: &str, usual: &str) -> Result<Option<ProviderConfig>, ConfigError> {
@@ -590,6 +643,22 @@ impl Keys {
             Some(texts) => Ok(Some((texts, origin))),
             None => Err(invalid(key, origin, "must be a list of texts that are not empty")),
         }
+    }
+
+    /// The names that stand in the file behind a prefix: those of tables that people name themselves.
+    fn names(&self, prefix: &str) -> Vec<String> {
+        let rest = self.file.keys().filter_map(|key| key.strip_prefix(prefix));
+        let mut names: Vec<String> = rest.filter_map(|rest| Some(rest.split_once('.')?.0.to_owned())).collect();
+        // They are in order: of one name stand side by side.
+        names.dedup();
+        names
+    }
+
+    /// What stands in the file behind a prefix, under any name, taken out.
+    fn below(&mut self, prefix: &str) -> Vec<(String, Value)> {
+        let is_below = |key: &String, _: &mut Value| key.starts_with(prefix);
+        let below = self.file.extract_if(.., is_below);
+        below.map(|(key, value)| (key[prefix.len()..].to_owned(), value)).collect()
     }
 
     fn number(&mut self, key: &str, default: u64, least: u64, most: u64) -> Result<u64, ConfigError> {
@@ -906,6 +975,29 @@ mod tests {
         let err = read("[auth]\nadmin_key = \"k\"", &[], &[]).unwrap_err().to_string();
         assert!(err.contains("auth.admin_key") && err.contains("not built"), "{err}");
         assert!(read("", &[("RADDLE_AUTH_ADMIN_KEY_FILE", "/k")], &[]).is_err());
+    }
+
+    #[test]
+    fn an_agent_is_named_by_its_table() {
+        let file = "[model.acp.helper]\ncommand = \"helper\"\nargs = [\"--acp\"]\nenv.TOKEN = \"hush\"\n\
+                    [model.acp.other]\ncommand = \"/bin/other\"\ncwd = \"/\"";
+        let config = read(file, &[("RADDLE_MODEL_ACP_OTHER_CWD", "/v")], &[]).unwrap();
+        let [helper, other] = &config.model.agents[..] else { panic!("{config:?}") };
+        assert_eq!((helper.name.as_str(), helper.args.as_slice()), ("helper", &["--acp".to_owned()][..]));
+        assert_eq!((helper.env[0].0.as_str(), helper.start_timeout), ("TOKEN", Duration::from_secs(30)));
+        assert_eq!((other.name.as_str(), other.cwd.as_deref()), ("other", Some(std::path::Path::new("/v"))));
+        assert_eq!(helper.cwd, None);
+        assert!(!format!("{config:?}").contains("hush"));
+        for bad in [
+            "model.acp.x.cwd = \"/\"",
+            "[model.acp.x]\ncommand = \"x\"\ncwd = \"here\"",
+            "[model.acp.X]\ncommand = \"x\"\ncwd = \"/\"",
+            "[model.acp.x]\ncommand = \"x\"\ncwd = \"/\"\nargs = \"a\"",
+            "[model.acp.x]\ncommand = \"x\"\ncwd = \"/\"\nother = 1",
+            "model.acp = 1",
+        ] {
+            assert!(read(bad, &[], &[]).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -59,9 +59,61 @@ pub enum Fragment {
         name: Option<String>,
         arguments: String,
     },
+    /// What an engine did that acts by itself, or wants to do.
+    Act(Act),
     Usage(Usage),
     /// Why the answer ended. A stream that ends without one was cut off.
     Finish(FinishReason),
+}
+
+/// A call that an agent makes itself, in the middle of its answer: what it is by now, and what has come of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Act {
+    /// The agent's name for the call, the same in each of its steps.
+    pub call_id: String,
+    /// What the agent uses, as rules and approvals name it.
+    pub tool: String,
+    /// For people.
+    pub title: String,
+    pub kind: ItemKind,
+    pub arguments: serde_json::Value,
+    pub step: ActStep,
+}
+
+/// What has come of an act. Each may be the first that is heard of it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ActStep {
+    /// It is meant to happen.
+    Announced,
+    /// A person is to say whether it may. The agent waits for the [`Verdict`].
+    Asks(Box<Planned>),
+    /// It may have happened, from now on.
+    Started,
+    /// More of its output.
+    Said(String),
+    Ended {
+        done: bool,
+        output: String,
+    },
+}
+
+/// What was decided about an act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// The agent's name for the call; where it asks twice about one, the verdicts come in the order of the questions.
+    pub call_id: String,
+    pub allowed: bool,
+}
+
+/// Verdicts as they are made, for as long as the call lasts.
+pub type Verdicts = Pin<Box<dyn Stream<Item = Verdict> + Send>>;
+
+/// What an engine needs that acts by itself.
+pub struct Errand {
+    pub key: ThreadKey,
+    pub turn: TurnId,
+    pub workspace: Option<String>,
+    pub verdicts: Verdicts,
 }
 
 /// Why a model stopped.
@@ -169,6 +221,12 @@ pub type ModelStream = Pin<Box<dyn Stream<Item = Result<Fragment, ModelError>> +
 pub trait Model: Send + Sync + 'static {
     /// Makes one call. Failures to connect are the stream's first item.
     fn call(&self, request: ModelRequest) -> ModelStream;
+
+    /// Makes one call of an engine that acts by itself. Others only answer.
+    fn act(&self, request: ModelRequest, errand: Errand) -> ModelStream {
+        drop(errand);
+        self.call(request)
+    }
 }
 
 /// The models that are configured.

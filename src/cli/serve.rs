@@ -186,7 +186,8 @@ fn log_to_stderr(log: &LogConfig) -> Result<(), Failure> {
 fn welcome(config: &Config, address: SocketAddr) {
     let base = format!("http://{address}");
     eprintln!("data in {}", config.data_dir.display());
-    if config.model.openai.is_none() && config.model.anthropic.is_none() {
+    let model = &config.model;
+    if model.openai.is_none() && model.anthropic.is_none() && model.agents.is_empty() {
         eprintln!("no model is configured: the engine `scripted` answers, without a network");
         eprintln!(
             "  a real one: RADDLE_MODEL_DEFAULT=openai/NAME RADDLE_MODEL_OPENAI_BASE_URL=… RADDLE_MODEL_OPENAI_API_KEY=… raddle serve"
