@@ -1,33 +1,72 @@
 //! Wiring: a [`Config`] becomes a running [`Runtime`]. The only place that knows every part by name.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use raddle_actors::{Ports, Runtime, store::redb::RedbConfig};
-use raddle_domain::price::Prices;
-use secrecy::SecretString;
+use raddle_actors::{Hook, Ports, Runtime, SystemClock, store::redb::RedbConfig};
+use raddle_domain::{ports::Sink, price::Prices};
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
-    config::{Config, ProviderConfig, Secret},
-    egress::Egress,
+    config::{Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
+    egress::{Allowed, Egress},
+    hooks::{Jsonl, Stdout, Unix, Webhook},
     jobs::{self, Runner},
+    mcp::{self, Mcp},
     models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
     prices,
-    tools::{Toolbox, demo},
+    tools::{Toolbox, demo, files},
+    webhook::Secrets,
     workspace::Workspaces,
 };
+
+/// A running server, but for its listening.
+#[derive(Clone)]
+pub struct App {
+    pub runtime: Runtime,
+    pub workspaces: Arc<Workspaces>,
+    pub mcp: Mcp,
+}
+
+impl App {
+    /// Takes what the runtime needs for open turns, at most the deadline; then ends what helped it.
+    pub async fn shutdown(&self, deadline: Duration) {
+        self.runtime.shutdown(deadline).await;
+        self.mcp.stop().await;
+    }
+}
 
 /// Starts the runtime on the configured data directory, with the configured models and tools.
 ///
 /// The error is a sentence for whoever started the server; that another process owns the directory is one, and
 /// names its pid.
-pub async fn start(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<Runtime> {
+pub async fn start(config: &Config) -> anyhow::Result<App> {
     let models = Registry::new(models(config)?).context("`model`")?;
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
-    let tools = Arc::new(tools(config, workspaces)?);
+    let workspaces = workspaces(config)?;
+    let mcp = mcp(&config.mcp).context("`mcp.file`")?;
+    let tools = Arc::new(tools(config, &workspaces)?.with(Arc::new(mcp.clone())));
+    let hooks = hooks(config)?;
     let jobs = Arc::new(runner(config, tools.clone())?);
-    let ports = Ports { prices, tools, jobs, ..Ports::with_models(Arc::new(models)) };
-    Ok(Runtime::start(runtime(config), ports).await?)
+    let ports = Ports { prices, tools, hooks, jobs, ..Ports::with_models(Arc::new(models)) };
+    let runtime = Runtime::start(runtime(config), ports).await?;
+    // Not before the data directory is known to be ours.
+    mcp.start();
+    Ok(App { runtime, workspaces, mcp })
+}
+
+/// The servers whose tools are offered, not started yet.
+fn mcp(config: &McpConfig) -> anyhow::Result<Mcp> {
+    let servers = match config.file.as_deref() {
+        None => Vec::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let servers = mcp::config::read(&text, &|name| std::env::var(name).ok());
+            servers.with_context(|| path.display().to_string())?
+        }
+    };
+    let timeouts = mcp::Timeouts { startup: config.startup_timeout, call: config.call_timeout };
+    Ok(Mcp::new(servers, timeouts, Arc::new(SystemClock))?)
 }
 
 /// Who runs the jobs that are no turns.
@@ -42,7 +81,7 @@ fn runner(config: &Config, tools: Arc<Toolbox>) -> anyhow::Result<Runner> {
 }
 
 /// The directories in which threads work. None of them has the server's own files in it.
-pub fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
+fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
     let root = &config.workspaces_root;
     let open = || {
         let spaces = Workspaces::open(root).with_context(|| format!("cannot use {} as a directory", root.display()))?;
@@ -62,7 +101,7 @@ fn prices(file: Option<&Path>) -> anyhow::Result<Prices> {
     prices::parse(&name, &text).with_context(|| path.display().to_string())
 }
 
-fn tools(config: &Config, _workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolbox> {
+fn tools(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolbox> {
     let demo = config.tools.demo_dir.as_deref().map(|dir| {
         let tools = demo::tools(dir).with_context(|| format!("cannot use {} as a directory", dir.display()))?;
         // A model that may remove files must not be let at the ones that we live on.
@@ -74,7 +113,43 @@ fn tools(config: &Config, _workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolb
         Ok(tools)
     });
     let demo = demo.transpose().context("`tools.demo_dir`")?;
-    Ok(Toolbox::new(demo.unwrap_or_default(), config.tools.ask_user)?)
+    let files = config.tools.files.then(|| files::tools(workspaces));
+    let all = demo.into_iter().chain(files).flatten();
+    Ok(Toolbox::new(all, config.tools.ask_user)?)
+}
+
+fn hooks(config: &Config) -> anyhow::Result<Vec<Hook>> {
+    let mut egress = None;
+    let hook = |hook: &HookConfig| {
+        let (kind, sink) = sink(hook, &config.egress_allow, &mut egress)?;
+        let HookConfig { name, events, tenants, since, on_reject, .. } = hook.clone();
+        Ok(Hook { name: name.into(), kind, events, tenants, since, on_reject, sink })
+    };
+    config.hooks.iter().map(hook).collect()
+}
+
+/// A sink, and what it is called. The way out is made once, for the first who needs it.
+fn sink(
+    hook: &HookConfig,
+    allow: &[Allowed],
+    egress: &mut Option<Egress>,
+) -> anyhow::Result<(&'static str, Arc<dyn Sink>)> {
+    Ok(match &hook.sink {
+        SinkConfig::Jsonl { path, max_bytes, keep } => ("jsonl", Arc::new(Jsonl::new(path, *max_bytes, *keep))),
+        SinkConfig::Stdout => ("stdout", Arc::new(Stdout::default())),
+        SinkConfig::Unix { path } => ("unix", Arc::new(Unix::new(path))),
+        SinkConfig::Webhook { url, secret, timeout } => {
+            let egress = match egress {
+                Some(egress) => egress,
+                None => egress.insert(Egress::new(allow)?),
+            };
+            let key = |key: &str| format!("`hooks.{}.{key}`", hook.name);
+            egress.check(url.expose_secret()).with_context(|| format!("{} (see `egress.allow`)", key("url")))?;
+            let secrets = reveal(secret).with_context(|| key("secret_file"))?;
+            let secrets = Secrets::parse(secrets.expose_secret()).with_context(|| key("secret"))?;
+            ("webhook", Arc::new(Webhook::new(egress.clone(), url.clone(), secrets, *timeout)))
+        }
+    })
 }
 
 fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
@@ -151,11 +226,9 @@ fn reveal(secret: &Secret) -> anyhow::Result<SecretString> {
 
 #[cfg(test)]
 mod tests {
-    use raddle_domain::ports::Tools;
-    use secrecy::ExposeSecret;
-
     use super::*;
     use crate::tools::bench::{scene, settings};
+    use raddle_domain::ports::Tools;
 
     fn offered(config: &str) -> anyhow::Result<Vec<String>> {
         let config = Config::read(Some(config), [], []).unwrap();
@@ -167,9 +240,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let demo = format!("tools.demo_dir = {:?}", dir.path().join("a/b"));
         let all = ["demo_read", "demo_put", "demo_send", "demo_append", "demo_wipe", "ask_user"];
-        assert_eq!(offered("").unwrap(), Vec::<String>::new());
-        assert_eq!(offered("tools.ask_user = true").unwrap(), ["ask_user"]);
-        assert_eq!(offered(&demo).unwrap(), all);
+        let data = format!("data_dir = {:?}\n", dir.path().join("data"));
+        let none = format!("{data}tools.files = false\n");
+        assert_eq!(offered(&none).unwrap(), Vec::<String>::new());
+        assert_eq!(offered(&format!("{none}tools.ask_user = true")).unwrap(), ["ask_user"]);
+        assert_eq!(offered(&format!("{none}{demo}")).unwrap(), all);
+        let files = ["read_file", "list_dir", "grep", "write_file", "edit_file", "apply_patch", "ask_user"];
+        assert_eq!(offered(&data).unwrap(), files);
+        assert_eq!(offered(&format!("{data}{demo}")).unwrap(), [&all[..5], &files].concat());
         assert!(dir.path().join("a/b/outbox").is_dir());
     }
 
@@ -185,6 +263,25 @@ mod tests {
         let data = format!("data_dir = {:?}\ntools.demo_dir = {:?}", dir.path(), dir.path().join("."));
         let why = format!("{:#}", offered(&data).unwrap_err());
         assert!(why.ends_with("is the data directory"), "{why}");
+    }
+
+    #[test]
+    fn no_workspace_has_the_store_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("a/data");
+        std::fs::create_dir_all(&data).unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        let opened = |root: &Path| {
+            let text = format!("data_dir = {data:?}\nworkspaces.root = {root:?}");
+            workspaces(&Config::read(Some(&text), [], []).unwrap()).map(|spaces| spaces.path().to_owned())
+        };
+        for root in [&data, dir.path(), &dir.path().join("a"), &dir.path().join("link/a")] {
+            let why = format!("{:#}", opened(root).unwrap_err());
+            assert!(why.starts_with("`workspaces.root`: ") && why.contains("holds the data directory"), "{why}");
+        }
+        for root in [data.join("workspaces"), dir.path().join("beside"), dir.path().join("a/data2")] {
+            assert_eq!(opened(&root).unwrap(), root.canonicalize().unwrap());
+        }
     }
 
     #[test]

@@ -18,7 +18,9 @@ mod approvals;
 mod chat;
 mod doctor;
 mod effects;
+mod hooks;
 mod jobs;
+mod mcp;
 mod questions;
 mod routing;
 mod schedules;
@@ -52,12 +54,20 @@ enum Command {
     Jobs(jobs::Jobs),
     /// Make, list, pause and delete schedules of jobs
     Schedules(schedules::Schedules),
+    /// Show the servers whose tools models may call
+    Mcp(mcp::Mcp),
     /// Show what was spent
     Usage(usage::Usage),
     /// List and set which model answers which intent
     Routing(routing::Routing),
+    /// Show where events are sent, and how that goes
+    Hooks(hooks::Hooks),
     /// Check that a server is well
     Doctor(doctor::Doctor),
+    /// What `serve` runs MCP servers with; of no use to anybody else
+    #[cfg(target_os = "linux")]
+    #[command(name = crate::mcp::GUARD, hide = true)]
+    McpGuard(mcp::Guard),
     /// Print the OpenAPI document of this build
     Openapi,
     /// Print a completion script
@@ -185,6 +195,15 @@ impl From<io::Error> for Failure {
 }
 
 impl Cli {
+    /// Whether one thread is enough: there is one such process beside each MCP server.
+    pub const fn is_small(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        let small = matches!(self.command, Command::McpGuard(_));
+        #[cfg(not(target_os = "linux"))]
+        let small = false;
+        small
+    }
+
     /// Does what was asked.
     pub async fn run(self) -> Result<(), Failure> {
         match self.command {
@@ -196,8 +215,12 @@ impl Cli {
             Command::Effects(effects) => effects.run().await,
             Command::Jobs(jobs) => jobs.run().await,
             Command::Schedules(schedules) => schedules.run().await,
+            Command::Mcp(mcp) => mcp.run().await,
+            #[cfg(target_os = "linux")]
+            Command::McpGuard(guard) => guard.run().await,
             Command::Usage(usage) => usage.run().await,
             Command::Routing(routing) => routing.run().await,
+            Command::Hooks(hooks) => hooks.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;

@@ -466,6 +466,16 @@ impl Client {
         self.json(self.request(Method::GET, &["v1", "usage"], query)).await
     }
 
+    /// The hooks, as the server lists them.
+    pub async fn hooks(&self) -> Result<Box<RawValue>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "hooks"], &[])).await
+    }
+
+    /// The servers whose tools are offered.
+    pub async fn mcp(&self) -> Result<Value, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "mcp"], &[])).await
+    }
+
     pub async fn routing_rules(&self) -> Result<Vec<RoutingRule>, ClientError> {
         let request = self.request(Method::GET, &["v1", "routing-rules"], &[]);
         self.json(request).await.map(|found: RoutingRules| found.rules)

@@ -10,8 +10,11 @@ use raddle_domain::command::Limits;
 use secrecy::SecretString;
 use toml::{Table, Value};
 
+pub use self::hooks::{HookConfig, SinkConfig};
 use crate::egress::Allowed;
 use crate::models::{anthropic, provider::Patience};
+
+mod hooks;
 
 /// Variables that are no configuration of the server: they belong to the command line.
 const NOT_KEYS: [&str; 4] = ["RADDLE_SERVER", "RADDLE_KEY", "RADDLE_LOG", "RADDLE_CONFIG"];
@@ -35,6 +38,8 @@ pub struct Config {
     pub workspaces_root: PathBuf,
     /// What requests to addresses that users name may reach beside the internet at large.
     pub egress_allow: Vec<Allowed>,
+    pub hooks: Vec<HookConfig>,
+    pub mcp: McpConfig,
     pub store: StoreConfig,
     /// How long a shutdown may take.
     pub shutdown_deadline: Duration,
@@ -77,6 +82,15 @@ pub struct ToolsConfig {
     pub ask_user: bool,
     /// Offers the tools that read and change the files of a thread's workspace.
     pub files: bool,
+}
+
+/// The tools of others.
+#[derive(Debug, Clone)]
+pub struct McpConfig {
+    /// The servers, see [`crate::mcp::config`].
+    pub file: Option<PathBuf>,
+    pub startup_timeout: Duration,
+    pub call_timeout: Duration,
 }
 
 /// A provider that speaks the OpenAI chat protocol.
@@ -209,6 +223,8 @@ impl Config {
         let Ok(mut keys) = Keys::new(None, [], []) else { return Vec::new() };
         // Defaults are acceptable, or nothing would start; what was asked for is the list.
         let _ = Self::take(&mut keys);
+        // Of these there are as many as somebody names.
+        let _ = hooks::hook(&mut keys, "NAME");
         keys.asked.retain(|key| !key.starts_with("auth."));
         keys.asked
     }
@@ -247,6 +263,12 @@ impl Config {
                 secrets_file: keys.text("jobs.secrets_file")?.map(|text| text.0.into()),
             },
             egress_allow: allowed(keys)?,
+            hooks: hooks::hooks(keys)?,
+            mcp: McpConfig {
+                file: keys.text("mcp.file")?.map(|text| text.0.into()),
+                startup_timeout: keys.millis("mcp.startup_timeout_ms", 30_000, 1)?,
+                call_timeout: keys.millis("mcp.call_timeout_ms", 120_000, 1)?,
+            },
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
@@ -435,6 +457,12 @@ impl Keys {
         flag.or(env).or(file)
     }
 
+    /// Where a key is set.
+    fn given(&self, key: &str) -> Option<Origin> {
+        let file = self.file.contains_key(key).then_some(Origin::File);
+        file.or_else(|| self.env.contains_key(&variable(key)).then_some(Origin::Environment))
+    }
+
     fn text(&mut self, key: &str) -> Result<Option<(String, Origin)>, ConfigError> {
         match self.raw(key) {
             None => Ok(None),
@@ -603,11 +631,26 @@ mod tests {
             "tools.ask_user",
             "tools.files",
             "workspaces.root",
+            "egress.allow",
+            "hooks.NAME.kind",
+            "hooks.NAME.path",
+            "hooks.NAME.url",
+            "hooks.NAME.secret",
+            "hooks.NAME.secret_file",
+            "hooks.NAME.timeout_ms",
+            "hooks.NAME.max_bytes",
+            "hooks.NAME.keep",
+            "hooks.NAME.events",
+            "hooks.NAME.tenants",
+            "hooks.NAME.from",
+            "hooks.NAME.on_reject",
+            "mcp.file",
+            "mcp.startup_timeout_ms",
+            "mcp.call_timeout_ms",
             "store.sync_delay_ms",
             "store.pack_after_ms",
             "approvals.expiry_ms",
             "shutdown.deadline_ms",
-            "egress.allow",
             "jobs.concurrent",
             "jobs.retention_ms",
             "jobs.lease_ms",

@@ -13,7 +13,7 @@ use axum::{
     middleware::from_fn_with_state,
     response::{IntoResponse, Response},
 };
-use raddle_actors::Runtime;
+use raddle_actors::{Runtime, TenantCursor};
 use raddle_domain::{command::Limits, id::TenantId};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
@@ -26,8 +26,10 @@ mod decisions;
 mod events;
 mod fork;
 mod frame;
+mod hooks;
 mod inbox;
 mod jobs;
+mod mcp;
 mod metrics;
 mod not_built;
 mod observe;
@@ -45,6 +47,8 @@ mod wire;
 
 use problem::{Code, Problem};
 
+use crate::mcp::Mcp;
+
 /// What the gateway keeps to, and tells callers about.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
@@ -57,11 +61,13 @@ pub struct GatewayConfig {
     pub loopback_only: bool,
     /// Where threads work: a `workspace` that is none is refused. Without it, any text will do.
     pub workspaces: Option<Arc<Workspaces>>,
+    /// The servers whose tools are offered, for `/v1/mcp`.
+    pub mcp: Option<Mcp>,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, workspaces: None }
+        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, workspaces: None, mcp: None }
     }
 }
 
@@ -88,7 +94,7 @@ impl Gateway {
 pub fn router(runtime: Runtime, config: GatewayConfig) -> Router {
     let (router, document) = table().split_for_parts();
     let openapi = document.to_json().unwrap_or_default().into();
-    let metrics = metrics::Metrics::new(runtime.clone());
+    let metrics = metrics::Metrics::new(runtime.clone(), config.mcp.clone());
     let gateway = Arc::new(Gateway { runtime, config, metrics, openapi });
     router
         .fallback(no_such_path)
@@ -101,6 +107,11 @@ pub fn router(runtime: Runtime, config: GatewayConfig) -> Router {
 /// The OpenAPI document, pretty-printed.
 pub fn openapi() -> Result<String, serde_json::Error> {
     table().into_openapi().to_pretty_json()
+}
+
+/// A place among a tenant's events as `GET /v1/events` takes it.
+pub(crate) fn tenant_cursor(tenant: TenantId, cursor: TenantCursor) -> String {
+    cursor::encode(cursor::List::Events(tenant), &cursor)
 }
 
 /// Every route there is.
@@ -137,7 +148,6 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(events::list_events))
         .routes(routes!(tenant_events::list_tenant_events))
         .routes(routes!(usage::get_usage))
-        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules))
         .routes(routes!(jobs::create_job, jobs::list_jobs))
         .routes(routes!(jobs::get_job))
         .routes(routes!(jobs::pause_job))
@@ -145,7 +155,10 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(jobs::cancel_job))
         .routes(routes!(jobs::retry_job))
         .routes(routes!(schedules::create_schedule, schedules::list_schedules))
-        .routes(routes!(schedules::get_schedule, schedules::patch_schedule, schedules::delete_schedule));
+        .routes(routes!(schedules::get_schedule, schedules::patch_schedule, schedules::delete_schedule))
+        .routes(routes!(hooks::list_hooks))
+        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules))
+        .routes(routes!(mcp::get_mcp));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
     table

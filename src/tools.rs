@@ -8,13 +8,18 @@
 //! to the world ([`EffectClass`]) and who must agree ([`Gate`]); the thread's machine draws the conclusions, so no
 //! tool retries or asks anybody by itself.
 //!
+//! Tools stand on a [`Shelf`], which is replaced as a whole where they come and go ([`Source`]); a call is judged, and
+//! later run, by the shelf of that moment.
+//!
 //! Absent on purpose: time limits, which belong to the turn; bounds on output, which the thread keeps for every item.
 
 pub mod arguments;
 pub mod ask;
+mod blocking;
 pub mod demo;
+pub mod files;
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc};
 
 use futures_util::FutureExt;
 use raddle_domain::{
@@ -86,10 +91,29 @@ pub enum ToolboxError {
 
 /// The configured tools, in the order in which models are told of them.
 pub struct Toolbox {
-    tools: Vec<Entry>,
+    tools: Arc<Shelf>,
+    sources: Vec<Arc<dyn Source>>,
     questions: Schema,
     offers_questions: bool,
 }
+
+/// Tools that come and go while the server runs.
+pub trait Source: Send + Sync + 'static {
+    /// Those that there are now.
+    fn shelf(&self) -> Arc<Shelf>;
+
+    /// For a tool that is not there and may be on its way: ready once it is there, or is known not to come.
+    fn expect(&self, _tool: &str) -> Option<Waiting> {
+        None
+    }
+}
+
+/// Ready when there is something new to be seen.
+pub type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Tools that can be called, in their order.
+#[derive(Clone, Default)]
+pub struct Shelf(Vec<Arc<Entry>>);
 
 struct Entry {
     spec: ToolSpec,
@@ -97,29 +121,90 @@ struct Entry {
     tool: Arc<dyn Tool>,
 }
 
+impl Shelf {
+    /// Takes these tools.
+    pub fn new(tools: impl IntoIterator<Item = Arc<dyn Tool>>) -> Result<Self, ToolboxError> {
+        let mut shelf = Self::default();
+        tools.into_iter().try_for_each(|tool| shelf.put(tool))?;
+        Ok(shelf)
+    }
+
+    /// Takes those of these tools that can be taken.
+    pub fn of(tools: impl IntoIterator<Item = Arc<dyn Tool>>) -> Self {
+        let mut shelf = Self::default();
+        for tool in tools {
+            if let Err(error) = shelf.put(tool) {
+                tracing::warn!(%error, "a tool is left out");
+            }
+        }
+        shelf
+    }
+
+    fn put(&mut self, tool: Arc<dyn Tool>) -> Result<(), ToolboxError> {
+        let spec = tool.spec();
+        if !is_name(&spec.name) {
+            return Err(ToolboxError::Name(spec.name));
+        }
+        if spec.name == ask::ASK_USER || self.find(&spec.name).is_some() {
+            return Err(ToolboxError::Twice(spec.name));
+        }
+        self.0.push(Arc::new(Entry { schema: compiled(&spec)?, spec, tool }));
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Option<&Arc<Entry>> {
+        self.0.iter().find(|entry| entry.spec.name == name)
+    }
+}
+
+/// Shelves one behind the other. Of two tools with one name the first is found.
+impl FromIterator<Shelf> for Shelf {
+    fn from_iter<I: IntoIterator<Item = Shelf>>(shelves: I) -> Self {
+        Self(shelves.into_iter().flat_map(|shelf| shelf.0).collect())
+    }
+}
+
+fn compiled(spec: &ToolSpec) -> Result<Schema, ToolboxError> {
+    Schema::new(&spec.schema).map_err(|bad| ToolboxError::Schema(spec.name.clone(), bad))
+}
+
 impl Toolbox {
     /// Takes these tools. Models may ask people where there is anything else that they may do, or where
     /// `offers_questions` says so.
     pub fn new(tools: impl IntoIterator<Item = Arc<dyn Tool>>, offers_questions: bool) -> Result<Self, ToolboxError> {
-        let compiled =
-            |spec: &ToolSpec| Schema::new(&spec.schema).map_err(|bad| ToolboxError::Schema(spec.name.clone(), bad));
-        let mut entries: Vec<Entry> = Vec::new();
-        for tool in tools {
-            let spec = tool.spec();
-            if !is_name(&spec.name) {
-                return Err(ToolboxError::Name(spec.name));
-            }
-            if spec.name == ask::ASK_USER || entries.iter().any(|other| other.spec.name == spec.name) {
-                return Err(ToolboxError::Twice(spec.name));
-            }
-            entries.push(Entry { schema: compiled(&spec)?, spec, tool });
-        }
-        let offers_questions = offers_questions || !entries.is_empty();
-        Ok(Self { tools: entries, questions: compiled(&ask::spec())?, offers_questions })
+        let (tools, questions) = (Arc::new(Shelf::new(tools)?), compiled(&ask::spec())?);
+        Ok(Self { tools, sources: Vec::new(), questions, offers_questions })
     }
 
-    fn find(&self, name: &str) -> Option<&Entry> {
-        self.tools.iter().find(|entry| entry.spec.name == name)
+    /// With tools that come and go. They stand behind those that are there already, which win where names are equal.
+    pub fn with(mut self, source: Arc<dyn Source>) -> Self {
+        self.sources.push(source);
+        self
+    }
+
+    fn shelves(&self) -> impl Iterator<Item = Arc<Shelf>> {
+        std::iter::once(self.tools.clone()).chain(self.sources.iter().map(|source| source.shelf()))
+    }
+
+    fn find(&self, name: &str) -> Option<Arc<Entry>> {
+        self.shelves().find_map(|shelf| shelf.find(name).cloned())
+    }
+
+    /// The same for a tool that may be on its way; then it is waited for.
+    fn expect(&self, name: &str) -> impl Future<Output = Option<Arc<Entry>>> + Send + 'static {
+        let found = self.find(name);
+        let expected = |source: &Arc<dyn Source>| Some((source.expect(name)?, source.clone()));
+        let expected = if found.is_none() { self.sources.iter().find_map(expected) } else { None };
+        let name = name.to_owned();
+        async move {
+            match expected {
+                Some((waiting, source)) => {
+                    waiting.await;
+                    source.shelf().find(&name).cloned()
+                }
+                None => found,
+            }
+        }
     }
 }
 
@@ -131,13 +216,18 @@ fn is_name(name: &str) -> bool {
 
 impl Tools for Toolbox {
     fn specs(&self, scene: Scene<'_>) -> Vec<ToolSpec> {
-        let questions = self.offers_questions.then(ask::spec);
-        self.tools
-            .iter()
-            .filter(|entry| entry.tool.offered(scene))
-            .map(|entry| entry.spec.clone())
-            .chain(questions)
-            .collect()
+        let mut specs: Vec<ToolSpec> = Vec::new();
+        let mut there_are_tools = false;
+        for shelf in self.shelves() {
+            there_are_tools |= !shelf.0.is_empty();
+            for entry in shelf.0.iter().filter(|entry| entry.tool.offered(scene)) {
+                if !specs.iter().any(|other| other.name == entry.spec.name) {
+                    specs.push(entry.spec.clone());
+                }
+            }
+        }
+        specs.extend((self.offers_questions || there_are_tools).then(ask::spec));
+        specs
     }
 
     fn judge(&self, call: &ToolCall, scene: Scene<'_>, rules: &TenantRules) -> Judgement {
@@ -155,24 +245,27 @@ impl Tools for Toolbox {
     }
 
     fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun {
-        let Some(entry) = self.find(&invocation.tool) else {
-            // What may have been done under an earlier configuration cannot be said to have failed.
-            let end = match invocation.attempt {
-                ..=1 => ToolEnd::Failed(format!("unknown tool: {}", invocation.tool)),
-                _ => ToolEnd::Unknown("the tool is no longer configured".to_owned()),
+        let expected = self.expect(&invocation.tool);
+        Box::pin(async move {
+            let Some(entry) = expected.await else {
+                // What may have been done under an earlier configuration cannot be said to have failed.
+                return match invocation.attempt {
+                    ..=1 => ToolEnd::Failed(format!("unknown tool: {}", invocation.tool)),
+                    _ => ToolEnd::Unknown("the tool is no longer configured".to_owned()),
+                };
             };
-            return Box::pin(async { end });
-        };
-        let tool = entry.tool.clone();
-        guarded(invocation, move |invocation| tool.run(invocation, output))
+            guarded(invocation, move |invocation| entry.tool.run(invocation, output)).await
+        })
     }
 
     fn reconcile(&self, invocation: Invocation) -> ToolRun {
-        let Some(entry) = self.find(&invocation.tool) else {
-            return Box::pin(async { ToolEnd::Unknown("the tool is no longer configured".to_owned()) });
-        };
-        let tool = entry.tool.clone();
-        guarded(invocation, move |invocation| tool.reconcile(invocation))
+        let expected = self.expect(&invocation.tool);
+        Box::pin(async move {
+            let Some(entry) = expected.await else {
+                return ToolEnd::Unknown("the tool is no longer configured".to_owned());
+            };
+            guarded(invocation, move |invocation| entry.tool.reconcile(invocation)).await
+        })
     }
 }
 

@@ -10,6 +10,7 @@ use raddle_domain::{
 
 use crate::{
     clock::{SystemClock, UuidIds},
+    hooks::Hook,
     store::redb::{OpenError, RedbConfig},
 };
 
@@ -75,6 +76,8 @@ pub struct Ports {
     pub tools: Arc<dyn Tools>,
     pub jobs: Arc<dyn JobRunner>,
     pub prices: Arc<Prices>,
+    /// Where events go, beside those who ask for them.
+    pub hooks: Vec<Hook>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
     /// A store other than the one in `data_dir`, which is then not opened.
@@ -89,6 +92,7 @@ impl Ports {
             tools: Arc::new(NoTools),
             jobs: Arc::new(NoRunner),
             prices: Arc::default(),
+            hooks: Vec::new(),
             clock: Arc::new(SystemClock),
             ids: Arc::new(UuidIds),
             store: None,

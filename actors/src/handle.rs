@@ -30,6 +30,7 @@ use crate::{
     batch::Batch,
     bus::{Barrier, Committed, Subscribe, SubscribeTenant, Watch},
     config::{Config, Ports, StartError},
+    hooks::{HookFigures, HookStatus},
     host::{Loaded, Steps},
     jobs,
     receipts::{self, Idempotency, Recalled},
@@ -629,10 +630,21 @@ impl Runtime {
         }
     }
 
+    /// The hooks that carry a tenant's events, and how they are doing.
+    pub fn hooks(&self, tenant: TenantId) -> Vec<HookStatus> {
+        self.shared().hooks.status(tenant)
+    }
+
+    /// How the hooks are doing over all tenants.
+    pub fn hook_figures(&self) -> Vec<HookFigures> {
+        self.shared().hooks.figures()
+    }
+
     /// Refuses new commands, waits up to `deadline` for open turns to end, ends every subscription, makes the
     /// store rest, stops the actor threads. What is still open continues at the next start.
     pub async fn shutdown(&self, deadline: Duration) {
         let shared = self.shared();
+        let until = tokio::time::Instant::now() + deadline;
         shared.draining.store(true, SeqCst);
         let resting = async {
             loop {
@@ -659,6 +671,8 @@ impl Runtime {
         if tokio::time::timeout(PARKING, parked).await.is_err() {
             tracing::warn!("some threads could not save their last words; they continue from what is stored");
         }
+        // Nothing more will happen; what happened is carried as far as the time allows.
+        shared.hooks.end(until, PARKING).await;
         // What was handed to the store is stored, and the store at rest, before anybody is told to go.
         drop(tokio::time::timeout(PARKING, shared.store_handle.shutdown()).await);
         // The last events are with the bus by now; a watcher is not told to leave before it has them.

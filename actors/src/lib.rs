@@ -20,6 +20,7 @@ mod config;
 mod engine;
 mod fork;
 mod handle;
+mod hooks;
 mod host;
 mod jobs;
 mod outbox;
@@ -42,6 +43,7 @@ pub use self::{
     config::{Config, Ports, StartError},
     fork::ForkAt,
     handle::{Call, Done, Error, Runtime, Started},
+    hooks::{Hook, HookFigures, HookStatus, TWICE},
     jobs::{JobFigures, JobQuery},
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,

@@ -418,7 +418,7 @@ impl Handler<Shutdown> for StoreActor {
 /// Whether a write takes room, rather than giving some back.
 fn adds(write: &Write) -> bool {
     match write {
-        Write::Append(_) => true,
+        Write::Append(_) | Write::Put { .. } => true,
         Write::Documents { documents, .. } => !documents.is_empty(),
         Write::Purge { .. } | Write::Erase { .. } => false,
     }
@@ -429,7 +429,7 @@ fn size(write: &Write) -> usize {
     let of = |documents: &[Document]| documents.iter().map(|document| 64 + document.json.len()).sum::<usize>();
     let append = match write {
         Write::Append(append) => append,
-        Write::Documents { documents, .. } => return 64 + of(documents),
+        Write::Put { documents, .. } | Write::Documents { documents, .. } => return 64 + of(documents),
         Write::Purge { .. } | Write::Erase { .. } => return 64,
     };
     let events = append.chunk.events.iter().map(|event| event.json.len() + event.name.len());

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bus::{EventBusActor, Inlet},
     config::{Config, Ports, StartError},
+    hooks::{Hooks, Save},
     jobs::{Jobs, Locks, Look},
     registry::Registry,
     store::{StoreActor, StoreHandle, redb::RedbStore},
@@ -38,6 +39,7 @@ pub(crate) struct Shared {
     pub models: Arc<dyn Models>,
     pub tools: Arc<dyn Tools>,
     pub prices: Arc<Prices>,
+    pub hooks: Arc<Hooks>,
     pub store: Arc<dyn LogStore>,
     pub store_handle: StoreHandle,
     pub bus: Addr<EventBusActor>,
@@ -117,13 +119,18 @@ fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
         Some(store) => Ok(store),
         None => RedbStore::open(&config.store).map(|store| Arc::new(store) as _).map_err(Into::into),
     };
-    let store = match store {
-        Ok(store) => store,
+    // Before anybody writes, so that a new hook begins with whatever this process does.
+    let prepared = store.and_then(|store| {
+        let hooks = Hooks::prepare(&*store, ports.hooks.clone())?;
+        Ok((store, hooks))
+    });
+    let (store, hooks) = match prepared {
+        Ok(prepared) => prepared,
         Err(error) => return drop(started.send(Err(error))),
     };
     let runner = System::new();
     let system = System::current();
-    let (shared, arbiters) = runner.block_on(async { tree(config, ports, store, engines.handle().clone()) });
+    let (shared, arbiters) = runner.block_on(async { tree(config, ports, store, hooks, engines.handle().clone()) });
     if started.send(Ok((system, shared.clone()))).is_err() {
         return;
     }
@@ -146,7 +153,14 @@ fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
 }
 
 /// Starts the actors, each on its arbiter.
-fn tree(config: Config, ports: Ports, store: Arc<dyn LogStore>, engines: Handle) -> (Arc<Shared>, Vec<Arbiter>) {
+fn tree(
+    config: Config,
+    ports: Ports,
+    store: Arc<dyn LogStore>,
+    hooks: Hooks,
+    engines: Handle,
+) -> (Arc<Shared>, Vec<Arbiter>) {
+    let hooks = Arc::new(hooks);
     let registry = Arc::new(Registry::default());
     let mut arbiters: Vec<Arbiter> = (0..config.arbiters.max(1)).map(|_| Arbiter::new()).collect();
     let threads = arbiters.iter().map(Arbiter::handle).collect();
@@ -159,16 +173,25 @@ fn tree(config: Config, ports: Ports, store: Arc<dyn LogStore>, engines: Handle)
     let timers = Timers::start_in_arbiter(&front.handle(), |_| Timers::default());
     let jobs = Jobs::start_in_arbiter(&front.handle(), |_| Jobs::default());
 
-    let (to_bus, to_inlet, to_supervisor, to_jobs) = (bus.clone(), inlet.clone(), supervisor.clone(), jobs.clone());
+    let (to_bus, to_inlet, to_supervisor) = (bus.clone(), inlet.clone(), supervisor.clone());
+    let (to_hooks, to_jobs) = (hooks.clone(), jobs.clone());
     let store_handle = StoreActor::start_in(
         &back.handle(),
         store.clone(),
-        Arc::new(move |batches| to_inlet.publish(&to_bus, batches)),
+        Arc::new(move |batches| {
+            to_hooks.committed(&batches);
+            to_inlet.publish(&to_bus, batches);
+        }),
         Arc::new(move || {
             to_supervisor.do_send(Sweep);
             to_jobs.do_send(Look);
         }),
     );
+    let save: Save = {
+        let store = store_handle.clone();
+        Arc::new(move |write| Box::pin(store.append(write)))
+    };
+    hooks.start(&engines, &store, &ports.clock, &save);
     let shared = Arc::new(Shared {
         config,
         clock: ports.clock,
@@ -176,6 +199,7 @@ fn tree(config: Config, ports: Ports, store: Arc<dyn LogStore>, engines: Handle)
         models: ports.models,
         tools: ports.tools,
         prices: ports.prices,
+        hooks,
         store,
         store_handle,
         bus,

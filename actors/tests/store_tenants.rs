@@ -19,6 +19,7 @@ use RecordKind::{Approval, Effect, Question};
 suite! {
     appends_have_positions_in_the_order_of_their_commits
     each_tenant_has_a_feed_of_its_own
+    the_tenants_that_have_a_feed_are_listed_however_long_it_is
     what_is_refused_or_says_nothing_takes_no_position
     the_feed_outlives_its_threads
     a_record_is_found_by_its_id_until_its_thread_goes
@@ -69,6 +70,19 @@ fn each_tenant_has_a_feed_of_its_own(store: &dyn LogStore) {
     assert_eq!(store.commit(&writes).unwrap(), [Ok(1), Ok(1), Ok(2), Ok(2)]);
     assert_eq!(view(store).feed(b.tenant, 1, 9).unwrap(), [fed(2, b, 2, 2)]);
     assert_eq!(view(store).feed_head(tenant(3)), Ok(0));
+}
+
+fn the_tenants_that_have_a_feed_are_listed_however_long_it_is(store: &dyn LogStore) {
+    assert_eq!(view(store).feeds().unwrap(), []);
+    // More than are one row.
+    for seq in 0..300 {
+        put(store, append(thread(2, 1), seq, 1)).unwrap();
+    }
+    put(store, append(thread(1, 1), 0, 1)).unwrap();
+    put(store, append(thread(3, 1), 0, 1)).unwrap();
+    store.commit(&[Write::Put { tenant: tenant(4), documents: vec![document(RoutingRule, 1, "x")] }]).unwrap();
+    erase(store, thread(3, 1), 1);
+    assert_eq!(view(store).feeds().unwrap(), [1, 2, 3].map(tenant));
 }
 
 fn what_is_refused_or_says_nothing_takes_no_position(store: &dyn LogStore) {
@@ -238,6 +252,14 @@ fn documents_are_put_beside_each_other_and_replaced_as_a_whole(store: &dyn LogSt
     // They are the tenant's, not the thread's.
     erase(store, key, 2);
     assert_eq!(listed(1, PolicyRule).len(), 2);
+    let put = |documents: &[_]| {
+        let write = Write::Put { tenant: key.tenant, documents: documents.to_vec() };
+        assert_eq!(store.commit(&[write]).unwrap(), [Ok(0)]);
+    };
+    put(&[rule(9, "d"), route(5)]);
+    assert_eq!(listed(1, PolicyRule), [rule(1, "b"), rule(9, "d")]);
+    assert_eq!(listed(1, RoutingRule), [route(4), route(5)]);
+    assert_eq!(listed(2, PolicyRule), []);
     replace(PolicyRule, &[]);
     assert_eq!(listed(1, PolicyRule), []);
     assert_eq!(view(store).feed_head(key.tenant), Ok(2));
@@ -250,6 +272,7 @@ enum Act {
     Append { n: u8, count: u64, records: Vec<(u8, u128, bool)>, spent: Vec<(u32, u8)>, documents: Vec<u8> },
     Erase { n: u8 },
     Replace { of: u8, documents: Vec<u8> },
+    Put { of: u8, documents: Vec<u8> },
 }
 
 fn acts() -> impl Strategy<Value = Act> {
@@ -260,6 +283,7 @@ fn acts() -> impl Strategy<Value = Act> {
             .prop_map(|(n, count, records, spent, documents)| Act::Append { n, count, records, spent, documents }),
         1 => (0u8..4).prop_map(|n| Act::Erase { n }),
         1 => (0u8..2, vec(0u8..4, 0..3)).prop_map(|(of, documents)| Act::Replace { of, documents }),
+        1 => (0u8..2, vec(0u8..4, 0..3)).prop_map(|(of, documents)| Act::Put { of, documents }),
     ]
 }
 
@@ -286,6 +310,10 @@ fn write(act: &Act, last: &mut [Seq; 4]) -> Write {
             let documents = documents.iter().map(|n| document(PolicyRule, *n, "replaced")).collect();
             Write::Documents { tenant: tenant(*of), kind: PolicyRule, documents }
         }
+        Act::Put { of, documents } => {
+            let documents = documents.iter().map(|n| document(PolicyRule, *n, "put")).collect();
+            Write::Put { tenant: tenant(*of), documents }
+        }
     }
 }
 
@@ -310,7 +338,7 @@ fn shown(store: &dyn LogStore, limit: usize) -> String {
         text += &format!("{:?} {:?}\n", view.spent(of, 0, 1, None, limit), view.spent(of, 0, 2, after, limit));
         text + &format!("{:?} {:?}", view.feed_head(of), view.documents(of, PolicyRule))
     };
-    of(0) + &of(1)
+    format!("{:?}\n", view.feeds()) + &of(0) + &of(1)
 }
 
 proptest! {
@@ -333,7 +361,7 @@ proptest! {
                 match act {
                     Act::Append { n, count, .. } => last[usize::from(*n)] += count,
                     Act::Erase { n } => last[usize::from(*n)] = 0,
-                    Act::Replace { .. } => {}
+                    Act::Replace { .. } | Act::Put { .. } => {}
                 }
             }
             prop_assert_eq!(memory.commit(&writes), stored.commit(&writes));

@@ -179,6 +179,11 @@ const NAMES: [&str; 55] = [
     "schedule.deleted",
 ];
 
+/// Every word there is.
+pub const fn names() -> &'static [&'static str] {
+    &NAMES
+}
+
 /// The name as text that lives for ever, if it is one of ours.
 pub fn name(text: &str) -> Cow<'static, str> {
     match NAMES.iter().find(|name| **name == text) {

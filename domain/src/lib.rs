@@ -17,6 +17,7 @@ pub mod command;
 pub mod thread;
 
 pub mod history;
+pub mod hook;
 
 pub mod pack;
 

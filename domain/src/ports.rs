@@ -350,6 +350,58 @@ impl Tools for NoTools {
     }
 }
 
+// ---- hooks ---------------------------------------------------------------------------------------
+
+/// An event on its way out. Its place in the tenant's feed never changes, so whoever gets it twice can tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookEvent {
+    /// The append in the feed.
+    pub position: u64,
+    pub seq: Seq,
+    pub event: StoredEvent,
+}
+
+/// Events of one tenant, in the order of its feed, for one sink. Never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookBatch {
+    /// The name of the hook.
+    pub hook: Arc<str>,
+    pub tenant: TenantId,
+    /// When they were handed over.
+    pub at: UnixMs,
+    pub events: Vec<HookEvent>,
+}
+
+/// Why a sink did not take a batch. The sentences are for people and hold no secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SinkError {
+    /// It may later.
+    #[error("{why}")]
+    Unavailable {
+        why: String,
+        /// Not before.
+        retry_after: Option<Duration>,
+    },
+    /// It says that it never will.
+    #[error("{0}")]
+    Rejected(String),
+}
+
+/// A delivery at work. Dropping it gives it up; what was delivered then, nobody knows.
+pub type SinkWork = Pin<Box<dyn Future<Output = Result<(), SinkError>> + Send>>;
+
+/// Where events go.
+pub trait Sink: Send + Sync + 'static {
+    /// The most events that it takes, or leaves, at once.
+    fn most(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Takes the whole batch, or may get all of it again. `Ok` when nothing short of a failing disk, or of whoever
+    /// answered for it, can lose it.
+    fn deliver(&self, batch: HookBatch) -> SinkWork;
+}
+
 // ---- jobs ----------------------------------------------------------------------------------------
 
 /// One run of a job that is not a turn.
@@ -525,6 +577,11 @@ pub enum Write {
         fence: u64,
         expected: Seq,
     },
+    /// Puts documents beside those that are there, or in the place of those with the same names.
+    Put {
+        tenant: TenantId,
+        documents: Vec<Document>,
+    },
     /// Replaces every document of one kind.
     Documents {
         tenant: TenantId,
@@ -646,6 +703,8 @@ pub enum DocumentKind {
     RoutingRule = 1,
     /// A call that a person approved for ever.
     PolicyRule = 2,
+    /// How far a hook has come.
+    HookCursor = 4,
 }
 
 /// Why one write of a batch was refused, while the others were stored.
@@ -773,6 +832,9 @@ pub trait View {
 
     /// The newest position of a tenant's feed; 0 when nothing was ever appended.
     fn feed_head(&self, tenant: TenantId) -> Result<u64, StoreError>;
+
+    /// The tenants that have a feed.
+    fn feeds(&self) -> Result<Vec<TenantId>, StoreError>;
 
     /// Where a record is found.
     fn record(&self, tenant: TenantId, kind: RecordKind, id: Uuid) -> Result<Option<Found>, StoreError>;

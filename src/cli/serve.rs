@@ -22,6 +22,7 @@ use crate::{
     client::Client,
     config::{Config, LogConfig, LogFormat},
     gateway::{self, GatewayConfig},
+    mcp,
 };
 
 /// What replies under way get at least, however much of the deadline the runtime took.
@@ -59,13 +60,11 @@ impl Serve {
         log_to_stderr(&config.log)?;
         // Before anything is announced: a signal that arrives from here on is a shutdown, not a death.
         let mut signals = Signals::new()?;
-        let failed = |err: anyhow::Error| Failure::Failed(format!("{err:#}"));
-        let workspaces = app::workspaces(&config).map_err(failed)?;
-        let runtime = app::start(&config, &workspaces).await.map_err(failed)?;
+        let app = app::start(&config).await.map_err(|err| Failure::Failed(format!("{err:#}")))?;
         let listener = match TcpListener::bind(config.listen).await {
             Ok(listener) => listener,
             Err(err) => {
-                runtime.shutdown(config.shutdown_deadline).await;
+                app.shutdown(config.shutdown_deadline).await;
                 return Err(Failure::Failed(format!("cannot listen on {}: {err}", config.listen)));
             }
         };
@@ -75,9 +74,10 @@ impl Serve {
             limits: config.limits.thread,
             // The configuration allows nothing but loopback while there are no keys.
             loopback_only: true,
-            workspaces: Some(workspaces),
+            workspaces: Some(app.workspaces.clone()),
+            mcp: Some(app.mcp.clone()),
         };
-        let router = gateway::router(runtime.clone(), gateway);
+        let router = gateway::router(app.runtime.clone(), gateway);
         // Small frames must not wait for each other.
         let listener = listener.tap_io(|stream| {
             if let Err(err) = stream.set_nodelay(true) {
@@ -98,14 +98,14 @@ impl Serve {
         tokio::select! {
             name = signals.next() => tracing::info!(signal = name, "shutting down"),
             ended = &mut server => {
-                runtime.shutdown(config.shutdown_deadline).await;
+                app.shutdown(config.shutdown_deadline).await;
                 return Err(Failure::Failed(format!("the server stopped listening: {ended:?}")));
             }
         }
         let until = Instant::now() + config.shutdown_deadline;
         let down = async {
             // Meanwhile the server listens on and says `draining`.
-            runtime.shutdown(config.shutdown_deadline).await;
+            app.shutdown(config.shutdown_deadline).await;
             stop.cancel();
             let until = until.max(Instant::now() + LAST_WORDS);
             if tokio::time::timeout_at(until, &mut server).await.is_err() {
@@ -167,6 +167,8 @@ impl Signals {
 fn log_to_stderr(log: &LogConfig) -> Result<(), Failure> {
     let filter =
         EnvFilter::try_new(&log.level).map_err(|err| Failure::Usage(format!("`log.level` is not a filter: {err}")))?;
+    let quiet = mcp::QUIET.parse().map_err(|err| Failure::Failed(format!("cannot log: {err}")))?;
+    let filter = filter.add_directive(quiet);
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -53,6 +53,12 @@ pub fn unavailable(thread: ThreadId, detail: &str) -> Bytes {
     format!("event: stream.unavailable\ndata: {data}\n\n").into()
 }
 
+/// An event that is stored nowhere, and moves no cursor.
+pub fn named(event: &str, data: &impl Serialize) -> Bytes {
+    let data = serde_json::json!(data);
+    format!("event: {event}\ndata: {data}\n\n").into()
+}
+
 /// Bytes that the frames of `chunk` take, about.
 fn room(chunk: &Chunk) -> usize {
     chunk.events.iter().map(|event| event.name.len() + event.json.len() + OVERHEAD).sum()

@@ -8,6 +8,7 @@ use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
     metrics::{
+        MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
         gauge::ConstGauge,
@@ -15,7 +16,9 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use raddle_actors::{Health, Runtime};
+use raddle_actors::{Health, HookFigures, Runtime};
+
+use crate::mcp::{Mcp, board::Status};
 
 /// Upper bounds in seconds: from a read in memory to a disk in trouble.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
@@ -35,13 +38,16 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn new(runtime: Runtime) -> Self {
+    pub fn new(runtime: Runtime, mcp: Option<Mcp>) -> Self {
         let mut registry = Registry::with_prefix("raddle");
         let requests = Family::default();
         let latency = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
         registry.register("http_requests", "Requests answered", requests.clone());
         registry.register("http_request_seconds", "Time until the answer began", latency.clone());
         registry.register_collector(Box::new(RuntimeHealth(runtime)));
+        if let Some(mcp) = mcp {
+            registry.register_collector(Box::new(McpHealth(mcp)));
+        }
         Self { registry, requests, latency }
     }
 
@@ -95,8 +101,40 @@ impl std::fmt::Debug for RuntimeHealth {
 
 impl Collector for RuntimeHealth {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        figures(&self.0.health(), &mut encoder)
+        figures(&self.0.health(), &mut encoder)?;
+        hook_figures(&self.0.hook_figures(), &mut encoder)
     }
+}
+
+/// One series for each hook that is configured.
+fn hook_figures(hooks: &[HookFigures], encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+    type Figure = fn(&HookFigures) -> u64;
+    let gauges: [(&str, &str, Figure); 2] = [
+        ("hook_behind", "Steps that a hook has not looked at yet", |hook| hook.behind),
+        ("hook_failing", "Tenants for whom a hook fails", |hook| hook.failing),
+    ];
+    let counters: [(&str, &str, Figure); 3] = [
+        ("hook_delivered", "Events that a hook's sink took", |hook| hook.delivered),
+        ("hook_skipped", "What a hook gave up", |hook| hook.skipped),
+        ("hook_failures", "Deliveries of a hook that failed", |hook| hook.failures),
+    ];
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    for (name, help, figure) in gauges {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for hook in hooks {
+            let gauge = ConstGauge::new(i64::try_from(figure(hook)).unwrap_or(i64::MAX));
+            gauge.encode(family.encode_family(&[("hook", &*hook.name)])?)?;
+        }
+    }
+    for (name, help, figure) in counters {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for hook in hooks {
+            ConstCounter::new(figure(hook)).encode(family.encode_family(&[("hook", &*hook.name)])?)?;
+        }
+    }
+    Ok(())
 }
 
 fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
@@ -143,6 +181,26 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
         counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
     }
     Ok(())
+}
+
+/// The servers whose tools are offered.
+#[derive(Debug)]
+struct McpHealth(Mcp);
+
+impl Collector for McpHealth {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let (servers, _) = self.0.states();
+        let help = "MCP servers by their status";
+        let mut gauges = encoder.encode_descriptor("mcp_servers", help, None, MetricType::Gauge)?;
+        for status in Status::ALL {
+            let count = servers.iter().filter(|server| server.status == status).count();
+            let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+            gauge.encode(gauges.encode_family(&[("status", status.as_str())])?)?;
+        }
+        let help = "Starts of MCP servers after they had failed";
+        let restarts = ConstCounter::new(servers.iter().map(|server| server.restarts).sum::<u64>());
+        restarts.encode(encoder.encode_descriptor("mcp_restarts", help, None, restarts.metric_type())?)
+    }
 }
 
 #[cfg(test)]

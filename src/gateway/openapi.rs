@@ -34,6 +34,7 @@ use super::{
         (name = "inbox", description = "Prompts that wait"),
         (name = "events", description = "What happened, replayed and live"),
         (name = "approvals", description = "What waits for a person"),
+        (name = "mcp", description = "Servers whose tools models may call"),
         (name = "usage", description = "What it cost, and which model answers"),
         (name = "jobs", description = "Work for later"),
         (name = "runs", description = "Work that agents share"),

@@ -152,6 +152,8 @@ pub async fn info(State(gateway): State<Arc<Gateway>>) -> Json<Info> {
             "if_match",
             "usage",
             "routing_rules",
+            "hooks",
+            "mcp",
         ],
         not_built: not_built::TABLE.iter().map(|part| part.what).collect(),
     })

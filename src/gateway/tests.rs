@@ -55,10 +55,10 @@ async fn gateway() -> (Router, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data").display().to_string();
     let config = crate::config::Config::read(None, [], [("data_dir", data)]).unwrap();
-    let workspaces = crate::app::workspaces(&config).unwrap();
-    let runtime = crate::app::start(&config, &workspaces).await.unwrap();
-    let config = GatewayConfig { body_bytes: 64, workspaces: Some(workspaces), ..GatewayConfig::default() };
-    (router(runtime, config), dir)
+    let app = crate::app::start(&config).await.unwrap();
+    let (workspaces, mcp) = (Some(app.workspaces), Some(app.mcp));
+    let config = GatewayConfig { body_bytes: 64, workspaces, mcp, ..GatewayConfig::default() };
+    (router(app.runtime, config), dir)
 }
 
 async fn send(router: &Router, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response<Body> {
@@ -145,6 +145,7 @@ async fn a_bad_request_is_refused_before_any_thread_is_asked() {
         ("GET", "/v1/usage?since=2026-03-02&until=2026-03-01T23:59:59Z", &[], "", 422, "invalid"),
         ("GET", "/v1/usage?limit=5", &[], "", 422, "invalid"),
         ("GET", "/v1/routing-rules?limit=5", &[], "", 422, "invalid"),
+        ("GET", "/v1/mcp?limit=5", &[], "", 422, "invalid"),
         ("PUT", "/v1/routing-rules", &[], "{}", 422, "invalid"),
         ("PUT", "/v1/routing-rules", &[], r#"{"rule":[]}"#, 422, "unknown-field"),
         ("PUT", "/v1/routing-rules", &[("if-match", "\"7\"")], r#"{"rules":[]}"#, 422, "invalid"),

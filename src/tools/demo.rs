@@ -26,10 +26,9 @@ use raddle_domain::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio_util::task::AbortOnDropHandle;
 
 use self::dir::{Dir, Name, Sent};
-use super::Tool;
+use super::{Tool, blocking::blocking};
 
 /// The longest pause, either one.
 const PAUSE_MS: u64 = 10 * 60 * 1000;
@@ -214,19 +213,6 @@ impl Tool for Demo {
 async fn pause(millis: u64) {
     if millis > 0 {
         tokio::time::sleep(Duration::from_millis(millis.min(PAUSE_MS))).await;
-    }
-}
-
-/// Runs what waits for a disk where waiting blocks nobody. Given up, it is not begun if it has not been; a panic in
-/// it is one here.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match AbortOnDropHandle::new(tokio::task::spawn_blocking(work)).await {
-        Ok(done) => done,
-        Err(lost) => match lost.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime goes down, and this task with it.
-            Err(_) => std::future::pending().await,
-        },
     }
 }
 

@@ -226,6 +226,62 @@ async fn a_run_ends_as_its_tool_says() {
     assert_eq!(toolbox.reconcile(invocation("count", 2, 1, json!({}))).await, cannot_say);
 }
 
+/// A source that has what it was last given, and expects one tool.
+#[derive(Default)]
+struct Changing {
+    shelf: std::sync::Mutex<Arc<Shelf>>,
+    expected: std::sync::Mutex<Option<tokio::sync::oneshot::Receiver<()>>>,
+}
+
+impl Changing {
+    fn put(&self, names: &[&'static str]) {
+        let tools = names.iter().map(|name| Arc::new(Fake::named(name)) as Arc<dyn Tool>);
+        *self.shelf.lock().unwrap() = Arc::new(Shelf::new(tools).unwrap());
+    }
+}
+
+impl Source for Changing {
+    fn shelf(&self) -> Arc<Shelf> {
+        self.shelf.lock().unwrap().clone()
+    }
+    fn expect(&self, tool: &str) -> Option<Waiting> {
+        let coming = self.expected.lock().unwrap().take().filter(|_| tool == "late")?;
+        Some(Box::pin(async { drop(coming.await) }))
+    }
+}
+
+#[test]
+fn tools_of_a_source_come_and_go_behind_those_that_stay() {
+    let source = Arc::new(Changing::default());
+    let toolbox = toolbox(vec![Fake::named("stays")]).unwrap().with(source.clone());
+    assert_eq!(names(&toolbox), ["stays", "ask_user"]);
+    source.put(&["comes", "stays"]);
+    assert_eq!(names(&toolbox), ["stays", "comes", "ask_user"]);
+    assert_eq!(planned(&toolbox, "comes", "{}", &[]).reason, "n is null");
+    source.put(&[]);
+    assert_eq!(judge(&toolbox, "comes", "{}", &[]), Judgement::Unknown);
+    let alone = Toolbox::new([], false).unwrap().with(source.clone());
+    assert_eq!(names(&alone), Vec::<String>::new());
+    source.put(&["comes"]);
+    assert_eq!(names(&alone), ["comes", "ask_user"]);
+}
+
+#[tokio::test]
+async fn a_call_of_a_tool_that_is_on_its_way_waits_for_it() {
+    for comes in [true, false] {
+        let source = Arc::new(Changing::default());
+        let (tell, coming) = tokio::sync::oneshot::channel();
+        *source.expected.lock().unwrap() = Some(coming);
+        let toolbox = toolbox(vec![]).unwrap().with(source.clone());
+        let mut run = toolbox.run(invocation("late", 2, 1, json!({})), Arc::new(Silence));
+        assert!((&mut run).now_or_never().is_none());
+        source.put(if comes { &["late"] } else { &[] });
+        tell.send(()).unwrap();
+        let end = if comes { ToolEnd::Done("attempt 1".into()) } else { ToolEnd::Failed("unknown tool: late".into()) };
+        assert_eq!(run.await, end);
+    }
+}
+
 #[tokio::test]
 async fn a_panic_is_an_unknown_outcome() {
     let toolbox = toolbox(vec![Fake::named("count")]).unwrap();

@@ -246,6 +246,10 @@ impl LogStore for MemoryStore {
         let state = Arc::make_mut(&mut held);
         let apply = |write: &Write| match write {
             Write::Append(append) => state.append(append),
+            Write::Put { tenant, documents } => {
+                state.tenants.put(*tenant, documents);
+                Ok(0)
+            }
             Write::Documents { tenant, kind, documents } => {
                 state.tenants.replace_documents(*tenant, *kind, documents);
                 Ok(0)
@@ -448,6 +452,10 @@ impl View for MemoryView {
 
     fn feed_head(&self, tenant: TenantId) -> Result<u64, StoreError> {
         Ok(self.0.tenants.feed_head(tenant))
+    }
+
+    fn feeds(&self) -> Result<Vec<TenantId>, StoreError> {
+        Ok(self.0.tenants.feeds())
     }
 
     fn record(&self, tenant: TenantId, kind: RecordKind, id: Uuid) -> Result<Option<Found>, StoreError> {

@@ -18,7 +18,7 @@ use raddle_domain::{
 const ROWS: usize = 1_000;
 
 /// A place among the events of a tenant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct TenantCursor {
     /// The append in the feed; 0 before the first.
     pub position: u64,

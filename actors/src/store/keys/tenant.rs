@@ -44,6 +44,14 @@ impl FeedKey {
     pub(crate) fn position(&self) -> u64 {
         u64::from_be_bytes(self.part(32))
     }
+    /// Whose feed; `None` when the key is damaged.
+    pub(crate) fn tenant(&self) -> Option<TenantId> {
+        TenantId::from_bytes(self.part(0)).ok()
+    }
+    /// The last key of the same feed.
+    pub(crate) fn last(&self) -> Self {
+        Self::join(&[&self.0[..32], &u64::MAX.to_be_bytes()])
+    }
     fn show(&self) -> String {
         format!("{}/{}", tenant(self.part(0)), self.position())
     }
@@ -176,7 +184,9 @@ mod tests {
     #[test]
     fn a_key_tells_what_it_was_made_of() {
         let (of, id) = (key("acme", 7), Uuid::from_u128(9));
-        assert_eq!(FeedKey::new(of.tenant, 77).position(), 77);
+        let feed = FeedKey::new(of.tenant, 77);
+        assert_eq!((feed.position(), feed.tenant()), (77, Some(of.tenant)));
+        assert_eq!(feed.last(), FeedKey::new(of.tenant, u64::MAX));
         let record = RecordKey::new(of, RecordKind::Effect, id);
         assert_eq!((record.id(), record.is_of(of), record.is_of(key("acme", 8))), (id, true, false));
         let entries = [true, false].map(|open| RecordIdKey::new(of.tenant, RecordKind::Effect, open, id));

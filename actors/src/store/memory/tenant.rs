@@ -61,7 +61,7 @@ impl Tenants {
         self.put(tenant, documents);
     }
 
-    fn put(&mut self, tenant: TenantId, documents: &[Document]) {
+    pub fn put(&mut self, tenant: TenantId, documents: &[Document]) {
         for document in documents {
             self.documents.insert((tenant, document.kind, document.id), document.json.clone());
         }
@@ -76,6 +76,10 @@ impl Tenants {
 
     pub fn feed_head(&self, tenant: TenantId) -> u64 {
         self.feeds.get(&tenant).map_or(0, |feed| feed.len() as u64)
+    }
+
+    pub fn feeds(&self) -> Vec<TenantId> {
+        self.feeds.keys().copied().collect()
     }
 
     pub fn record(&self, tenant: TenantId, kind: RecordKind, id: Uuid) -> Option<Found> {

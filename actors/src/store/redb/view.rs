@@ -455,6 +455,10 @@ impl View for RedbView<'_> {
         self.read(|| self.fed_head(tenant))
     }
 
+    fn feeds(&self) -> Result<Vec<TenantId>, StoreError> {
+        self.read(|| self.fed_tenants())
+    }
+
     fn record(&self, tenant: TenantId, kind: RecordKind, id: Uuid) -> Result<Option<Found>, StoreError> {
         self.read(|| self.found(tenant, kind, id))
     }

@@ -114,6 +114,10 @@ impl<'t> Tables<'t> {
             Write::Append(append) => self.append(append),
             Write::Erase { key, fence, expected } => Ok(self.erase(*key, *fence, *expected)?.map(|()| 0)),
             Write::Purge { key } => Ok(self.purge(*key)?.map(|()| 0)),
+            Write::Put { tenant, documents } => {
+                self.tenant.put_documents(*tenant, documents)?;
+                Ok(Ok(0))
+            }
             Write::Documents { tenant, kind, documents } => {
                 self.tenant.replace_documents(*tenant, *kind, documents)?;
                 Ok(Ok(0))

@@ -116,6 +116,9 @@ impl View for Fake {
     }
 
     // Not asked by what is tested here.
+    fn feeds(&self) -> Result<Vec<TenantId>, StoreError> {
+        Ok(Vec::new())
+    }
     fn owing_jobs(&self, _: Option<OwingPlace>, _: usize) -> Result<Vec<OwingPlace>, StoreError> {
         Ok(Vec::new())
     }

@@ -1,5 +1,8 @@
 //! Reading what is a tenant's: its feed, which has no hole; records by their id; what was spent; documents.
 
+use std::ops::Bound;
+
+use ::redb::ReadableTable;
 use raddle_domain::{
     id::{TenantId, ThreadId, ThreadKey},
     ports::{Document, DocumentKind, Fed, Found, RecordKind, SpentBy},
@@ -49,6 +52,24 @@ impl RedbView<'_> {
         let Some((at, bytes)) = last else { return Ok(0) };
         codec::read_feed_run(&at.value(), bytes.value()).map_err(Fault::Corrupt)?;
         Ok(at.value().position())
+    }
+
+    /// One look for each tenant, however long its feed is.
+    pub(super) fn fed_tenants(&self) -> Result<Vec<TenantId>, Fault> {
+        let feed = self.txn.open_table(FEED)?;
+        let mut tenants = Vec::new();
+        let mut next = feed.first()?.map(|(at, _)| at.value());
+        while let Some(at) = next {
+            match at.tenant() {
+                Some(tenant) => tenants.push(tenant),
+                // One damaged entry may not keep every other tenant's events from those who wait for them.
+                None => tracing::error!(record = %at.place(), "a damaged entry of `feed` is passed over"),
+            }
+            let behind = feed.range((Bound::Excluded(at.last()), Bound::Unbounded))?.next().transpose()?;
+            // A damaged page can lead back.
+            next = behind.map(|(behind, _)| behind.value()).filter(|behind| behind.bytes() > at.bytes());
+        }
+        Ok(tenants)
     }
 
     pub(super) fn found(&self, tenant: TenantId, kind: RecordKind, id: Uuid) -> Result<Option<Found>, Fault> {

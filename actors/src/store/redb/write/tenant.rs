@@ -186,7 +186,7 @@ impl<'t> TenantTables<'t> {
         Ok(())
     }
 
-    fn put_documents(&mut self, tenant: TenantId, documents: &[Document]) -> Result<(), Fault> {
+    pub fn put_documents(&mut self, tenant: TenantId, documents: &[Document]) -> Result<(), Fault> {
         for document in documents {
             let key = DocumentKey::new(tenant, document.kind, &document.id);
             open!(self.documents, DOCUMENTS).insert(key, codec::seal_document(&key, &document.json).as_slice())?;

@@ -1,0 +1,330 @@
+//! Changes of files: all of them or none, and once, however often the process dies.
+//!
+//! ```text
+//!   plan (reads) ─▶ stage what the files are to hold ─▶ note the change ─▶ put each file in its place ─▶ done
+//!                   └───────── nothing has happened ────────┘             └─ whoever runs it again goes on here ─┘
+//! ```
+//! A change is staged under the id of its operation in the tenant's notes, which no workspace reaches. Once the note
+//! is there the change is decided: another run of the same operation does not plan again, which could do it twice,
+//! but puts in place what is not there yet, and says what the first one would have said. That is why tools that
+//! change files are [`Idempotent`](raddle_domain::record::EffectClass::Idempotent). A file changes by a rename: it is
+//! the old one or the new one for whoever looks, also after a power cut, and keeps its permissions.
+//!
+//! Each file is compared with what the plan saw just before it is replaced, so somebody else's change is not lost but
+//! refuses ours; between that look and the rename are microseconds, and no lock.
+//!
+//! Notes are kept for a month after their operation, longer than anybody waits to go on after a crash.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use cap_std::fs::{Dir, MetadataExt};
+use raddle_domain::id::OperationId;
+use rustix::fs::{Access, AtFlags, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::place::{Fault, Held, Named};
+use crate::{tools::blocking::Stop, workspace::Workspace};
+
+/// The note of a change that is decided.
+const NOTE: &str = "note";
+
+/// How long notes are kept.
+const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// New files: what the process's mask leaves of it.
+const NEW_FILE: Mode = Mode::from_raw_mode(0o666);
+
+/// What one file is to become. Paths are those that [`super::place::real`] gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileChange {
+    pub path: PathBuf,
+    pub before: Option<Vec<u8>>,
+    pub after: Option<Vec<u8>>,
+    /// The permissions of a file that is replaced.
+    pub mode: Option<Mode>,
+}
+
+impl FileChange {
+    /// A file that holds `after` from then on.
+    pub fn new(path: PathBuf, held: Option<Held>, after: Option<Vec<u8>>) -> Self {
+        let mode = held.as_ref().map(|held| held.mode);
+        Self { path, before: held.map(|held| held.bytes), after, mode }
+    }
+}
+
+/// A change that could be made, and what to say of it.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub files: Vec<FileChange>,
+    pub said: String,
+}
+
+/// What is noted of a change.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    workspace: PathBuf,
+    files: Vec<Noted>,
+    said: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Noted {
+    path: PathBuf,
+    /// Digests; nothing where there is no file.
+    before: Option<String>,
+    after: Option<String>,
+}
+
+/// What is kept of one operation: the note, and staged files by their number.
+struct Desk(Dir);
+
+/// Makes the change that `plan` finds, or the one that an earlier run of this operation decided on. Says what it did.
+pub fn change(
+    notes: &Dir,
+    operation: OperationId,
+    workspace: &Workspace,
+    stop: &Stop,
+    plan: impl FnOnce() -> Result<Plan, Fault>,
+) -> Result<String, Fault> {
+    let desk = Desk::open(notes, operation).map_err(noting)?;
+    if let Some(note) = desk.note().map_err(noting)? {
+        if note.workspace != workspace.path() {
+            let other = Fault::Said("the thread's workspace was changed while its change was under way".to_owned());
+            return Err(Fault::Torn(Box::new(other)));
+        }
+        // What is in place stays there; nobody knows what was before it.
+        carry_out(&desk, workspace.dir(), &note).map_err(|(_, why)| Fault::Torn(Box::new(why)))?;
+        return Ok(note.said);
+    }
+    let plan = plan()?;
+    for file in &plan.files {
+        check(&desk, workspace.dir(), &file.path)?;
+    }
+    desk.stage(&plan.files).map_err(noting)?;
+    crash::may();
+    if stop.is_asked() {
+        return Err(Fault::Said("given up before anything was changed".to_owned()));
+    }
+    let note = match desk.decide(workspace, &plan) {
+        Ok(note) => note,
+        Err(why) => return Err(desk.undecided(noting(why))),
+    };
+    if let Err((done, why)) = carry_out(&desk, workspace.dir(), &note) {
+        return Err(match take_back(&desk, workspace.dir(), &plan.files[..done]) {
+            Ok(()) => why,
+            Err(_) => Fault::Torn(Box::new(why)),
+        });
+    }
+    Ok(plan.said)
+}
+
+fn noting(why: io::Error) -> Fault {
+    Fault::Said(format!("the change could not be noted: {why}"))
+}
+
+/// Whether a file could be put there: a change must not find out half way.
+fn check(desk: &Desk, dir: &Dir, path: &Path) -> Result<(), Fault> {
+    let above = path.ancestors().skip(1).map(|above| if above == Path::new("") { Path::new(".") } else { above });
+    for above in above {
+        let fault = |why: io::Error| Fault::of(above, why);
+        let opened = match dir.open_dir(above) {
+            Err(why) if why.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened.map_err(fault)?,
+        };
+        let may = Access::WRITE_OK | Access::EXEC_OK;
+        rustix::fs::accessat(&opened, ".", may, AtFlags::EACCESS).map_err(|why| fault(why.into()))?;
+        let device = |dir: &Dir| Ok(dir.dir_metadata().map_err(fault)?.dev());
+        if device(&opened)? != device(&desk.0)? {
+            return Err(Fault::OtherDisk(path.display().to_string()));
+        }
+        return Ok(());
+    }
+    Err(Fault::Missing(path.display().to_string()))
+}
+
+/// Puts every file in its place that is not there yet. On failure says how many are.
+fn carry_out(desk: &Desk, dir: &Dir, note: &Note) -> Result<(), (usize, Fault)> {
+    for (number, file) in note.files.iter().enumerate() {
+        crash::may();
+        place(desk, dir, number, file).map_err(|why| (number, why))?;
+    }
+    crash::may();
+    desk.clear(note.files.len());
+    Ok(())
+}
+
+fn place(desk: &Desk, dir: &Dir, number: usize, file: &Noted) -> Result<(), Fault> {
+    let named = match file.after {
+        Some(_) => Named::find_or_make(dir, &file.path)?,
+        None => match Named::find(dir, &file.path)? {
+            Some(named) => named,
+            None => return Ok(()),
+        },
+    };
+    let now = named.read()?.map(|held| digest(&held.bytes));
+    if now == file.after {
+        return Ok(());
+    }
+    if now != file.before {
+        return Err(Fault::Changed(file.path.display().to_string()));
+    }
+    let placed = match file.after {
+        Some(_) => rustix::fs::renameat(&desk.0, number.to_string(), &named.parent, &named.name),
+        None => rustix::fs::unlinkat(&named.parent, &named.name, AtFlags::empty()),
+    };
+    placed.and_then(|()| sync(&named.parent)).map_err(|why| Fault::of(&file.path, why.into()))
+}
+
+/// Takes back what a run of this very process has put in place, and the decision first.
+fn take_back(desk: &Desk, dir: &Dir, files: &[FileChange]) -> io::Result<()> {
+    desk.0.remove_file(NOTE)?;
+    for (number, file) in files.iter().enumerate().rev() {
+        let named = Named::find_or_make(dir, &file.path).map_err(io::Error::other)?;
+        match &file.before {
+            Some(bytes) => {
+                desk.write(number, bytes, file.mode)?;
+                rustix::fs::renameat(&desk.0, number.to_string(), &named.parent, &named.name)?;
+            }
+            None => rustix::fs::unlinkat(&named.parent, &named.name, AtFlags::empty())?,
+        }
+    }
+    Ok(())
+}
+
+impl Desk {
+    /// Operations are spread over directories, so that each can look for old notes in its own.
+    fn open(notes: &Dir, operation: OperationId) -> io::Result<Self> {
+        let name = operation.to_string();
+        let drawer = Path::new("ops").join(&name[name.len() - 2..]);
+        notes.create_dir_all(&drawer)?;
+        let drawer = notes.open_dir(drawer)?;
+        match drawer.create_dir(&name) {
+            Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why),
+            Err(_) => {}
+            Ok(()) => sweep(&drawer, &name),
+        }
+        Ok(Self(drawer.open_dir(&name)?))
+    }
+
+    fn note(&self) -> io::Result<Option<Note>> {
+        match self.0.read(NOTE) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(why) => Err(why),
+        }
+    }
+
+    fn stage(&self, files: &[FileChange]) -> io::Result<()> {
+        for (number, file) in files.iter().enumerate() {
+            crash::may();
+            if let Some(bytes) = &file.after {
+                self.write(number, bytes, file.mode)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a file, to the disk.
+    fn write(&self, name: impl ToString, bytes: &[u8], mode: Option<Mode>) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut file = std::fs::File::from(rustix::fs::openat(&self.0, name.to_string(), flags, NEW_FILE)?);
+        file.write_all(bytes)?;
+        if let Some(mode) = mode {
+            rustix::fs::fchmod(&file, mode & Mode::from_raw_mode(0o777))?;
+        }
+        file.sync_all()
+    }
+
+    fn decide(&self, workspace: &Workspace, plan: &Plan) -> io::Result<Note> {
+        let files = plan.files.iter().map(|file| Noted {
+            path: file.path.clone(),
+            before: file.before.as_deref().map(digest),
+            after: file.after.as_deref().map(digest),
+        });
+        let note = Note { workspace: workspace.path().to_owned(), files: files.collect(), said: plan.said.clone() };
+        self.write("unnoted", &serde_json::to_vec(&note)?, None)?;
+        crash::may();
+        rustix::fs::renameat(&self.0, "unnoted", &self.0, NOTE)?;
+        sync(&self.0)?;
+        Ok(note)
+    }
+
+    /// Makes sure that nobody goes on with a change that is said to have failed.
+    fn undecided(&self, why: Fault) -> Fault {
+        match self.0.remove_file(NOTE) {
+            Err(left) if left.kind() != io::ErrorKind::NotFound => Fault::Torn(Box::new(why)),
+            _ => why,
+        }
+    }
+
+    /// Removes what was staged and is not needed: files that were in place already. The note stays.
+    fn clear(&self, files: usize) {
+        for number in 0..files {
+            let _gone = self.0.remove_file(number.to_string());
+        }
+    }
+}
+
+/// Removes what is a month older than this. That some of it stays is no failure of what is being done.
+fn sweep(drawer: &Dir, name: &str) {
+    let age = |name: &Path| drawer.metadata(name).and_then(|found| found.modified());
+    let (Ok(now), Ok(entries)) = (age(Path::new(name)), drawer.entries()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let old = age(Path::new(&name)).ok().and_then(|then| now.duration_since(then).ok());
+        if old.is_some_and(|old| old > KEPT) {
+            let _gone = drawer.remove_dir_all(name);
+        }
+    }
+}
+
+/// Makes what was renamed or removed in a directory outlast a power cut.
+fn sync(dir: &Dir) -> rustix::io::Result<()> {
+    // A directory that is only held for its place cannot be synced.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::fsync(rustix::fs::openat(dir, ".", flags, Mode::empty())?)
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Where a test may end the process, as far as the disk can tell: nothing is tidied up on the way out.
+#[cfg(not(test))]
+mod crash {
+    pub const fn may() {}
+}
+
+#[cfg(test)]
+pub mod crash {
+    use std::cell::Cell;
+
+    thread_local! { static LEFT: Cell<Option<u32>> = const { Cell::new(None) }; }
+
+    /// Runs `work` and ends it at its place `at`, counted from 0. Whether it came to its end.
+    pub fn after<T>(at: u32, work: impl FnOnce() -> T) -> Option<T> {
+        LEFT.set(Some(at));
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        LEFT.set(None);
+        match ended {
+            Ok(done) => Some(done),
+            Err(why) if why.is::<Crash>() => None,
+            Err(why) => std::panic::resume_unwind(why),
+        }
+    }
+
+    struct Crash;
+
+    pub fn may() {
+        match LEFT.get() {
+            Some(0) => std::panic::resume_unwind(Box::new(Crash)),
+            Some(left) => LEFT.set(Some(left - 1)),
+            None => {}
+        }
+    }
+}
