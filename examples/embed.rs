@@ -4,7 +4,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use raddle::models::{Registry, RegistryConfig};
+use raddle::{
+    models::{Registry, RegistryConfig},
+    workspace::Workspaces,
+};
 use raddle_actors::{Call, Config, Ports, Runtime};
 use raddle_domain::{
     command::{NewThread, StartTurn},
@@ -13,10 +16,11 @@ use raddle_domain::{
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let models = Registry::new(RegistryConfig::default())?;
-    let choice = raddle_domain::ports::Models::resolve(&models, None, None)?;
     let dir = tempfile::tempdir()?;
-    let runtime = Runtime::start(Config::new(dir.path()), Ports::with_models(Arc::new(models))).await?;
+    let workspaces = Arc::new(Workspaces::open(&dir.path().join("workspaces"))?);
+    let models = Registry::new(RegistryConfig::default(), &workspaces)?;
+    let choice = raddle_domain::ports::Models::resolve(&models, None, None)?;
+    let runtime = Runtime::start(Config::new(dir.path().join("data")), Ports::with_models(Arc::new(models))).await?;
 
     let thread = runtime.create_thread(TenantId::DEFAULT, NewThread::with(choice), Call::default()).await?.value;
     let key = ThreadKey { tenant: TenantId::DEFAULT, thread: thread.id };

@@ -35,7 +35,7 @@ use raddle_domain::{
     ports::{
         Explained, Gate, Invocation, Judgement, Output, Planned, Scene, Supposed, ToolEnd, ToolRun, ToolSpec, Tools,
     },
-    record::{EffectClass, ItemKind},
+    record::{EffectClass, ItemKind, Permit},
 };
 use serde_json::{Value, json};
 
@@ -326,6 +326,10 @@ impl Tools for Toolbox {
         let entry = self.find(&call.name).filter(|entry| entry.tool.offered(scene));
         let Some(entry) = entry else { return Judgement::Unknown };
         match entry.consider(&call.arguments, scene, &layers) {
+            Ok(_) if entry.tool.kind() == ItemKind::FileChange && is_read_only(&layers) => Judgement::Forbidden {
+                reason: "nothing may be changed here".to_owned(),
+                rule: "sandbox = read-only".to_owned(),
+            },
             Ok(considered) => considered.judgement(&*entry.tool),
             Err(why) => Judgement::Invalid(why),
         }
@@ -344,6 +348,29 @@ impl Tools for Toolbox {
             }
         };
         decided.map_or_else(Explained::Invalid, |decided| Explained::Decided(Box::new(decided)))
+    }
+
+    fn judge_act(&self, tool: &str, planned: Planned, scene: Scene<'_>, rules: &TenantRules) -> Judgement {
+        let layers = self.layers(scene, rules);
+        let script = planned.command.as_deref().map(reading::read);
+        let subject = Subject {
+            tool,
+            class: planned.class,
+            gate: planned.gate,
+            outside: true,
+            arguments_sha256: &planned.arguments_sha256,
+            script: script.as_ref(),
+            ..question()
+        };
+        let decided = decide(&subject, &layers);
+        // Its own way of saying that another call is the same is the only one: what its words do, nobody here knows.
+        let amendment = planned.amendment.clone().filter(|_| decided.amendment.is_some());
+        match ruled(decided, planned.gate, planned.reason.clone()) {
+            Ok(Ruled { gate, reason, asked_by, permitted_by, .. }) => {
+                Judgement::Run(Box::new(Planned { gate, reason, asked_by, permitted_by, amendment, ..planned }))
+            }
+            Err(forbidden) => forbidden,
+        }
     }
 
     fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun {
@@ -397,6 +424,11 @@ fn is_unconfined(layers: &Layers<'_>) -> bool {
     narrowest(layers.policies.iter().map(|(_, policy)| *policy)) == Some(SandboxMode::DangerFullAccess)
 }
 
+/// Whether no tool may change a file, in a sandbox or by itself.
+fn is_read_only(layers: &Layers<'_>) -> bool {
+    narrowest(layers.policies.iter().map(|(_, policy)| *policy)) == Some(SandboxMode::ReadOnly)
+}
+
 /// A call whose arguments fit, with what is decided about it.
 struct Considered {
     arguments: Value,
@@ -445,18 +477,11 @@ impl Considered {
             Gate::Ask if touches.full_access => Gate::FullAccess,
             gate => gate,
         };
-        let mut reason = tool.reason(&arguments);
-        let (gate, asked_by, permitted_by) = match decided.action {
-            Action::Deny => return forbidden(decided),
-            Action::Ask if decided.in_person => {
-                reason = format!("{reason}; {}", decided.reason);
-                (Gate::Person, decided.rule, None)
-            }
-            Action::Ask if own == Gate::Open => (Gate::Ask, None, None),
-            Action::Ask => (own, None, None),
-            // What lets it pass is said also where it is the mode.
-            Action::Allow => (own, None, decided.rule.or_else(|| (own != Gate::Open).then(|| mode(decided.ask)))),
-        };
+        let Ruled { gate, reason, asked_by, permitted_by, amendment } =
+            match ruled(decided, own, tool.reason(&arguments)) {
+                Ok(ruled) => ruled,
+                Err(forbidden) => return forbidden,
+            };
         let words = script.as_ref().and_then(Script::trusted_words).filter(|_| !touches.full_access);
         Judgement::Run(Box::new(Planned {
             kind: tool.kind(),
@@ -466,7 +491,7 @@ impl Considered {
             hosts: touches.hosts,
             reason,
             asked_by,
-            amendment: decided.amendment,
+            amendment,
             permitted_by,
             arguments,
             arguments_sha256,
@@ -474,6 +499,28 @@ impl Considered {
             cwd,
         }))
     }
+}
+
+/// What a decision makes of a call that is not forbidden.
+struct Ruled {
+    gate: Gate,
+    reason: String,
+    asked_by: Option<String>,
+    permitted_by: Option<String>,
+    amendment: Option<Permit>,
+}
+
+/// What follows from a decision for a call that has this gate of its own; the error is that it is forbidden.
+fn ruled(decided: Decided, own: Gate, reason: String) -> Result<Ruled, Judgement> {
+    let (gate, reason, asked_by, permitted_by) = match decided.action {
+        Action::Deny => return Err(forbidden(decided)),
+        Action::Ask if decided.in_person => (Gate::Person, format!("{reason}; {}", decided.reason), decided.rule, None),
+        Action::Ask if own == Gate::Open => (Gate::Ask, reason, None, None),
+        Action::Ask => (own, reason, None, None),
+        // What lets it pass is said also where it is the mode.
+        Action::Allow => (own, reason, None, decided.rule.or_else(|| (own != Gate::Open).then(|| mode(decided.ask)))),
+    };
+    Ok(Ruled { gate, reason, asked_by, permitted_by, amendment: decided.amendment })
 }
 
 /// A tool at work, whose panic is an outcome: what it had done by then, nobody knows.

@@ -94,7 +94,11 @@ impl World {
 async fn serve(data: &tempfile::TempDir, root: &tempfile::TempDir) -> Server {
     let root = root.path().to_str().unwrap();
     // A commit that takes its time gives a kill something to hit.
-    Server::with(data.path(), &[("RADDLE_WORKSPACES_ROOT", root), ("RADDLE_STORE_SYNC_DELAY_MS", "5")]).await
+    Server::with(
+        data.path(),
+        &[("RADDLE_WORKSPACES_ROOT", root), ("RADDLE_STORE_SYNC_DELAY_MS", "5"), ("RADDLE_SANDBOX_KIND", "auto")],
+    )
+    .await
 }
 
 fn script(lines: &[(&str, Value)]) -> String {

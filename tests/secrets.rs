@@ -35,6 +35,7 @@ async fn what_is_planted_shows_nowhere() {
     fs::write(path("mcp.json"), servers.to_string()).unwrap();
     let env = [
         ("RADDLE_LOG", "trace"),
+        ("RADDLE_SANDBOX_KIND", "auto"),
         ("RADDLE_LIMITS_RETRY_BASE_MS", "1"),
         ("RADDLE_WORKSPACES_ROOT", root.path().to_str().unwrap()),
         ("RADDLE_MODEL_OPENAI_BASE_URL", "http://127.0.0.1:9/v1"),

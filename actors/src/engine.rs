@@ -11,8 +11,8 @@ use raddle_domain::{
     id::{Seq, TenantId, ThreadKey, TurnId},
     policy::{Policy, TenantRules},
     ports::{
-        Act, ActStep, Answered, Errand, FinishReason, Fragment, LogStore, ModelError, ModelErrorKind, ModelRequest,
-        Models, Requested, Scene, StoreError, Tools, Verdict,
+        Act, ActStep, Answered, Errand, FinishReason, Fragment, Judgement, LogStore, ModelError, ModelErrorKind,
+        ModelRequest, Models, Planned, Requested, Scene, StoreError, Tools, Verdict,
     },
     record::{Compaction, Item, Purpose, TurnSettings, Usage},
     thread::INSTRUCTION,
@@ -190,7 +190,7 @@ async fn drive(
             Fragment::ToolCall { index, call_id, name, arguments } => {
                 rest.tool_call(index, call_id, name, &arguments)?;
             }
-            Fragment::Act(act) => tell_act(act, &store, key.tenant, outbox).await?,
+            Fragment::Act(act) => tell_act(act, &store, &*tools, scene, outbox).await?,
             Fragment::Usage(usage) => rest.usage = Some(usage),
             Fragment::Finish(reason) => rest.finish = Some(reason),
         }
@@ -208,7 +208,8 @@ async fn drive(
 async fn tell_act(
     mut act: Act,
     store: &Arc<dyn LogStore>,
-    tenant: TenantId,
+    tools: &dyn Tools,
+    scene: Scene<'_>,
     outbox: &Outbox,
 ) -> Result<(), ModelError> {
     /// About what an act takes beside its arguments.
@@ -220,13 +221,19 @@ async fn tell_act(
             return Ok(());
         }
         ActStep::Asks(planned) => {
-            // What a person has allowed for ever is allowed to an agent too.
-            let rules = rules_of(store, tenant).await?;
-            let (digest, words) = (&planned.arguments_sha256, planned.words.as_deref());
-            let covering = rules.permits.iter().find(|(_, permit)| permit.covers(&act.tool, digest, words, &[]));
-            planned.permitted_by = covering.map(|(rule, _)| rule.clone());
+            let (planned, rules) = (Planned::clone(planned), rules_of(store, scene.key.tenant).await?);
+            act.step = match tools.judge_act(&act.tool, planned.clone(), scene, &rules) {
+                Judgement::Run(planned) => ActStep::Asks(planned),
+                Judgement::Forbidden { reason, rule } => {
+                    ActStep::Forbidden { planned: Box::new(planned), reason, rule }
+                }
+                // An agent's own calls are no tools, and no questions, of ours.
+                Judgement::Unknown | Judgement::Invalid(_) | Judgement::Question { .. } => {
+                    ActStep::Asks(Box::new(planned))
+                }
+            };
         }
-        ActStep::Announced | ActStep::Started | ActStep::Ended { .. } => {}
+        ActStep::Announced | ActStep::Forbidden { .. } | ActStep::Started | ActStep::Ended { .. } => {}
     }
     let bytes = BYTES
         + match &act.step {

@@ -550,7 +550,7 @@ impl Envelope {
             Command::Report(report) => {
                 let acts = report.acts.iter().map(|act| match &act.step {
                     ActStep::Said(text) | ActStep::Ended { output: text, .. } => text.len(),
-                    ActStep::Announced | ActStep::Asks(_) | ActStep::Started => 0,
+                    ActStep::Announced | ActStep::Asks(_) | ActStep::Forbidden { .. } | ActStep::Started => 0,
                 });
                 report.text.iter().map(|(_, text)| text.len()).chain(acts).sum()
             }

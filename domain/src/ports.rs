@@ -87,6 +87,12 @@ pub enum ActStep {
     Announced,
     /// A person is to say whether it may. The agent waits for the [`Verdict`].
     Asks(Box<Planned>),
+    /// It would have asked, and a rule has answered.
+    Forbidden {
+        planned: Box<Planned>,
+        reason: String,
+        rule: String,
+    },
     /// It may have happened, from now on.
     Started,
     /// More of its output.
@@ -406,6 +412,14 @@ pub trait Tools: Send + Sync + 'static {
     /// Says what would be decided about a call, and why. Nothing comes of it.
     fn explain(&self, _: Supposed<'_>, _: Scene<'_>, _: &TenantRules) -> Explained {
         Explained::Unknown
+    }
+
+    /// Judges what an agent asks for that no tool of ours is, as it asks it.
+    fn judge_act(&self, tool: &str, planned: Planned, _scene: Scene<'_>, rules: &TenantRules) -> Judgement {
+        let covering =
+            rules.permits.iter().find(|(_, permit)| permit.covers(tool, &planned.arguments_sha256, None, &[]));
+        let permitted_by = covering.map(|(rule, _)| rule.clone());
+        Judgement::Run(Box::new(Planned { permitted_by, ..planned }))
     }
 
     /// Runs a call that was judged, as often as its class allows.

@@ -24,8 +24,8 @@ use crate::{
     id::{ItemId, OperationId, TurnId},
     ports::{Act, ActStep, ModelError, ModelErrorKind, Planned},
     record::{
-        ApprovalStatus, Effect, EffectClass, EffectOutcome, EffectStatus, Item, ItemKind, TurnError, TurnStatus,
-        summarize,
+        ApprovalStatus, DecidedBy, Decision, Effect, EffectClass, EffectOutcome, EffectStatus, Item, ItemKind,
+        TurnError, TurnStatus, summarize,
     },
 };
 
@@ -46,6 +46,10 @@ impl Stepper<'_> {
             ActStep::Asks(planned) => {
                 let item = self.item_of(turn, call, &act);
                 self.ask_for(&item, &act, *planned);
+            }
+            ActStep::Forbidden { planned, reason, rule } => {
+                let item = self.item_of(turn, call, &act);
+                self.forbid(&item, &act, *planned, reason, &rule);
             }
             ActStep::Started => {
                 self.started(turn, call, &act);
@@ -101,11 +105,20 @@ impl Stepper<'_> {
         if asked_already {
             return;
         }
-        let asked =
-            ToolCall { call_id: act.call_id.clone(), name: act.tool.clone(), arguments: act.arguments.to_string() };
-        if self.gate(item, &asked, operation(item), planned) {
+        if self.gate(item, &asked_by(act), operation(item), planned) {
             self.set_off(item);
         }
+    }
+
+    /// Says no for a rule. The agent is told as if a person had said it.
+    fn forbid(&mut self, item: &Item, act: &Act, planned: Planned, reason: String, rule: &str) {
+        let why = format!("forbidden by the rule `{rule}`: {reason}");
+        let mut approval = self.approval(item, &asked_by(act), operation(item), planned);
+        (approval.status, approval.decision) = (ApprovalStatus::Denied, Some(Decision::Denied));
+        (approval.by, approval.matched_rule) = (Some(DecidedBy::Policy), Some(rule.to_owned()));
+        (approval.decision_reason, approval.decided_at) = (Some(reason), Some(self.cx.now));
+        self.emit(Event::ApprovalDecided(Box::new(approval)));
+        self.fail(item.clone(), why);
     }
 
     /// Makes sure that the ledger knows of an act which may have happened.
@@ -226,6 +239,11 @@ impl Stepper<'_> {
         let items = self.state.open.iter().flat_map(|open| open.items());
         items.filter(move |item| item.metadata.get(CALL).and_then(|number| number.as_u64()) == Some(call.into()))
     }
+}
+
+/// An act as a call that somebody is asked about.
+fn asked_by(act: &Act) -> ToolCall {
+    ToolCall { call_id: act.call_id.clone(), name: act.tool.clone(), arguments: act.arguments.to_string() }
 }
 
 /// What the effect of an act is called.

@@ -125,7 +125,7 @@ impl Stepper<'_> {
         false
     }
 
-    fn approval(&self, item: &Item, asked: &ToolCall, operation: OperationId, planned: Planned) -> Approval {
+    pub(super) fn approval(&self, item: &Item, asked: &ToolCall, operation: OperationId, planned: Planned) -> Approval {
         let lasting = [Decision::ApprovedForSession, Decision::ApprovedAlways];
         let lasting = lasting.into_iter().filter(|_| planned.amendment.is_some());
         Approval {
@@ -506,7 +506,7 @@ impl Stepper<'_> {
     }
 
     /// Ends a call that is not to happen; the model is told why.
-    fn fail(&mut self, item: Item, why: String) {
+    pub(super) fn fail(&mut self, item: Item, why: String) {
         let why = self.capped(why);
         self.close_item(item, TurnStatus::Failed, |item| item.detail = why);
     }
