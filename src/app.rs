@@ -4,18 +4,21 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use raddle_actors::{Hook, Ports, Runtime, SystemClock, store::redb::RedbConfig};
-use raddle_domain::{ports::Sink, price::Prices};
+use raddle_domain::{policy::Policy, ports::Sink, price::Prices};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
-    config::{Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
+    config::{AgentConfig, Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
     egress::{Allowed, Egress},
     hooks::{Jsonl, Stdout, Unix, Webhook},
     jobs::{self, Runner},
     mcp::{self, Mcp},
-    models::{ANTHROPIC, OPENAI, Registry, RegistryConfig, anthropic::AnthropicConfig, openai::OpenAiConfig},
-    prices,
-    tools::{Toolbox, demo, files},
+    models::{
+        ANTHROPIC, OPENAI, Registry, RegistryConfig, acp::AcpConfig, anthropic::AnthropicConfig, openai::OpenAiConfig,
+    },
+    policy, prices,
+    sandbox::{self, Sandbox},
+    tools::{Tool, Toolbox, demo, files, shell::Shell},
     webhook::Secrets,
     workspace::Workspaces,
 };
@@ -26,6 +29,7 @@ pub struct App {
     pub runtime: Runtime,
     pub workspaces: Arc<Workspaces>,
     pub mcp: Mcp,
+    pub sandbox: Arc<Sandbox>,
 }
 
 impl App {
@@ -39,20 +43,24 @@ impl App {
 /// Starts the runtime on the configured data directory, with the configured models and tools.
 ///
 /// The error is a sentence for whoever started the server; that another process owns the directory is one, and
-/// names its pid.
+/// names its pid. The sandbox starts this program again: its `main` begins with [`sandbox::helper::main`], or
+/// `sandbox.kind` is `off`.
 pub async fn start(config: &Config) -> anyhow::Result<App> {
-    let models = Registry::new(models(config)?).context("`model`")?;
     let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
     let workspaces = workspaces(config)?;
+    let models = Registry::new(models(config)?, &workspaces).context("`model`")?;
     let mcp = mcp(&config.mcp).context("`mcp.file`")?;
-    let tools = Arc::new(tools(config, &workspaces)?.with(Arc::new(mcp.clone())));
-    let hooks = hooks(config)?;
+    let policy = policy(config.policy_file.as_deref()).context("`policy.file`")?;
+    let sandbox = sandbox(config).await;
+    let tools = tools(config, &workspaces, &sandbox)?.with_policy(policy);
+    let tools = Arc::new(tools.with(Arc::new(mcp.clone())));
     let jobs = Arc::new(runner(config, tools.clone())?);
-    let ports = Ports { prices, tools, hooks, jobs, ..Ports::with_models(Arc::new(models)) };
+    let hooks = hooks(config)?;
+    let ports = Ports { prices, tools, jobs, hooks, ..Ports::with_models(Arc::new(models)) };
     let runtime = Runtime::start(runtime(config), ports).await?;
     // Not before the data directory is known to be ours.
     mcp.start();
-    Ok(App { runtime, workspaces, mcp })
+    Ok(App { runtime, workspaces, mcp, sandbox })
 }
 
 /// The servers whose tools are offered, not started yet.
@@ -93,6 +101,33 @@ fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
     open().context("`workspaces.root`")
 }
 
+/// Where commands run, as this machine can confine them; they must not read what the server keeps for itself.
+async fn sandbox(config: &Config) -> Arc<Sandbox> {
+    let model = &config.model;
+    let keys = [
+        model.openai.as_ref().and_then(|openai| openai.provider.api_key.as_ref()),
+        model.anthropic.as_ref().and_then(|anthropic| anthropic.provider.api_key.as_ref()),
+    ];
+    let hooks = config.hooks.iter().map(|hook| match &hook.sink {
+        SinkConfig::Webhook { secret, .. } => Some(secret),
+        SinkConfig::Jsonl { .. } | SinkConfig::Stdout | SinkConfig::Unix { .. } => None,
+    });
+    let secrets = keys.into_iter().chain(hooks).flatten().filter_map(|secret| match secret {
+        Secret::File(path) => Some(path.clone()),
+        Secret::Value(_) => None,
+    });
+    let files = [Some(config.data_dir.clone()), config.file.clone(), config.mcp.file.clone()];
+    let hidden: Vec<_> = files.into_iter().flatten().chain(secrets).collect();
+    let sandbox = Sandbox::probe(config.sandbox.clone(), sandbox::this_program(), &hidden).await;
+    let enforced = sandbox.enforced();
+    match enforced.available {
+        true if sandbox.confines() => tracing::info!(kind = enforced.kind, "commands are confined"),
+        true => tracing::warn!("commands are not confined: `sandbox.kind` is `none`"),
+        false => tracing::warn!(why = enforced.notes.join("; "), "no commands are run"),
+    }
+    Arc::new(sandbox)
+}
+
 /// What models cost: by the file, if there is one, otherwise as this build knows it.
 fn prices(file: Option<&Path>) -> anyhow::Result<Prices> {
     let Some(path) = file else { return prices::built_in().context("the built-in table") };
@@ -101,7 +136,14 @@ fn prices(file: Option<&Path>) -> anyhow::Result<Prices> {
     prices::parse(&name, &text).with_context(|| path.display().to_string())
 }
 
-fn tools(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolbox> {
+/// The installation's layer, with its rules held against their examples.
+fn policy(file: Option<&Path>) -> anyhow::Result<Policy> {
+    let Some(path) = file else { return Ok(Policy::default()) };
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    policy::file::parse(&text).with_context(|| path.display().to_string())
+}
+
+fn tools(config: &Config, workspaces: &Arc<Workspaces>, sandbox: &Arc<Sandbox>) -> anyhow::Result<Toolbox> {
     let demo = config.tools.demo_dir.as_deref().map(|dir| {
         let tools = demo::tools(dir).with_context(|| format!("cannot use {} as a directory", dir.display()))?;
         // A model that may remove files must not be let at the ones that we live on.
@@ -114,7 +156,9 @@ fn tools(config: &Config, workspaces: &Arc<Workspaces>) -> anyhow::Result<Toolbo
     });
     let demo = demo.transpose().context("`tools.demo_dir`")?;
     let files = config.tools.files.then(|| files::tools(workspaces));
-    let all = demo.into_iter().chain(files).flatten();
+    let shell = sandbox.enforced().available.then(|| Shell::new(sandbox.clone(), workspaces.clone()));
+    let shell = shell.map(|shell| Arc::new(shell) as Arc<dyn Tool>);
+    let all = demo.into_iter().chain(files).flatten().chain(shell);
     Ok(Toolbox::new(all, config.tools.ask_user)?)
 }
 
@@ -181,7 +225,13 @@ fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
         default: model.default.clone(),
         openai: openai.transpose()?,
         anthropic: anthropic.transpose()?,
+        agents: model.agents.iter().map(agent).collect(),
     })
+}
+
+fn agent(config: &AgentConfig) -> AcpConfig {
+    let AgentConfig { name, command, args, env, cwd, start_timeout } = config.clone();
+    AcpConfig { name, command, args, env, cwd, start_timeout }
 }
 
 fn runtime(config: &Config) -> raddle_actors::Config {
@@ -231,8 +281,14 @@ mod tests {
     use raddle_domain::ports::Tools;
 
     fn offered(config: &str) -> anyhow::Result<Vec<String>> {
-        let config = Config::read(Some(config), [], []).unwrap();
-        Ok(tools(&config, &workspaces(&config)?)?.specs(scene(&settings())).into_iter().map(|spec| spec.name).collect())
+        let env = [("RADDLE_SANDBOX_KIND".to_owned(), "off".to_owned())];
+        let config = Config::read(Some(config), env, []).unwrap();
+        let sandbox = tokio::runtime::Runtime::new().unwrap().block_on(sandbox(&config));
+        Ok(tools(&config, &workspaces(&config)?, &sandbox)?
+            .specs(scene(&settings()))
+            .into_iter()
+            .map(|spec| spec.name)
+            .collect())
     }
 
     #[test]
@@ -296,6 +352,18 @@ mod tests {
         assert_eq!(why, format!("{}: line 2: `currency` must be USD", path.display()));
         let gone = dir.path().join("gone");
         assert!(format!("{:#}", prices(Some(&gone)).unwrap_err()).contains("gone"));
+    }
+
+    #[test]
+    fn a_policy_file_is_taken_or_says_what_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.toml");
+        std::fs::write(&path, "ask = \"never\"").unwrap();
+        assert_eq!(policy(Some(&path)).unwrap().ask, Some(raddle_domain::policy::AskMode::Never));
+        assert_eq!(policy(None).unwrap(), Policy::default());
+        std::fs::write(&path, "\n[[rules]]\nname = \"x\"\ntool = \"t\"\naction = \"deny\"\nmatch = [\"u\"]").unwrap();
+        let why = format!("{:#}", policy(Some(&path)).unwrap_err());
+        assert_eq!(why, format!("{}: line 2: the rule `x`: it does not cover its `match` example `u`", path.display()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand, and what they share. All but `serve` speak HTTP to a server.
 //!
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by the
-//! server, 4 cannot reach the server.
+//! server, 4 cannot reach the server; of `policy check` also 5 would be asked, 6 is denied.
 
 use std::io::{self, Write};
 
@@ -21,6 +21,7 @@ mod effects;
 mod hooks;
 mod jobs;
 mod mcp;
+mod policy;
 mod questions;
 mod routing;
 mod schedules;
@@ -50,18 +51,20 @@ enum Command {
     Questions(questions::Questions),
     /// Say what became of effects whose outcome is uncertain
     Effects(effects::Effects),
+    /// Show the servers whose tools models may call
+    Mcp(mcp::Mcp),
     /// Make, list, watch, repeat and end jobs
     Jobs(jobs::Jobs),
     /// Make, list, pause and delete schedules of jobs
     Schedules(schedules::Schedules),
-    /// Show the servers whose tools models may call
-    Mcp(mcp::Mcp),
     /// Show what was spent
     Usage(usage::Usage),
     /// List and set which model answers which intent
     Routing(routing::Routing),
     /// Show where events are sent, and how that goes
     Hooks(hooks::Hooks),
+    /// Say what would be decided about a command, and show what the rules are
+    Policy(policy::PolicyCommand),
     /// Check that a server is well
     Doctor(doctor::Doctor),
     /// What `serve` runs MCP servers with; of no use to anybody else
@@ -158,6 +161,8 @@ pub enum Failure {
     Unreachable(String),
     /// Everything that is to be said was said.
     Told,
+    /// It was found out, and the code says what.
+    Found(u8),
 }
 
 impl Failure {
@@ -167,13 +172,14 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Refused(_) => 3,
             Self::Unreachable(_) => 4,
+            Self::Found(code) => *code,
         }
     }
 
     pub fn sentence(&self) -> Option<&str> {
         match self {
             Self::Failed(why) | Self::Usage(why) | Self::Refused(why) | Self::Unreachable(why) => Some(why),
-            Self::Told => None,
+            Self::Told | Self::Found(_) => None,
         }
     }
 }
@@ -213,14 +219,15 @@ impl Cli {
             Command::Approvals(approvals) => approvals.run().await,
             Command::Questions(questions) => questions.run().await,
             Command::Effects(effects) => effects.run().await,
-            Command::Jobs(jobs) => jobs.run().await,
-            Command::Schedules(schedules) => schedules.run().await,
             Command::Mcp(mcp) => mcp.run().await,
             #[cfg(target_os = "linux")]
             Command::McpGuard(guard) => guard.run().await,
+            Command::Jobs(jobs) => jobs.run().await,
+            Command::Schedules(schedules) => schedules.run().await,
             Command::Usage(usage) => usage.run().await,
             Command::Routing(routing) => routing.run().await,
             Command::Hooks(hooks) => hooks.run().await,
+            Command::Policy(policy) => policy.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;

@@ -11,9 +11,10 @@ use raddle_domain::{
     command::IfIdle,
     id::{Seq, TurnId},
     job::Job,
+    policy::{Policy, decide::Decided},
     record::{
-        Admission, Approval, Checkpoint, Decision, Delivery, Effect, InterruptReceipt, Question, Resolution, Thread,
-        Turn, Undelivered,
+        Admission, Approval, Checkpoint, Decision, Delivery, Effect, InterruptReceipt, Permit, Question, Resolution,
+        Thread, Turn, Undelivered,
     },
     schedule::Schedule,
 };
@@ -167,6 +168,19 @@ pub struct InboxEntry {
     #[serde(flatten)]
     pub admission: Admission,
     pub position: u32,
+}
+
+/// A call that was approved for ever, by the name of its rule.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NamedPermit {
+    pub rule: String,
+    #[serde(flatten)]
+    pub permit: Permit,
+}
+
+#[derive(Deserialize)]
+struct Permits {
+    data: Vec<NamedPermit>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -485,6 +499,31 @@ impl Client {
     pub async fn set_routing_rules(&self, rules: Vec<RoutingRule>) -> Result<Vec<RoutingRule>, ClientError> {
         let request = self.request(Method::PUT, &["v1", "routing-rules"], &[]).json(&RoutingRules { rules });
         self.json(request).await.map(|found: RoutingRules| found.rules)
+    }
+
+    pub async fn policy(&self) -> Result<Policy, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "policy"], &[])).await
+    }
+
+    /// The calls that were approved for ever, as the server wrote them.
+    pub async fn permits(&self) -> Result<Vec<NamedPermit>, ClientError> {
+        let request = self.request(Method::GET, &["v1", "policy", "permits"], &[]);
+        self.json(request).await.map(|found: Permits| found.data)
+    }
+
+    pub async fn revoke(&self, rule: &str) -> Result<(), ClientError> {
+        self.delete(&["v1", "policy", "permits", rule]).await
+    }
+
+    /// What would be decided about a command.
+    pub async fn check_command(
+        &self,
+        command: &str,
+        tool: Option<&str>,
+        thread: Option<&str>,
+    ) -> Result<Decided, ClientError> {
+        let body = json!({ "command": command, "tool": tool, "thread_id": thread });
+        self.json(self.post(&["v1", "policy", "check"]).json(&body)).await
     }
 
     /// The events of a thread after `after`, as they happen, through every interruption.

@@ -6,13 +6,16 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use raddle_domain::command::Limits;
+use raddle_domain::{command::Limits, policy::SandboxMode};
 use secrecy::SecretString;
 use toml::{Table, Value};
 
 pub use self::hooks::{HookConfig, SinkConfig};
-use crate::egress::Allowed;
-use crate::models::{anthropic, provider::Patience};
+use crate::{
+    egress::Allowed,
+    models::{acp, anthropic, provider::Patience},
+    sandbox::{self, Kind, SandboxConfig},
+};
 
 mod hooks;
 
@@ -28,16 +31,22 @@ pub struct Config {
     /// Where to listen; port 0 picks one.
     pub listen: SocketAddr,
     pub data_dir: PathBuf,
+    /// Where the file was, if there was one. It may hold secrets.
+    pub file: Option<PathBuf>,
     pub limits: ServerLimits,
     pub model: ModelConfig,
     /// What models cost, instead of the table that is built in.
     pub prices_file: Option<PathBuf>,
+    /// The installation's layer of the policy.
+    pub policy_file: Option<PathBuf>,
     pub tools: ToolsConfig,
     pub jobs: JobsConfig,
     /// Where the directories are in which threads work. Made if it is not there.
     pub workspaces_root: PathBuf,
     /// What requests to addresses that users name may reach beside the internet at large.
     pub egress_allow: Vec<Allowed>,
+    /// What commands may do.
+    pub sandbox: SandboxConfig,
     pub hooks: Vec<HookConfig>,
     pub mcp: McpConfig,
     pub store: StoreConfig,
@@ -71,6 +80,8 @@ pub struct ModelConfig {
     pub default: Option<String>,
     pub openai: Option<OpenAiConfig>,
     pub anthropic: Option<AnthropicConfig>,
+    /// By their names.
+    pub agents: Vec<AgentConfig>,
 }
 
 /// What models may do.
@@ -111,6 +122,19 @@ pub struct AnthropicConfig {
     pub max_tokens: u32,
     /// Whether the provider is asked to keep the conversation for the next call.
     pub prompt_cache: bool,
+}
+
+/// A process that speaks the Agent Client Protocol.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    pub name: String,
+    pub command: PathBuf,
+    pub args: Vec<String>,
+    /// Added to its environment.
+    pub env: Vec<(String, SecretString)>,
+    /// Where it works, instead of the workspace of each thread.
+    pub cwd: Option<PathBuf>,
+    pub start_timeout: Duration,
 }
 
 /// Where a provider is, how to log in, and how long it may take.
@@ -240,16 +264,20 @@ impl Config {
         // Beside the store's files, not above them: no workspace has them in it.
         let workspaces_root =
             keys.text("workspaces.root")?.map_or_else(|| data_dir.join("workspaces"), |text| text.0.into());
+        let listen = listen(keys)?;
         Ok(Self {
-            listen: listen(keys)?,
+            listen,
             data_dir,
+            file: None,
             limits: limits(keys)?,
             model: ModelConfig {
                 default: keys.text("model.default")?.map(|text| text.0),
                 openai: openai(keys)?,
                 anthropic: anthropic(keys)?,
+                agents: agents(keys)?,
             },
             prices_file: keys.text("prices.file")?.map(|text| text.0.into()),
+            policy_file: keys.text("policy.file")?.map(|text| text.0.into()),
             tools: ToolsConfig {
                 demo_dir: keys.text("tools.demo_dir")?.map(|text| text.0.into()),
                 ask_user: keys.flag("tools.ask_user", false)?,
@@ -263,6 +291,7 @@ impl Config {
                 secrets_file: keys.text("jobs.secrets_file")?.map(|text| text.0.into()),
             },
             egress_allow: allowed(keys)?,
+            sandbox: sandbox(keys, listen.port())?,
             hooks: hooks::hooks(keys)?,
             mcp: McpConfig {
                 file: keys.text("mcp.file")?.map(|text| text.0.into()),
@@ -318,6 +347,86 @@ fn listen(keys: &mut Keys) -> Result<SocketAddr, ConfigError> {
     Ok(listen)
 }
 
+fn sandbox(keys: &mut Keys, own_port: u16) -> Result<SandboxConfig, ConfigError> {
+    let kinds = [
+        ("auto", Kind::Auto),
+        ("bwrap", Kind::Bwrap),
+        ("namespaces", Kind::Namespaces),
+        ("landlock", Kind::Landlock),
+        ("none", Kind::None),
+        ("off", Kind::Off),
+    ];
+    let modes = [
+        ("read-only", SandboxMode::ReadOnly),
+        ("workspace-write", SandboxMode::WorkspaceWrite),
+        ("danger-full-access", SandboxMode::DangerFullAccess),
+    ];
+    let kind = keys.one_of("sandbox.kind", &kinds)?.unwrap_or(Kind::Auto);
+    let widest = keys.one_of("sandbox.mode", &modes)?.unwrap_or(SandboxMode::WorkspaceWrite);
+    let network = keys.flag("sandbox.network", false)?;
+    let ports = keys.texts("sandbox.network_ports")?;
+    let origin = ports.as_ref().map_or(Origin::Default, |(_, origin)| *origin);
+    let ports: Option<Vec<u16>> = ports.map_or_else(
+        || Some(vec![443]),
+        |(texts, _)| texts.iter().map(|text| text.parse().ok().filter(|port| *port > 0)).collect(),
+    );
+    let Some(ports) = ports else {
+        return Err(invalid("sandbox.network_ports", origin, "must be a list of ports, such as [\"443\"]"));
+    };
+    if network && ports.contains(&own_port) {
+        // Whoever can talk to this server can approve its own calls.
+        let why = format!("holds {own_port}, on which this server listens");
+        return Err(invalid("sandbox.network_ports", origin, why));
+    }
+    let env_pass = listed(keys, "sandbox.env_pass", |name| {
+        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        (plain && !steers_programs(name)).then(|| name.to_owned()).ok_or("is not one that commands may have")
+    })?;
+    let read = listed(keys, "sandbox.read", |path| {
+        path.starts_with('/').then(|| PathBuf::from(path)).ok_or("is not an absolute path")
+    })?;
+    let plain = |name: &str| match name.contains('/') || name == "." || name == ".." {
+        true => Err("is no plain name"),
+        false => Ok(name.to_owned()),
+    };
+    let protect = listed(keys, "sandbox.protect", plain)?;
+    Ok(SandboxConfig {
+        kind,
+        widest,
+        ports: network.then_some(ports),
+        env_pass: env_pass.unwrap_or_default(),
+        read: read.unwrap_or_default(),
+        protect: protect.unwrap_or_else(|| vec![".git".to_owned()]),
+        timeout: keys.millis("sandbox.timeout_ms", 120_000, 1)?,
+        output_bytes: keys.size("sandbox.output_bytes", 64 * KIB, 16)?,
+        limits: sandbox::Limits {
+            cpu_s: keys.number("sandbox.cpu_s", 600, 1, u64::MAX)?,
+            memory_bytes: keys.number("sandbox.memory_bytes", 4096 * MIB, 16 * MIB, u64::MAX)?,
+            processes: keys.number("sandbox.processes", 256, 1, 1 << 20)?,
+            file_bytes: keys.number("sandbox.file_bytes", 1024 * MIB, 1, u64::MAX)?,
+            open_files: keys.number("sandbox.open_files", 1024, 16, 1 << 20)?,
+        },
+    })
+}
+
+/// Whether a variable of this name can make programs run others, or is ours.
+fn steers_programs(name: &str) -> bool {
+    const PREFIXES: [&str; 4] = ["RADDLE_", "LD_", "GIT_", "BASH_FUNC_"];
+    const NAMES: [&str; 8] = ["PAGER", "ENV", "BASH_ENV", "SHELLOPTS", "BASHOPTS", "IFS", "PS4", "PROMPT_COMMAND"];
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name)
+}
+
+/// A list of which each entry is to be something.
+fn listed<T>(
+    keys: &mut Keys,
+    key: &str,
+    read: impl Fn(&str) -> Result<T, &'static str>,
+) -> Result<Option<Vec<T>>, ConfigError> {
+    let Some((texts, origin)) = keys.texts(key)? else { return Ok(None) };
+    let each = |text: &String| read(text).map_err(|why| invalid(key, origin, format!("holds `{text}`, which {why}")));
+    texts.iter().map(each).collect::<Result<_, _>>().map(Some)
+}
+
 fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
     let usual = Limits::default();
     let thread = Limits {
@@ -364,6 +473,41 @@ fn anthropic(keys: &mut Keys) -> Result<Option<AnthropicConfig>, ConfigError> {
     let max_tokens = keys.count("model.anthropic.max_tokens", anthropic::MAX_TOKENS, 1)?;
     let prompt_cache = keys.flag("model.anthropic.prompt_cache", false)?;
     Ok(provider.map(|provider| AnthropicConfig { provider, version, max_tokens, prompt_cache }))
+}
+
+/// What the keys of agents begin with: `model.acp.NAME.command`.
+const AGENTS: &str = "model.acp.";
+
+fn agents(keys: &mut Keys) -> Result<Vec<AgentConfig>, ConfigError> {
+    keys.names(AGENTS).into_iter().map(|name| agent(keys, name)).collect()
+}
+
+fn agent(keys: &mut Keys, name: String) -> Result<AgentConfig, ConfigError> {
+    let key = |rest: &str| format!("{AGENTS}{name}.{rest}");
+    if !acp::is_name(&name) {
+        let why = "is no name of an agent: at most 32 of a-z, 0-9, `-` and `_`";
+        return Err(invalid(&format!("{AGENTS}{name}"), Origin::File, why));
+    }
+    let Some((command, _)) = keys.text(&key("command"))? else {
+        return Err(invalid(&key("command"), Origin::Default, "is needed to run the agent"));
+    };
+    let cwd = match keys.text(&key("cwd"))? {
+        None => None,
+        Some((cwd, _)) if cwd.starts_with('/') => Some(cwd.into()),
+        Some((_, origin)) => return Err(invalid(&key("cwd"), origin, "must be an absolute path")),
+    };
+    let env = keys.below(&key("env.")).into_iter().map(|(variable, value)| match value {
+        Value::String(text) => Ok((variable, text.into())),
+        _ => Err(invalid(&key(&format!("env.{variable}")), Origin::File, "must be a text")),
+    });
+    Ok(AgentConfig {
+        env: env.collect::<Result<_, _>>()?,
+        args: keys.texts(&key("args"))?.map(|texts| texts.0).unwrap_or_default(),
+        start_timeout: keys.millis(&key("start_timeout_ms"), 30_000, 1)?,
+        command: command.into(),
+        cwd,
+        name,
+    })
 }
 
 /// A provider is configured as soon as somebody says where it is or how to log in; it is at `usual` unless somebody
@@ -471,6 +615,18 @@ impl Keys {
         }
     }
 
+    /// One of a few words.
+    fn one_of<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> Result<Option<T>, ConfigError> {
+        let Some((text, origin)) = self.text(key)? else { return Ok(None) };
+        match words.iter().find(|(word, _)| *word == text) {
+            Some((_, meaning)) => Ok(Some(*meaning)),
+            None => {
+                let words: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+                Err(invalid(key, origin, format!("must be one of {}", words.join(", "))))
+            }
+        }
+    }
+
     /// A list of texts; where there is no TOML, with commas between them.
     fn texts(&mut self, key: &str) -> Result<Option<(Vec<String>, Origin)>, ConfigError> {
         let Some((value, origin)) = self.raw(key) else { return Ok(None) };
@@ -487,6 +643,22 @@ impl Keys {
             Some(texts) => Ok(Some((texts, origin))),
             None => Err(invalid(key, origin, "must be a list of texts that are not empty")),
         }
+    }
+
+    /// The names that stand in the file behind a prefix: those of tables that people name themselves.
+    fn names(&self, prefix: &str) -> Vec<String> {
+        let rest = self.file.keys().filter_map(|key| key.strip_prefix(prefix));
+        let mut names: Vec<String> = rest.filter_map(|rest| Some(rest.split_once('.')?.0.to_owned())).collect();
+        // They are in order: of one name stand side by side.
+        names.dedup();
+        names
+    }
+
+    /// What stands in the file behind a prefix, under any name, taken out.
+    fn below(&mut self, prefix: &str) -> Vec<(String, Value)> {
+        let is_below = |key: &String, _: &mut Value| key.starts_with(prefix);
+        let below = self.file.extract_if(.., is_below);
+        below.map(|(key, value)| (key[prefix.len()..].to_owned(), value)).collect()
     }
 
     fn number(&mut self, key: &str, default: u64, least: u64, most: u64) -> Result<u64, ConfigError> {
@@ -626,12 +798,26 @@ mod tests {
             "model.anthropic.prompt_cache",
             "model.anthropic.idle_timeout_ms",
             "prices.file",
+            "policy.file",
             "model.openai.send_reasoning",
             "tools.demo_dir",
             "tools.ask_user",
             "tools.files",
+            "sandbox.kind",
+            "sandbox.mode",
+            "sandbox.network",
+            "sandbox.network_ports",
+            "sandbox.env_pass",
+            "sandbox.read",
+            "sandbox.protect",
+            "sandbox.timeout_ms",
+            "sandbox.output_bytes",
+            "sandbox.cpu_s",
+            "sandbox.memory_bytes",
+            "sandbox.processes",
+            "sandbox.file_bytes",
+            "sandbox.open_files",
             "workspaces.root",
-            "egress.allow",
             "hooks.NAME.kind",
             "hooks.NAME.path",
             "hooks.NAME.url",
@@ -651,6 +837,7 @@ mod tests {
             "store.pack_after_ms",
             "approvals.expiry_ms",
             "shutdown.deadline_ms",
+            "egress.allow",
             "jobs.concurrent",
             "jobs.retention_ms",
             "jobs.lease_ms",
@@ -732,6 +919,38 @@ mod tests {
     }
 
     #[test]
+    fn commands_are_confined_unless_somebody_says_otherwise() {
+        let usual = read("", &[], &[]).unwrap().sandbox;
+        assert_eq!((usual.kind, usual.widest, usual.ports), (Kind::Auto, SandboxMode::WorkspaceWrite, None));
+        assert_eq!(usual.protect, [".git"]);
+        assert!(usual.env_pass.is_empty() && usual.read.is_empty());
+        let free = read("[sandbox]\nkind = \"none\"\nmode = \"danger-full-access\"", &[], &[]).unwrap().sandbox;
+        assert_eq!((free.kind, free.widest), (Kind::None, SandboxMode::DangerFullAccess));
+    }
+
+    #[test]
+    fn what_would_undo_the_sandbox_is_refused() {
+        let bad = [
+            "sandbox.kind = \"maybe\"",
+            "sandbox.mode = \"full\"",
+            "sandbox.env_pass = [\"LD_PRELOAD\"]",
+            "sandbox.env_pass = [\"RADDLE_MODEL_OPENAI_API_KEY\"]",
+            "sandbox.env_pass = [\"PAGER\"]",
+            "sandbox.env_pass = [\"A=B\"]",
+            "sandbox.read = [\"home\"]",
+            "sandbox.protect = [\"../x\"]",
+            "sandbox.network_ports = [\"0\"]",
+            "listen = \"127.0.0.1:443\"\nsandbox.network = true",
+        ];
+        for file in bad {
+            assert!(matches!(read(file, &[], &[]), Err(ConfigError::Invalid { .. })), "{file}");
+        }
+        assert!(read("listen = \"127.0.0.1:443\"", &[], &[]).is_ok());
+        let network = read("sandbox.network = true", &[], &[]).unwrap().sandbox;
+        assert_eq!(network.ports, Some(vec![443]));
+    }
+
+    #[test]
     fn a_secret_shows_neither_in_debug_nor_in_an_error() {
         let config = read("[model.openai]\napi_key = \"hush\"", &[], &[]).unwrap();
         assert!(!format!("{config:?}").contains("hush"));
@@ -756,6 +975,29 @@ mod tests {
         let err = read("[auth]\nadmin_key = \"k\"", &[], &[]).unwrap_err().to_string();
         assert!(err.contains("auth.admin_key") && err.contains("not built"), "{err}");
         assert!(read("", &[("RADDLE_AUTH_ADMIN_KEY_FILE", "/k")], &[]).is_err());
+    }
+
+    #[test]
+    fn an_agent_is_named_by_its_table() {
+        let file = "[model.acp.helper]\ncommand = \"helper\"\nargs = [\"--acp\"]\nenv.TOKEN = \"hush\"\n\
+                    [model.acp.other]\ncommand = \"/bin/other\"\ncwd = \"/\"";
+        let config = read(file, &[("RADDLE_MODEL_ACP_OTHER_CWD", "/v")], &[]).unwrap();
+        let [helper, other] = &config.model.agents[..] else { panic!("{config:?}") };
+        assert_eq!((helper.name.as_str(), helper.args.as_slice()), ("helper", &["--acp".to_owned()][..]));
+        assert_eq!((helper.env[0].0.as_str(), helper.start_timeout), ("TOKEN", Duration::from_secs(30)));
+        assert_eq!((other.name.as_str(), other.cwd.as_deref()), ("other", Some(std::path::Path::new("/v"))));
+        assert_eq!(helper.cwd, None);
+        assert!(!format!("{config:?}").contains("hush"));
+        for bad in [
+            "model.acp.x.cwd = \"/\"",
+            "[model.acp.x]\ncommand = \"x\"\ncwd = \"here\"",
+            "[model.acp.X]\ncommand = \"x\"\ncwd = \"/\"",
+            "[model.acp.x]\ncommand = \"x\"\ncwd = \"/\"\nargs = \"a\"",
+            "[model.acp.x]\ncommand = \"x\"\ncwd = \"/\"\nother = 1",
+            "model.acp = 1",
+        ] {
+            assert!(read(bad, &[], &[]).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::workspace::Workspaces;
+use crate::{sandbox::Sandbox, workspace::Workspaces};
 
 mod cursor;
 mod decisions;
@@ -34,6 +34,7 @@ mod metrics;
 mod not_built;
 mod observe;
 mod openapi;
+mod policy;
 mod problem;
 mod request;
 mod routing;
@@ -61,13 +62,22 @@ pub struct GatewayConfig {
     pub loopback_only: bool,
     /// Where threads work: a `workspace` that is none is refused. Without it, any text will do.
     pub workspaces: Option<Arc<Workspaces>>,
+    /// Where commands run, for `/v1/info`.
+    pub sandbox: Option<Arc<Sandbox>>,
     /// The servers whose tools are offered, for `/v1/mcp`.
     pub mcp: Option<Mcp>,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { body_bytes: 1024 * 1024, limits: Limits::default(), loopback_only: true, workspaces: None, mcp: None }
+        Self {
+            body_bytes: 1024 * 1024,
+            limits: Limits::default(),
+            loopback_only: true,
+            workspaces: None,
+            sandbox: None,
+            mcp: None,
+        }
     }
 }
 
@@ -148,6 +158,13 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(events::list_events))
         .routes(routes!(tenant_events::list_tenant_events))
         .routes(routes!(usage::get_usage))
+        .routes(routes!(hooks::list_hooks))
+        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules))
+        .routes(routes!(policy::get_policy, policy::put_policy))
+        .routes(routes!(policy::list_permits))
+        .routes(routes!(policy::delete_permit))
+        .routes(routes!(policy::check_policy))
+        .routes(routes!(mcp::get_mcp))
         .routes(routes!(jobs::create_job, jobs::list_jobs))
         .routes(routes!(jobs::get_job))
         .routes(routes!(jobs::pause_job))
@@ -155,10 +172,7 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(jobs::cancel_job))
         .routes(routes!(jobs::retry_job))
         .routes(routes!(schedules::create_schedule, schedules::list_schedules))
-        .routes(routes!(schedules::get_schedule, schedules::patch_schedule, schedules::delete_schedule))
-        .routes(routes!(hooks::list_hooks))
-        .routes(routes!(routing::get_routing_rules, routing::put_routing_rules))
-        .routes(routes!(mcp::get_mcp));
+        .routes(routes!(schedules::get_schedule, schedules::patch_schedule, schedules::delete_schedule));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
     table

@@ -15,6 +15,7 @@ mod instant;
 pub mod jobs;
 pub mod mcp;
 pub mod models;
+pub mod policy;
 pub mod prices;
 pub mod sandbox;
 pub mod sse;

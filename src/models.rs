@@ -5,6 +5,7 @@
 //!
 //! Absent on purpose: asking a provider which models it has. A name it does not know fails the call.
 
+pub mod acp;
 pub mod anthropic;
 pub mod openai;
 pub mod provider;
@@ -18,11 +19,13 @@ use raddle_domain::{
 };
 
 use self::{
+    acp::{Acp, AcpConfig},
     anthropic::{Anthropic, AnthropicConfig},
     openai::{OpenAi, OpenAiConfig},
     provider::ProviderError,
     scripted::Scripted,
 };
+use crate::workspace::Workspaces;
 
 /// The engine that needs no configuration, and the name of its only model.
 pub const SCRIPTED: &str = "scripted";
@@ -32,6 +35,9 @@ pub const OPENAI: &str = "openai";
 
 /// The engine of providers that speak Anthropic's messages API.
 pub const ANTHROPIC: &str = "anthropic";
+
+/// What the names of engines begin with that are agents: `acp:NAME`.
+pub const ACP: &str = "acp:";
 
 /// What the names of Anthropic's models begin with.
 const CLAUDE: &str = "claude-";
@@ -43,6 +49,8 @@ pub struct RegistryConfig {
     pub default: Option<String>,
     pub openai: Option<OpenAiConfig>,
     pub anthropic: Option<AnthropicConfig>,
+    /// Each with a name of its own.
+    pub agents: Vec<AcpConfig>,
 }
 
 /// A configuration that cannot be served.
@@ -61,10 +69,16 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Checks the configuration; connects to nothing.
-    pub fn new(config: RegistryConfig) -> Result<Self, RegistryError> {
+    /// Checks the configuration; connects to nothing and runs nothing. Agents work in these workspaces.
+    pub fn new(config: RegistryConfig, workspaces: &Arc<Workspaces>) -> Result<Self, RegistryError> {
         let mut engines: Vec<(String, Arc<dyn Model>)> = vec![(SCRIPTED.to_owned(), Arc::new(Scripted))];
-        let names = Names::new(config.default.as_deref(), config.openai.is_some(), config.anthropic.is_some())?;
+        let names = Names {
+            default: choice(SCRIPTED, SCRIPTED),
+            has_openai: config.openai.is_some(),
+            has_anthropic: config.anthropic.is_some(),
+            agents: config.agents.iter().map(|agent| agent.name.clone()).collect(),
+        };
+        let names = names.with_default(config.default.as_deref())?;
         if let Some(config) = config.openai {
             let openai = OpenAi::new(config).map_err(|why| RegistryError::Provider(OPENAI, why))?;
             engines.push((OPENAI.to_owned(), Arc::new(openai)));
@@ -72,6 +86,9 @@ impl Registry {
         if let Some(config) = config.anthropic {
             let anthropic = Anthropic::new(config).map_err(|why| RegistryError::Provider(ANTHROPIC, why))?;
             engines.push((ANTHROPIC.to_owned(), Arc::new(anthropic)));
+        }
+        for config in config.agents {
+            engines.push((format!("{ACP}{}", config.name), Arc::new(Acp::new(config, workspaces.clone()))));
         }
         Ok(Self { names, engines })
     }
@@ -97,13 +114,13 @@ struct Names {
     default: ModelChoice,
     has_openai: bool,
     has_anthropic: bool,
+    agents: Vec<String>,
 }
 
 impl Names {
-    fn new(default: Option<&str>, has_openai: bool, has_anthropic: bool) -> Result<Self, UnknownModel> {
-        let mut names = Self { default: choice(SCRIPTED, SCRIPTED), has_openai, has_anthropic };
-        names.default = names.resolve(None, default)?;
-        Ok(names)
+    fn with_default(mut self, default: Option<&str>) -> Result<Self, UnknownModel> {
+        self.default = self.resolve(None, default)?;
+        Ok(self)
     }
 
     /// ```text
@@ -114,6 +131,8 @@ impl Names {
     /// -          openai/NAME       NAME of openai
     /// -          anthropic/NAME    NAME of anthropic, if that is configured; otherwise a name like others
     /// -          claude-…          the same
+    /// -          acp/NAME          the agent NAME, if there is one; otherwise a name like others
+    /// acp:NAME   anything          the agent NAME
     /// -          NAME              NAME of openai
     /// ENGINE     NAME              NAME of that provider; `ENGINE/` before it is dropped
     /// ENGINE     -                 the default, if it is one of that provider's
@@ -122,6 +141,13 @@ impl Names {
         let provider = match (engine, model) {
             (None, None) => return Ok(self.default.clone()),
             (Some(SCRIPTED), _) | (None, Some(SCRIPTED)) => return Ok(choice(SCRIPTED, SCRIPTED)),
+            (Some(engine), _) if self.is_agent(engine.strip_prefix(ACP)) => {
+                return Ok(choice(engine, &engine[ACP.len()..]));
+            }
+            (None, Some(model)) if self.is_agent(model.strip_prefix("acp/")) => {
+                let name = &model["acp/".len()..];
+                return Ok(choice(&format!("{ACP}{name}"), name));
+            }
             (Some(OPENAI), _) => OPENAI,
             (Some(ANTHROPIC), _) => ANTHROPIC,
             (Some(engine), _) => {
@@ -155,6 +181,10 @@ impl Names {
         }
     }
 
+    fn is_agent(&self, name: Option<&str>) -> bool {
+        name.is_some_and(|name| self.agents.iter().any(|agent| agent == name))
+    }
+
     fn has(&self, provider: &str) -> bool {
         match provider {
             OPENAI => self.has_openai,
@@ -163,12 +193,17 @@ impl Names {
     }
 
     /// The engines, as a person reads them.
-    fn known(&self) -> &'static str {
-        match (self.has_openai, self.has_anthropic) {
-            (false, false) => "`scripted` only",
-            (true, false) => "`scripted` and `openai`",
-            (false, true) => "`scripted` and `anthropic`",
-            (true, true) => "`scripted`, `openai` and `anthropic`",
+    fn known(&self) -> String {
+        let providers = [(OPENAI, self.has_openai), (ANTHROPIC, self.has_anthropic)];
+        let providers = providers.into_iter().filter(|(_, has)| *has).map(|(name, _)| format!("`{name}`"));
+        let mut others: Vec<String> =
+            providers.chain(self.agents.iter().map(|name| format!("`{ACP}{name}`"))).collect();
+        match others.pop() {
+            None => format!("`{SCRIPTED}` only"),
+            Some(last) => {
+                others.insert(0, format!("`{SCRIPTED}`"));
+                format!("{} and {last}", others.join(", "))
+            }
         }
     }
 
@@ -198,8 +233,17 @@ fn shown(name: &str) -> String {
 mod tests {
     use super::*;
 
+    fn registry(config: RegistryConfig) -> Result<Registry, RegistryError> {
+        let dir = tempfile::tempdir().unwrap();
+        Registry::new(config, &Arc::new(Workspaces::open(dir.path()).unwrap()))
+    }
+
+    fn names(has_openai: bool, has_anthropic: bool) -> Names {
+        Names { default: choice(SCRIPTED, SCRIPTED), has_openai, has_anthropic, agents: Vec::new() }
+    }
+
     fn resolve(default: Option<&str>, has_openai: bool, engine: Option<&str>, model: Option<&str>) -> String {
-        match Names::new(default, has_openai, false).unwrap().resolve(engine, model) {
+        match names(has_openai, false).with_default(default).unwrap().resolve(engine, model) {
             Ok(choice) => format!("{}: {}", choice.engine, choice.model),
             Err(unknown) => unknown.to_string(),
         }
@@ -263,34 +307,32 @@ mod tests {
     #[test]
     fn a_default_that_is_not_configured_is_refused_at_the_start() {
         let config = RegistryConfig { default: Some("gpt".into()), ..RegistryConfig::default() };
-        let error = Registry::new(config).err().map(|error| error.to_string()).unwrap_or_default();
+        let error = registry(config).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error.starts_with("`model.default`: the model `gpt` is not available"), "{error}");
         let config = RegistryConfig { openai: Some(OpenAiConfig::new("nowhere")), ..RegistryConfig::default() };
-        let error = Registry::new(config).err().map(|error| error.to_string()).unwrap_or_default();
+        let error = registry(config).err().map(|error| error.to_string()).unwrap_or_default();
         assert_eq!(error, "`model.openai`: the base URL of the model provider is no URL");
     }
 
     #[test]
     fn the_engines_are_those_that_are_configured() {
-        let bare = Registry::new(RegistryConfig::default()).unwrap();
+        let bare = registry(RegistryConfig::default()).unwrap();
         assert_eq!(bare.engines(), ["scripted"]);
         assert!(bare.engine("scripted").is_some() && bare.engine("openai").is_none());
         let openai = Some(OpenAiConfig::new("http://127.0.0.1:1/v1"));
         let anthropic = Some(AnthropicConfig::new("http://127.0.0.1:1"));
-        let full = Registry::new(RegistryConfig { default: None, openai, anthropic }).unwrap();
+        let full = registry(RegistryConfig { openai, anthropic, ..RegistryConfig::default() }).unwrap();
         assert_eq!(full.engines(), ["scripted", "openai", "anthropic"]);
         assert!(full.engine("anthropic").is_some() && full.engine("other").is_none());
     }
 
     #[test]
     fn claude_is_anthropics_where_that_is_configured_and_otherwise_a_name_like_others() {
-        let resolve = |has_openai, has_anthropic, engine, model| match Names::new(None, has_openai, has_anthropic)
-            .unwrap()
-            .resolve(engine, model)
-        {
-            Ok(choice) => format!("{}: {}", choice.engine, choice.model),
-            Err(unknown) => unknown.to_string(),
-        };
+        let resolve =
+            |has_openai, has_anthropic, engine, model| match names(has_openai, has_anthropic).resolve(engine, model) {
+                Ok(choice) => format!("{}: {}", choice.engine, choice.model),
+                Err(unknown) => unknown.to_string(),
+            };
         for has_openai in [false, true] {
             assert_eq!(resolve(has_openai, true, None, Some("claude-opus-4-1")), "anthropic: claude-opus-4-1");
             assert_eq!(resolve(has_openai, true, None, Some("anthropic/claude-x")), "anthropic: claude-x");
@@ -307,5 +349,20 @@ mod tests {
         assert_eq!(resolve(false, false, Some("anthropic"), None), format!("the engine `anthropic` {how}"));
         let sentence = "the engine `anthropic` needs a model: name one, or set `model.default`";
         assert_eq!(resolve(false, true, Some("anthropic"), None), sentence);
+    }
+
+    #[test]
+    fn an_agent_is_named_by_its_engine_or_as_a_model() {
+        let names = Names { agents: vec!["helper".into()], ..names(true, false) };
+        let resolve = |engine, model| match names.resolve(engine, model) {
+            Ok(choice) => format!("{}: {}", choice.engine, choice.model),
+            Err(unknown) => unknown.to_string(),
+        };
+        assert_eq!(resolve(Some("acp:helper"), None), "acp:helper: helper");
+        assert_eq!(resolve(Some("acp:helper"), Some("any")), "acp:helper: helper");
+        assert_eq!(resolve(None, Some("acp/helper")), "acp:helper: helper");
+        assert_eq!(resolve(None, Some("acp/other")), "openai: acp/other");
+        let unknown = "there is no engine `acp:other`; this server has `scripted`, `openai` and `acp:helper`";
+        assert_eq!(resolve(Some("acp:other"), None), unknown);
     }
 }

@@ -37,7 +37,10 @@ use std::{
     time::Duration,
 };
 
-use raddle_domain::{policy::SandboxMode, ports::Output};
+use raddle_domain::{
+    policy::SandboxMode,
+    ports::{Output, Silence},
+};
 use serde::Serialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -87,6 +90,8 @@ pub enum Kind {
     Landlock,
     /// Not at all.
     None,
+    /// Nobody runs any.
+    Off,
 }
 
 /// A command to be run.
@@ -189,6 +194,9 @@ pub struct Sandbox {
 /// What commands find programs by.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// How long a keeper may take to kill what has had its time.
+const GRACE: Duration = Duration::from_secs(10);
+
 /// How long the first test may take.
 const PROBE: Duration = Duration::from_secs(30);
 
@@ -210,7 +218,9 @@ impl Sandbox {
             tried: Vec::new(),
         };
         let mut sandbox = Self { config, helper, shell, cage: None, enforced };
-        if sandbox.config.kind == Kind::None {
+        if sandbox.config.kind == Kind::Off {
+            sandbox.enforced.notes.push("`sandbox.kind` is `off`".into());
+        } else if sandbox.config.kind == Kind::None {
             sandbox.enforced.available = true;
             sandbox.enforced.network = true;
             sandbox.enforced.notes.push("`sandbox.kind` is `none`: commands may do whatever the server may".into());
@@ -224,6 +234,11 @@ impl Sandbox {
 
     pub const fn enforced(&self) -> &Enforced {
         &self.enforced
+    }
+
+    /// Whether commands that may not leave it are held in.
+    pub const fn confines(&self) -> bool {
+        self.cage.is_some()
     }
 
     pub const fn widest(&self) -> SandboxMode {
@@ -291,44 +306,44 @@ impl Sandbox {
 
     /// Confines a process as commands would be, in both ways, and lets it try.
     async fn try_cage(&self, cage: &Cage) -> Result<Trial, String> {
+        let (mut writing, reading) = tokio::try_join!(
+            self.try_mode(cage, SandboxMode::WorkspaceWrite),
+            self.try_mode(cage, SandboxMode::ReadOnly),
+        )?;
+        // What differs between them is told for both.
+        let differs = reading.tried.into_iter().filter(|tried| !writing.tried.contains(tried)).map(|mut tried| {
+            tried.what.push_str(", when it may only read");
+            tried
+        });
+        writing.tried.extend(differs.collect::<Vec<_>>());
+        Ok(writing)
+    }
+
+    async fn try_mode(&self, cage: &Cage, mode: SandboxMode) -> Result<Trial, String> {
         let bait = Bait::lay().map_err(|why| format!("cannot lay out what is to be tried: {why}"))?;
-        let mut whole: Option<Trial> = None;
-        for mode in [SandboxMode::WorkspaceWrite, SandboxMode::ReadOnly] {
-            let exec = Exec {
-                command: ExecCommand::Argv(Vec::new()),
-                workspace: bait.workspace.clone(),
-                cwd: PathBuf::new(),
-                mode,
-                timeout: Some(PROBE),
-            };
-            let mut spec = self.spec(&exec, cage.clone(), true).map_err(|why| why.to_string())?;
-            spec.job = Job::Try(bait.attempts());
-            // What may be read is not what is tried: the bait must not lie in it by accident.
-            let (outer, capture, timed_out) =
-                self.start(&spec, PROBE, &raddle_domain::ports::Silence).await.map_err(|why| why.to_string())?;
-            let said = capture.finish();
-            let trial = match outer {
-                Some(Outer::Tried(trial)) if !timed_out => trial,
-                Some(Outer::Refused(why)) => return Err(format!("{why} {}", said.trim()).trim().to_owned()),
-                other => return Err(format!("the test did not end well: {other:?} {}", said.trim())),
-            };
-            let named: Vec<String> = trial
-                .tried
-                .iter()
-                .filter(|tried| !tried.ok)
-                .map(|Tried { what, found, .. }| format!("{what}: {found}"))
-                .collect();
-            if !named.is_empty() {
-                return Err(format!("not enforced: {}", named.join("; ")));
-            }
-            match &mut whole {
-                None => whole = Some(trial),
-                Some(whole) => {
-                    whole.tried.extend(trial.tried.into_iter().filter(|tried| tried.what.contains("write in")))
-                }
-            }
+        let exec = Exec {
+            command: ExecCommand::Argv(Vec::new()),
+            workspace: bait.workspace.clone(),
+            cwd: PathBuf::new(),
+            mode,
+            timeout: Some(PROBE),
+        };
+        let spec = self.spec(&exec, cage.clone(), true).map_err(|why| why.to_string())?;
+        let spec = Spec { job: Job::Try(bait.attempts()), ..spec };
+        let started = self.start(&spec, PROBE, &Silence).await;
+        let (outer, capture, _) = started.map_err(|why| format!("this program cannot be started again: {why}"))?;
+        let said = capture.finish();
+        let trial = match outer {
+            Some(Outer::Tried(trial)) => trial,
+            Some(Outer::Refused(why)) => return Err(format!("{why} {}", said.trim()).trim().to_owned()),
+            other => return Err(format!("the test did not end well: {other:?} {}", said.trim()).trim().to_owned()),
+        };
+        let wrong = trial.tried.iter().filter(|tried| !tried.ok);
+        let wrong: Vec<String> = wrong.map(|Tried { what, found, .. }| format!("{what}: {found}")).collect();
+        match wrong.is_empty() {
+            true => Ok(trial),
+            false => Err(format!("not enforced: {}", wrong.join("; "))),
         }
-        whole.ok_or_else(|| "nothing was tried".to_owned())
     }
 
     /// Runs a command, and says what it writes as it comes. Dropped, it kills the command.
@@ -446,40 +461,42 @@ impl Sandbox {
         let mut capture = Capture::new(self.config.output_bytes);
         let mut last_word = Vec::new();
         let mut timed_out = false;
-        let deadline = tokio::time::sleep(timeout);
-        tokio::pin!(deadline);
+        let (deadline, grace) = (tokio::time::sleep(timeout), tokio::time::sleep(timeout.saturating_add(GRACE)));
+        tokio::pin!(deadline, grace);
         let sent = line.write_all(&order).await;
         let mut piece = vec![0; 16 * 1024];
         let (mut all_written, mut all_said) = (false, sent.is_err());
-        while !(all_written && all_said) {
-            // What is said takes as long as the listener wants, and time goes on meanwhile.
+        // When the last word is missing, the keeper was killed: whoever still holds the pipe may do so for ever.
+        while !(all_said && (all_written || last_word.is_empty())) {
             tokio::select! {
                 biased;
                 () = &mut deadline, if !timed_out => {
                     timed_out = true;
-                    // The keeper takes it as our death.
-                    line.shutdown().await?;
+                    // The keeper takes it as our death. If it is dead itself, we hear so.
+                    let _ = line.shutdown().await;
+                }
+                () = &mut grace => {
+                    // Nothing in the sandbox can keep it so long; a machine that is in trouble can.
+                    let _ = keeper.start_kill();
+                    break;
                 }
                 said = line.read_buf(&mut last_word), if !all_said => all_said = matches!(said, Ok(0) | Err(_)),
                 read = written.read(&mut piece), if !all_written => match read {
                     Ok(0) | Err(_) => all_written = true,
                     Ok(read) => {
                         let text = capture.take(&piece[..read]);
-                        if !text.is_empty() {
+                        // Saying it may take as long as the listener likes; the time of the command goes on.
+                        if !text.is_empty() && !timed_out {
                             tokio::select! {
                                 () = output.say(text) => {}
-                                () = &mut deadline, if !timed_out => {
+                                () = &mut deadline => {
                                     timed_out = true;
-                                    line.shutdown().await?;
+                                    let _ = line.shutdown().await;
                                 }
                             }
                         }
                     }
                 },
-            }
-            if all_said && last_word.is_empty() {
-                // The keeper was killed: whoever still holds the other end may do so for ever.
-                break;
             }
         }
         let _ = keeper.wait().await;

@@ -1,12 +1,14 @@
 //! What models may do: the implementations of [`Tool`], and the [`Toolbox`] that judges calls and runs them.
 //!
 //! ```text
-//! a call ─▶ known? ─▶ arguments fit? ─▶ permitted already? ─▶ Planned ─▶ (the thread decides) ─▶ run, or reconcile
+//! a call ─▶ known? ─▶ arguments fit? ─▶ policy ─▶ Planned ─▶ (the thread decides) ─▶ run, or reconcile
+//!                                          └─▶ Forbidden
 //! ```
-//! Judging is pure and comes first: nobody is asked about a call that could not be run. What a permit covers, and
-//! what an approval is bound to, is the digest of the arguments (see [`arguments`]). A tool says what its calls do
-//! to the world ([`EffectClass`]) and who must agree ([`Gate`]); the thread's machine draws the conclusions, so no
-//! tool retries or asks anybody by itself.
+//! Judging is pure and comes first: nobody is asked about a call that could not be run, and nobody about one that is
+//! denied. What a permit covers, and what an approval is bound to, is the digest of the arguments (see [`arguments`]).
+//! A tool says what its calls do to the world ([`EffectClass`]), what they touch ([`Touches`]) and who must agree
+//! ([`Gate`]); the policy makes that stricter, or lets a call pass ([`raddle_domain::policy`]); the thread's machine
+//! draws the conclusions, so no tool retries or asks anybody by itself.
 //!
 //! Tools stand on a [`Shelf`], which is replaced as a whole where they come and go ([`Source`]); a call is judged, and
 //! later run, by the shelf of that moment.
@@ -18,19 +20,27 @@ pub mod ask;
 mod blocking;
 pub mod demo;
 pub mod files;
+pub mod shell;
 
 use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc};
 
 use futures_util::FutureExt;
 use raddle_domain::{
     history::ToolCall,
-    policy::TenantRules,
-    ports::{Gate, Invocation, Judgement, Output, Planned, Scene, ToolEnd, ToolRun, ToolSpec, Tools},
-    record::{EffectClass, ItemKind, Permit},
+    policy::{
+        Action, AskMode, Layer, Policy, SandboxMode, Script, TenantRules,
+        decide::{Decided, Layers, Subject, decide},
+        narrowest,
+    },
+    ports::{
+        Explained, Gate, Invocation, Judgement, Output, Planned, Scene, Supposed, ToolEnd, ToolRun, ToolSpec, Tools,
+    },
+    record::{EffectClass, ItemKind},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::arguments::{BadSchema, Schema};
+use crate::policy::{built_in, shell as reading};
 
 /// Something that a model may ask for.
 pub trait Tool: Send + Sync + 'static {
@@ -59,6 +69,11 @@ pub trait Tool: Send + Sync + 'static {
         None
     }
 
+    /// What a call with these arguments would touch, for the policy.
+    fn touches(&self, _arguments: &Value, _scene: Scene<'_>) -> Touches {
+        Touches::default()
+    }
+
     /// Makes one attempt. The arguments fitted the schema when they were judged, which may be a version ago.
     fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun;
 
@@ -73,9 +88,23 @@ pub trait Tool: Send + Sync + 'static {
 pub struct Command {
     pub line: String,
     pub cwd: Option<String>,
-    /// Its words, where they say what will be done: a lasting approval covers whatever begins with the first two.
-    /// `None` for text that only a shell can read, and for programs that run others.
+    /// Its words, for a tool that runs them as they are. `None` where the line is a text for a shell: then it is
+    /// parsed here, and nowhere else.
     pub words: Option<Vec<String>>,
+}
+
+/// What a call touches, as rules look at it. A tool that cannot say must not pretend: what it leaves out, no rule
+/// sees.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Touches {
+    /// Every path that the call names or writes: relative to the workspace, or absolute.
+    pub paths: Vec<String>,
+    /// Every host that it reaches, without a port.
+    pub hosts: Vec<String>,
+    /// Whether it wants to leave the sandbox.
+    pub full_access: bool,
+    /// Whether it acts where no sandbox and no workspace holds it in, as what another program does.
+    pub outside: bool,
 }
 
 /// Tools that cannot be offered.
@@ -95,6 +124,8 @@ pub struct Toolbox {
     sources: Vec<Arc<dyn Source>>,
     questions: Schema,
     offers_questions: bool,
+    /// The installation's layer.
+    policy: Policy,
 }
 
 /// Tools that come and go while the server runs.
@@ -173,7 +204,13 @@ impl Toolbox {
     /// `offers_questions` says so.
     pub fn new(tools: impl IntoIterator<Item = Arc<dyn Tool>>, offers_questions: bool) -> Result<Self, ToolboxError> {
         let (tools, questions) = (Arc::new(Shelf::new(tools)?), compiled(&ask::spec())?);
-        Ok(Self { tools, sources: Vec::new(), questions, offers_questions })
+        Ok(Self { tools, sources: Vec::new(), questions, offers_questions, policy: Policy::default() })
+    }
+
+    /// With this as the installation's layer of the policy.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
     }
 
     /// With tools that come and go. They stand behind those that are there already, which win where names are equal.
@@ -206,6 +243,56 @@ impl Toolbox {
             }
         }
     }
+
+    /// Everything that has a say about a call.
+    fn layers<'a>(&'a self, scene: Scene<'a>, rules: &'a TenantRules) -> Layers<'a> {
+        let all = [(Layer::BuiltIn, built_in()), (Layer::Installation, &self.policy), (Layer::Tenant, &rules.policy)];
+        let thread = scene.policy.map(|policy| (Layer::Thread, policy));
+        Layers { policies: all.into_iter().chain(thread).collect(), permits: &rules.permits }
+    }
+
+    /// The invocation with what the installation says of the sandbox.
+    fn confined(&self, mut invocation: Invocation) -> Invocation {
+        if let Some(mode) = narrowest([&self.policy].into_iter().chain(&invocation.policy)) {
+            invocation.policy.get_or_insert_default().sandbox = Some(mode);
+        }
+        invocation
+    }
+
+    fn judge_question(&self, call: &ToolCall, layers: &Layers<'_>) -> Judgement {
+        let judged = self.questions.read(&call.arguments).and_then(|arguments| ask::judge(&arguments));
+        let judged = judged.unwrap_or_else(Judgement::Invalid);
+        let decided = decide(&question(), layers);
+        match (&judged, decided.action) {
+            (Judgement::Question { .. }, Action::Deny) => forbidden(decided),
+            _ => judged,
+        }
+    }
+}
+
+/// A question to a person, as rules see it: nothing but its name.
+fn question() -> Subject<'static> {
+    Subject {
+        tool: ask::ASK_USER,
+        class: EffectClass::Read,
+        gate: Gate::Open,
+        full_access: false,
+        outside: false,
+        arguments_sha256: "",
+        paths: &[],
+        hosts: &[],
+        root: None,
+        script: None,
+    }
+}
+
+/// How the mode is named where it stands for a rule.
+fn mode(ask: AskMode) -> String {
+    format!("ask = {}", ask.as_str())
+}
+
+fn forbidden(decided: Decided) -> Judgement {
+    Judgement::Forbidden { rule: decided.rule.unwrap_or_else(|| mode(decided.ask)), reason: decided.reason }
 }
 
 /// Whether providers take it as the name of a function.
@@ -232,20 +319,36 @@ impl Tools for Toolbox {
 
     fn judge(&self, call: &ToolCall, scene: Scene<'_>, rules: &TenantRules) -> Judgement {
         // Known also where it is not offered: a model that asks anyway is better answered than refused.
+        let layers = self.layers(scene, rules);
         if call.name == ask::ASK_USER {
-            let judged = self.questions.read(&call.arguments).and_then(|arguments| ask::judge(&arguments));
-            return judged.unwrap_or_else(Judgement::Invalid);
+            return self.judge_question(call, &layers);
         }
         let entry = self.find(&call.name).filter(|entry| entry.tool.offered(scene));
         let Some(entry) = entry else { return Judgement::Unknown };
-        match entry.schema.read(&call.arguments) {
-            Ok(arguments) => entry.plan(arguments, &rules.permits),
+        match entry.consider(&call.arguments, scene, &layers) {
+            Ok(considered) => considered.judgement(&*entry.tool),
             Err(why) => Judgement::Invalid(why),
         }
     }
 
+    fn explain(&self, supposed: Supposed<'_>, scene: Scene<'_>, rules: &TenantRules) -> Explained {
+        let layers = self.layers(scene, rules);
+        let decided = match supposed {
+            Supposed::Command { tool, line } => Ok(command(tool, line, &layers)),
+            Supposed::Call(call) if call.name == ask::ASK_USER => {
+                self.questions.read(&call.arguments).map(|_| decide(&question(), &layers))
+            }
+            Supposed::Call(call) => {
+                let Some(entry) = self.find(&call.name) else { return Explained::Unknown };
+                entry.consider(&call.arguments, scene, &layers).map(|considered| considered.decided)
+            }
+        };
+        decided.map_or_else(Explained::Invalid, |decided| Explained::Decided(Box::new(decided)))
+    }
+
     fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun {
         let expected = self.expect(&invocation.tool);
+        let invocation = self.confined(invocation);
         Box::pin(async move {
             let Some(entry) = expected.await else {
                 // What may have been done under an earlier configuration cannot be said to have failed.
@@ -260,6 +363,7 @@ impl Tools for Toolbox {
 
     fn reconcile(&self, invocation: Invocation) -> ToolRun {
         let expected = self.expect(&invocation.tool);
+        let invocation = self.confined(invocation);
         Box::pin(async move {
             let Some(entry) = expected.await else {
                 return ToolEnd::Unknown("the tool is no longer configured".to_owned());
@@ -269,47 +373,106 @@ impl Tools for Toolbox {
     }
 }
 
+/// Decides about a command of a tool that runs them in a sandbox, whatever else it may be told.
+pub fn command(tool: &str, line: &str, layers: &Layers<'_>) -> Decided {
+    let script = reading::read(line);
+    let arguments_sha256 = arguments::digest(&json!({ "command": line })).unwrap_or_default();
+    let full_access = is_unconfined(layers);
+    decide(
+        &Subject {
+            tool,
+            class: EffectClass::Once,
+            gate: Gate::Ask,
+            full_access,
+            arguments_sha256: &arguments_sha256,
+            script: Some(&script),
+            ..question()
+        },
+        layers,
+    )
+}
+
+/// Whether commands are not held in by anything: then each of them leaves the sandbox.
+fn is_unconfined(layers: &Layers<'_>) -> bool {
+    narrowest(layers.policies.iter().map(|(_, policy)| *policy)) == Some(SandboxMode::DangerFullAccess)
+}
+
+/// A call whose arguments fit, with what is decided about it.
+struct Considered {
+    arguments: Value,
+    arguments_sha256: String,
+    command: Option<String>,
+    cwd: Option<String>,
+    script: Option<Script>,
+    touches: Touches,
+    decided: Decided,
+}
+
 impl Entry {
-    fn plan(&self, arguments: Value, permits: &[(String, Permit)]) -> Judgement {
-        let arguments_sha256 = match arguments::digest(&arguments) {
-            Ok(digest) => digest,
-            Err(why) => return Judgement::Invalid(why),
-        };
-        let (command, cwd, words) = match self.tool.command(&arguments) {
-            Some(Command { line, cwd, words }) => (Some(line), cwd, words),
-            None => (None, None, None),
-        };
-        let name = &self.spec.name;
-        let covering = permits.iter().find(|(_, permit)| permit.covers(name, &arguments_sha256, words.as_deref()));
-        Judgement::Run(Box::new(Planned {
-            kind: self.tool.kind(),
+    /// Considers a call. The error is a sentence for the model.
+    fn consider(&self, arguments: &str, scene: Scene<'_>, layers: &Layers<'_>) -> Result<Considered, String> {
+        let arguments = self.schema.read(arguments)?;
+        let arguments_sha256 = arguments::digest(&arguments)?;
+        let command = self.tool.command(&arguments);
+        let script = command.as_ref().map(|command| match &command.words {
+            Some(words) => reading::words(words),
+            None => reading::read(&command.line),
+        });
+        let mut touches = self.tool.touches(&arguments, scene);
+        touches.full_access |= script.is_some() && is_unconfined(layers);
+        let subject = Subject {
+            tool: &self.spec.name,
             class: self.tool.class(),
             gate: self.tool.gate(),
-            reason: self.tool.reason(&arguments),
-            asked_by: None,
-            amendment: Some(amendment(name, &arguments_sha256, words.as_deref())),
-            permitted_by: covering.map(|(rule, _)| rule.clone()),
+            full_access: touches.full_access,
+            outside: touches.outside,
+            arguments_sha256: &arguments_sha256,
+            paths: &touches.paths,
+            hosts: &touches.hosts,
+            root: scene.workspace.filter(|workspace| workspace.starts_with('/')),
+            script: script.as_ref(),
+        };
+        let decided = decide(&subject, layers);
+        let (command, cwd) = command.map_or((None, None), |command| (Some(command.line), command.cwd));
+        Ok(Considered { arguments, arguments_sha256, command, cwd, script, touches, decided })
+    }
+}
+
+impl Considered {
+    fn judgement(self, tool: &dyn Tool) -> Judgement {
+        let Self { arguments, arguments_sha256, command, cwd, script, touches, decided } = self;
+        let own = match tool.gate() {
+            Gate::Ask if touches.full_access => Gate::FullAccess,
+            gate => gate,
+        };
+        let mut reason = tool.reason(&arguments);
+        let (gate, asked_by, permitted_by) = match decided.action {
+            Action::Deny => return forbidden(decided),
+            Action::Ask if decided.in_person => {
+                reason = format!("{reason}; {}", decided.reason);
+                (Gate::Person, decided.rule, None)
+            }
+            Action::Ask if own == Gate::Open => (Gate::Ask, None, None),
+            Action::Ask => (own, None, None),
+            // What lets it pass is said also where it is the mode.
+            Action::Allow => (own, None, decided.rule.or_else(|| (own != Gate::Open).then(|| mode(decided.ask)))),
+        };
+        let words = script.as_ref().and_then(Script::trusted_words).filter(|_| !touches.full_access);
+        Judgement::Run(Box::new(Planned {
+            kind: tool.kind(),
+            class: tool.class(),
+            gate,
+            words: words.map(<[String]>::to_vec),
+            hosts: touches.hosts,
+            reason,
+            asked_by,
+            amendment: decided.amendment,
+            permitted_by,
             arguments,
             arguments_sha256,
             command,
             cwd,
-            words,
         }))
-    }
-}
-
-/// What a lasting approval would let pass: these arguments, or a program with its subcommand. A program alone would
-/// be too much, and so would one with a flag or a path.
-fn amendment(tool: &str, arguments_sha256: &str, words: Option<&[String]>) -> Permit {
-    let is_plain = |word: &String| {
-        word.starts_with(|first: char| first.is_ascii_alphabetic())
-            && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
-    };
-    let command_prefix = words.and_then(|words| words.get(..2)).filter(|prefix| is_plain(&prefix[1]));
-    Permit {
-        tool: tool.to_owned(),
-        arguments_sha256: command_prefix.is_none().then(|| arguments_sha256.to_owned()),
-        command_prefix: command_prefix.map(<[String]>::to_vec),
     }
 }
 

@@ -152,6 +152,15 @@ impl Workspaces {
         self.make(tenant, &self.below(tenant, name)?)
     }
 
+    /// The same where it is there already. Makes nothing.
+    pub fn find(&self, key: ThreadKey, name: Option<&str>) -> Result<Workspace, NoWorkspace> {
+        let name = match name {
+            Some(name) => self.below(key.tenant, name)?,
+            None => Path::new(THREADS).join(key.thread.to_string()),
+        };
+        self.opened(key.tenant, &self.tenant(key.tenant)?, &name)
+    }
+
     /// Whether [`Self::named`] would find or make a directory of this name, as things are now. Makes nothing.
     pub fn check(&self, tenant: TenantId, name: &str) -> Result<(), NoWorkspace> {
         let name = self.below(tenant, name)?;
@@ -183,11 +192,18 @@ impl Workspaces {
             Err(why) if why.kind() == io::ErrorKind::AlreadyExists => true,
             made => made.map(|()| false)?,
         };
+        match self.opened(tenant, &dir, name) {
+            Err(NoWorkspace::Io(why)) if taken && why.kind() == io::ErrorKind::NotFound => {
+                Err(NoWorkspace::NotADirectory)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Opens a directory that is there.
+    fn opened(&self, tenant: TenantId, dir: &Dir, name: &Path) -> Result<Workspace, NoWorkspace> {
         // Without links from here on: what is opened is what the path says.
-        let real = match dir.canonicalize(name) {
-            Err(why) if taken && why.kind() == io::ErrorKind::NotFound => return Err(NoWorkspace::NotADirectory),
-            real => real?,
-        };
+        let real = dir.canonicalize(name)?;
         // By a link it may be reached under any name.
         check_reserved(&real)?;
         let path = self.path.join(tenant.as_str()).join(&real);

@@ -4,20 +4,24 @@
 
 use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, stream};
 use raddle_domain::{
     command::{Report, TextKind},
     history::{History, Message, ToolCall},
-    id::{Seq, ThreadKey, TurnId},
+    id::{Seq, TenantId, ThreadKey, TurnId},
     policy::{Policy, TenantRules},
     ports::{
-        Answered, FinishReason, Fragment, LogStore, ModelError, ModelErrorKind, ModelRequest, Models, Requested, Scene,
-        StoreError, Tools,
+        Act, ActStep, Answered, Errand, FinishReason, Fragment, LogStore, ModelError, ModelErrorKind, ModelRequest,
+        Models, Requested, Scene, StoreError, Tools, Verdict,
     },
     record::{Compaction, Item, Purpose, TurnSettings, Usage},
     thread::INSTRUCTION,
 };
-use tokio::{runtime::Handle, task::AbortHandle};
+use tokio::{
+    runtime::Handle,
+    sync::mpsc::{self, UnboundedReceiver, UnboundedSender},
+    task::AbortHandle,
+};
 
 use crate::host;
 
@@ -51,6 +55,9 @@ pub(crate) struct Engine {
     pub turn: TurnId,
     pub call: u32,
     pub outbox: Arc<Outbox>,
+    verdicts: UnboundedSender<Verdict>,
+    /// How many verdicts it was told.
+    told: usize,
     task: AbortHandle,
 }
 
@@ -61,13 +68,49 @@ impl Drop for Engine {
 }
 
 /// What the engine says.
-pub(crate) type Outbox = crate::outbox::Outbox<TextKind, Result<Answered, ModelError>>;
+pub(crate) type Outbox = crate::outbox::Outbox<Said, Result<Answered, ModelError>>;
+
+/// What a piece of it is. The output of an act is told as text, so that it is joined as text is.
+#[derive(PartialEq)]
+pub(crate) enum Said {
+    Text(TextKind),
+    Act(Box<Act>),
+}
 
 impl Engine {
-    /// Takes what it has said.
-    pub fn take(&self) -> Option<Report> {
-        let (text, end) = self.outbox.take()?;
-        Some(Report { turn: self.turn, call: self.call, text, end })
+    /// Takes what it has said: text and acts take turns.
+    pub fn take(&self) -> Vec<Report> {
+        let Some((said, end)) = self.outbox.take() else { return Vec::new() };
+        let empty = || Report { turn: self.turn, call: self.call, text: Vec::new(), acts: Vec::new(), end: None };
+        let (mut reports, mut report) = (Vec::new(), empty());
+        for (what, text) in said {
+            match what {
+                Said::Text(kind) => {
+                    if !report.acts.is_empty() {
+                        reports.push(std::mem::replace(&mut report, empty()));
+                    }
+                    report.text.push((kind, text));
+                }
+                Said::Act(mut act) => {
+                    if let ActStep::Said(said) = &mut act.step {
+                        *said = text;
+                    }
+                    report.acts.push(*act);
+                }
+            }
+        }
+        report.end = end;
+        reports.push(report);
+        reports
+    }
+
+    /// Passes on what was decided and is saved; `all` are those of this call so far.
+    pub fn tell(&mut self, all: &[Verdict]) {
+        for verdict in all.iter().skip(self.told) {
+            // An engine that answers no more needs none.
+            let _ = self.verdicts.send(verdict.clone());
+        }
+        self.told = self.told.max(all.len());
     }
 
     /// Starts a call on `runtime`; `wake` is called when the outbox has something and the thread does not know it.
@@ -82,11 +125,12 @@ impl Engine {
         let (turn, number) = (call.turn, call.call);
         let outbox = Arc::new(Outbox::new(wake));
         let told = outbox.clone();
+        let (verdicts, decided) = mpsc::unbounded_channel();
         let task = runtime.spawn(async move {
-            let driven = AssertUnwindSafe(drive(call, store, models, tools, &told)).catch_unwind().await;
+            let driven = AssertUnwindSafe(drive(call, store, models, tools, decided, &told)).catch_unwind().await;
             told.end(driven.unwrap_or_else(|_| Err(broken("the engine failed; this is a defect".to_owned()))));
         });
-        Self { turn, call: number, outbox, task: task.abort_handle() }
+        Self { turn, call: number, outbox, verdicts, told: 0, task: task.abort_handle() }
     }
 }
 
@@ -95,9 +139,10 @@ async fn drive(
     store: Arc<dyn LogStore>,
     models: Arc<dyn Models>,
     tools: Arc<dyn Tools>,
+    decided: UnboundedReceiver<Verdict>,
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
-    let EngineCall { key, settings, system_prompt, workspace, policy, items, tool_bytes, .. } = call;
+    let EngineCall { key, turn, settings, system_prompt, workspace, policy, items, tool_bytes, .. } = call;
     let EngineCall { is_first, context_seq, compaction, .. } = call;
     let scene = Scene { key, workspace: workspace.as_deref(), policy: policy.as_ref(), settings: &settings };
     let model = models.engine(&settings.engine).ok_or_else(|| {
@@ -134,15 +179,18 @@ async fn drive(
         top_p: settings.top_p,
         max_tokens: settings.max_tokens,
     };
-    let mut answer = model.call(request);
+    let verdicts = stream::unfold(decided, |mut decided| async move { Some((decided.recv().await?, decided)) });
+    let errand = Errand { key, turn, workspace: workspace.clone(), verdicts: Box::pin(verdicts) };
+    let mut answer = model.act(request, errand);
     let mut rest = Rest { room: tool_bytes, ..Rest::default() };
     while let Some(fragment) = answer.next().await {
         match fragment? {
-            Fragment::Text(text) => outbox.say(TextKind::Answer, text).await,
-            Fragment::Reasoning(text) => outbox.say(TextKind::Reasoning, text).await,
+            Fragment::Text(text) => outbox.say(Said::Text(TextKind::Answer), text).await,
+            Fragment::Reasoning(text) => outbox.say(Said::Text(TextKind::Reasoning), text).await,
             Fragment::ToolCall { index, call_id, name, arguments } => {
                 rest.tool_call(index, call_id, name, &arguments)?;
             }
+            Fragment::Act(act) => tell_act(act, &store, key.tenant, outbox).await?,
             Fragment::Usage(usage) => rest.usage = Some(usage),
             Fragment::Finish(reason) => rest.finish = Some(reason),
         }
@@ -152,15 +200,48 @@ async fn drive(
         let message = "the model's answer was cut off".to_owned();
         return Err(ModelError { kind: ModelErrorKind::CutOff, message, retry_after: None });
     };
-    let rules = if tool_calls.is_empty() {
-        TenantRules::default()
-    } else {
-        let read = tokio::task::spawn_blocking(move || host::rules(&*store.view()?, key.tenant));
-        let read = read.await.map_err(|why| broken(why.to_string()))?;
-        read.map_err(|why| unreadable("the tenant's policy", &why))?
-    };
+    let rules = if tool_calls.is_empty() { TenantRules::default() } else { rules_of(&store, key.tenant).await? };
     let requested = |call: ToolCall| Requested { judgement: tools.judge(&call, scene, &rules), call };
     Ok(Answered { reason, usage, tool_calls: tool_calls.into_values().map(requested).collect() })
+}
+
+async fn tell_act(
+    mut act: Act,
+    store: &Arc<dyn LogStore>,
+    tenant: TenantId,
+    outbox: &Outbox,
+) -> Result<(), ModelError> {
+    /// About what an act takes beside its arguments.
+    const BYTES: usize = 512;
+    match &mut act.step {
+        ActStep::Said(text) => {
+            let text = std::mem::take(text);
+            outbox.say(Said::Act(Box::new(act)), text).await;
+            return Ok(());
+        }
+        ActStep::Asks(planned) => {
+            // What a person has allowed for ever is allowed to an agent too.
+            let rules = rules_of(store, tenant).await?;
+            let (digest, words) = (&planned.arguments_sha256, planned.words.as_deref());
+            let covering = rules.permits.iter().find(|(_, permit)| permit.covers(&act.tool, digest, words, &[]));
+            planned.permitted_by = covering.map(|(rule, _)| rule.clone());
+        }
+        ActStep::Announced | ActStep::Started | ActStep::Ended { .. } => {}
+    }
+    let bytes = BYTES
+        + match &act.step {
+            ActStep::Ended { output, .. } => output.len(),
+            _ => 0,
+        };
+    outbox.note(Said::Act(Box::new(act)), bytes).await;
+    Ok(())
+}
+
+async fn rules_of(store: &Arc<dyn LogStore>, tenant: TenantId) -> Result<TenantRules, ModelError> {
+    let store = store.clone();
+    let read = tokio::task::spawn_blocking(move || host::rules(&*store.view()?, tenant));
+    let read = read.await.map_err(|why| broken(why.to_string()))?;
+    read.map_err(|why| unreadable("the tenant's policy", &why))
 }
 
 /// A store that is being opened again is worth another try.

@@ -257,13 +257,35 @@ fn document(record: &Record) -> Option<Document> {
 }
 
 /// What the tenant has said about calls.
+///
+/// What it says of a layer that cannot be read may have been a denial: until somebody writes it anew, everything is
+/// asked, and nothing that was allowed before passes.
 pub(crate) fn rules(view: &dyn View, tenant: TenantId) -> Result<TenantRules, StoreError> {
-    Ok(TenantRules { policy: Policy::default(), permits: permits(view, tenant)? })
+    match policy(view, tenant) {
+        Ok(policy) => Ok(TenantRules { policy, permits: permits(view, tenant)? }),
+        Err(StoreError::Corrupt(why)) => {
+            tracing::error!(%tenant, %why, "the tenant's policy cannot be read: everything is asked");
+            Ok(TenantRules { policy: Policy::unreadable(), permits: Vec::new() })
+        }
+        Err(why) => Err(why),
+    }
+}
+
+/// The tenant's own layer.
+pub(crate) fn policy(view: &dyn View, tenant: TenantId) -> Result<Policy, StoreError> {
+    let corrupt = |why: serde_json::Error| Corrupt { record: format!("the policy of {tenant}"), why: why.to_string() };
+    let documents = view.documents(tenant, DocumentKind::Policy)?;
+    let Some(document) = documents.first() else { return Ok(Policy::default()) };
+    Ok(serde_json::from_slice(&document.json).map_err(corrupt)?)
+}
+
+/// How a permit's rule is named: by the beginning of its document's id.
+pub(crate) fn permit_name(id: &[u8; 32]) -> String {
+    id[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The calls that the tenant approved for ever, by the names of their rules.
-fn permits(view: &dyn View, tenant: TenantId) -> Result<Vec<(String, Permit)>, StoreError> {
-    let name = |id: &[u8; 32]| id[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+pub(crate) fn permits(view: &dyn View, tenant: TenantId) -> Result<Vec<(String, Permit)>, StoreError> {
     // What cannot be read permits nothing: then somebody is asked, and the tenant's turns go on.
     let unreadable =
         |why: &dyn std::fmt::Display| tracing::error!(%tenant, %why, "a rule of the policy is passed over");
@@ -275,7 +297,7 @@ fn permits(view: &dyn View, tenant: TenantId) -> Result<Vec<(String, Permit)>, S
         documents => documents?,
     };
     let permit = |document: &Document| match serde_json::from_slice(&document.json) {
-        Ok(permit) => Some((name(&document.id), permit)),
+        Ok(permit) => Some((permit_name(&document.id), permit)),
         Err(why) => {
             unreadable(&why);
             None

@@ -24,6 +24,7 @@ mod hooks;
 mod host;
 mod jobs;
 mod outbox;
+mod policy;
 mod reads;
 mod receipts;
 mod registry;
@@ -45,6 +46,7 @@ pub use self::{
     handle::{Call, Done, Error, Runtime, Started},
     hooks::{Hook, HookFigures, HookStatus, TWICE},
     jobs::{JobFigures, JobQuery},
+    policy::Wondered,
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,
     registry::Health,

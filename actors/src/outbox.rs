@@ -48,16 +48,25 @@ impl<K: PartialEq + Send, E: Send> Outbox<K, E> {
     /// Adds text, once there is room for it. The thread is woken by the first text since it took the last, and by
     /// enough of it to be saved at once.
     pub async fn say(&self, kind: K, text: String) {
-        if text.is_empty() {
-            return;
+        if !text.is_empty() {
+            let bytes = text.len();
+            self.put(kind, text, bytes).await;
         }
+    }
+
+    /// Adds what has no text of its own and takes `bytes`. Of several in a row that are equal, one is kept.
+    pub async fn note(&self, kind: K, bytes: usize) {
+        self.put(kind, String::new(), bytes.max(1)).await;
+    }
+
+    async fn put(&self, kind: K, text: String, bytes: usize) {
         loop {
             let room = self.room.notified();
             {
                 let mut said = self.said();
                 if said.bytes < ROOM {
                     let before = said.bytes;
-                    said.bytes += text.len();
+                    said.bytes += bytes;
                     match said.text.last_mut() {
                         Some((last, said)) if *last == kind => said.push_str(&text),
                         _ => said.text.push((kind, text)),

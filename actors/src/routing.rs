@@ -51,9 +51,13 @@ impl Runtime {
     /// Replaces the tenant's rules by these, or leaves them as they are.
     pub async fn set_routing_rules(&self, tenant: TenantId, rules: Vec<RoutingRule>) -> Result<(), RulesError> {
         check(&rules, &**self.models())?;
-        let place = self.admit()?;
         let documents = documents(&rules).map_err(|why| Error::Internal(why.to_string()))?;
-        let write = Write::Documents { tenant, kind: DocumentKind::RoutingRule, documents };
+        Ok(self.write(Write::Documents { tenant, kind: DocumentKind::RoutingRule, documents }).await?)
+    }
+
+    /// Makes a write that is no thread's.
+    pub(crate) async fn write(&self, write: Write) -> Result<(), Error> {
+        let place = self.admit()?;
         let saved = self.shared().store_handle.append(write);
         // In a task of its own: the place is taken until the store has answered, whoever still waits.
         let saved = self.shared().engines.spawn(async move {
@@ -62,9 +66,9 @@ impl Runtime {
             saved
         });
         match saved.await {
-            Ok(saved) => Ok(saved.map_err(append_error)?),
-            Err(why) if why.is_cancelled() => Err(Error::Draining.into()),
-            Err(why) => Err(Error::Internal(why.to_string()).into()),
+            Ok(saved) => saved.map_err(append_error),
+            Err(why) if why.is_cancelled() => Err(Error::Draining),
+            Err(why) => Err(Error::Internal(why.to_string())),
         }
     }
 

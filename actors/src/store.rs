@@ -420,7 +420,7 @@ fn adds(write: &Write) -> bool {
     match write {
         Write::Append(_) | Write::Put { .. } => true,
         Write::Documents { documents, .. } => !documents.is_empty(),
-        Write::Purge { .. } | Write::Erase { .. } => false,
+        Write::Purge { .. } | Write::Erase { .. } | Write::Forget { .. } => false,
     }
 }
 
@@ -430,7 +430,7 @@ fn size(write: &Write) -> usize {
     let append = match write {
         Write::Append(append) => append,
         Write::Put { documents, .. } | Write::Documents { documents, .. } => return 64 + of(documents),
-        Write::Purge { .. } | Write::Erase { .. } => return 64,
+        Write::Purge { .. } | Write::Erase { .. } | Write::Forget { .. } => return 64,
     };
     let events = append.chunk.events.iter().map(|event| event.json.len() + event.name.len());
     let turns = append.settled.iter().map(|turn| turn.turn.len() + 8 * turn.items.len());

@@ -173,8 +173,8 @@ fn tree(
     let timers = Timers::start_in_arbiter(&front.handle(), |_| Timers::default());
     let jobs = Jobs::start_in_arbiter(&front.handle(), |_| Jobs::default());
 
-    let (to_bus, to_inlet, to_supervisor) = (bus.clone(), inlet.clone(), supervisor.clone());
-    let (to_hooks, to_jobs) = (hooks.clone(), jobs.clone());
+    let (to_bus, to_inlet, to_supervisor, to_jobs) = (bus.clone(), inlet.clone(), supervisor.clone(), jobs.clone());
+    let to_hooks = hooks.clone();
     let store_handle = StoreActor::start_in(
         &back.handle(),
         store.clone(),

@@ -16,7 +16,7 @@ use actix::prelude::*;
 use raddle_domain::{
     command::{Command, Refused, Reply, Request, ToolReport},
     id::{Seq, ThreadKey},
-    ports::{StoreError, ToolEnd, Write, WriteRefused},
+    ports::{ActStep, StoreError, ToolEnd, Write, WriteRefused},
     thread::{Cx, Due, ThreadState},
     time::UnixMs,
 };
@@ -382,6 +382,9 @@ impl ThreadActor {
                 self.engine = Some(self.start_engine(turn, call, ctx));
             }
         }
+        if let Some(engine) = &mut self.engine {
+            engine.tell(&owed.verdicts);
+        }
         self.tools.retain(|tool| owed.tools.contains(&tool.due));
         if self.park.is_none() {
             for due in &owed.tools {
@@ -428,7 +431,8 @@ impl ThreadActor {
         let addr = ctx.address();
         // At most one of these is under way for each time the outbox is taken.
         let wake = Box::new(move || addr.do_send(Spoke));
-        Some(ToolTask::start(due, class, invocation, self.shared.tools.clone(), &self.shared.engines, wake))
+        let Shared { store, tools, engines, .. } = &*self.shared;
+        Some(ToolTask::start(due, class, invocation, store.clone(), tools.clone(), engines, wake))
     }
 
     fn set_alarm(&mut self, at: Option<UnixMs>, ctx: &mut Context<Self>) {
@@ -471,7 +475,7 @@ impl ThreadActor {
             && is_due(engine.outbox.waiting(), self.spoke)
         {
             self.spoke = Some(Instant::now());
-            commands.extend(engine.take().map(Command::Report));
+            commands.extend(engine.take().into_iter().map(Command::Report));
         }
         for tool in &mut self.tools {
             if is_due(tool.outbox.waiting(), tool.spoke) {
@@ -543,7 +547,13 @@ impl Envelope {
             Command::EditPrompt(edit) => edit.prompt.as_ref().map_or(0, String::len),
             Command::Answer(answer) => answer.answer.len(),
             Command::Resolve(resolve) => resolve.output.as_ref().map_or(0, String::len),
-            Command::Report(report) => report.text.iter().map(|(_, text)| text.len()).sum(),
+            Command::Report(report) => {
+                let acts = report.acts.iter().map(|act| match &act.step {
+                    ActStep::Said(text) | ActStep::Ended { output: text, .. } => text.len(),
+                    ActStep::Announced | ActStep::Asks(_) | ActStep::Started => 0,
+                });
+                report.text.iter().map(|(_, text)| text.len()).chain(acts).sum()
+            }
             Command::ToolReport(ToolReport { said, end, .. }) => {
                 let end = end.as_ref().map_or(0, |end| match end {
                     ToolEnd::Done(text) | ToolEnd::Failed(text) | ToolEnd::Unknown(text) => text.len(),

@@ -8,11 +8,14 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 use futures_util::FutureExt;
 use raddle_domain::{
     command::ToolReport,
-    ports::{Invocation, Output, Saying, ToolEnd, Tools},
+    policy::{Policy, SandboxMode, narrowest},
+    ports::{Invocation, LogStore, Output, Saying, StoreError, ToolEnd, Tools},
     record::EffectClass,
     thread::Due,
 };
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
+
+use crate::host;
 
 /// What the tool says.
 pub(crate) type Outbox = crate::outbox::Outbox<(), ToolEnd>;
@@ -44,6 +47,7 @@ impl ToolTask {
         due: Due,
         class: EffectClass,
         invocation: Invocation,
+        store: Arc<dyn LogStore>,
         tools: Arc<dyn Tools>,
         runtime: &Handle,
         wake: Box<dyn Fn() + Send + Sync>,
@@ -51,6 +55,7 @@ impl ToolTask {
         let outbox = Arc::new(Outbox::new(wake));
         let told = outbox.clone();
         let task = runtime.spawn(async move {
+            let invocation = confined(invocation, store).await;
             let end = attempt(due, class, invocation, &*tools, told.clone()).await;
             told.end(end);
         });
@@ -64,6 +69,20 @@ impl ToolTask {
         let said = text.into_iter().map(|((), text)| text).collect();
         Some(ToolReport { operation: self.due.operation, attempt: self.due.attempt, said, end })
     }
+}
+
+/// The invocation with what the tenant says of the sandbox. Where that cannot be read, nothing may be changed.
+async fn confined(mut invocation: Invocation, store: Arc<dyn LogStore>) -> Invocation {
+    let tenant = invocation.key.tenant;
+    let read = tokio::task::spawn_blocking(move || Ok::<_, StoreError>(host::rules(&*store.view()?, tenant)?.policy));
+    let policy = match read.await {
+        Ok(Ok(policy)) => policy,
+        _ => Policy { sandbox: Some(SandboxMode::ReadOnly), ..Policy::default() },
+    };
+    if let Some(mode) = narrowest([&policy].into_iter().chain(&invocation.policy)) {
+        invocation.policy.get_or_insert_default().sandbox = Some(mode);
+    }
+    invocation
 }
 
 async fn attempt(

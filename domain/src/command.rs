@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{ApprovalId, InputId, OperationId, QuestionId, Seq, TurnId},
     policy::Policy,
-    ports::{Answered, ModelError, ToolEnd},
+    ports::{Act, Answered, ModelError, ToolEnd},
     record::{
         Admission, Approval, Checkpoint, Decision, Delivery, Effect, InterruptReceipt, ItemKind, Metadata, ModelChoice,
         OnRestart, Question, Resolution, Thread, Turn, TurnOverrides, Undelivered,
@@ -221,6 +221,8 @@ pub struct Report {
     pub call: u32,
     /// Text that came since the last report, in order.
     pub text: Vec<(TextKind, String)>,
+    /// What an agent did after that text, in order.
+    pub acts: Vec<Act>,
     /// How the call ended, if it did.
     pub end: Option<Result<Answered, ModelError>>,
 }

@@ -15,6 +15,8 @@ pub const SUPERSEDED: &str = "superseded";
 pub const CALL: &str = "call";
 /// Metadata key: the arguments of a tool call in the model's own words, where `arguments` says the same differently.
 pub const ARGUMENTS: &str = "arguments_text";
+/// Metadata key of a tool call that an agent made itself, in the middle of its answer.
+pub const AGENT: &str = "agent";
 /// What stands before a summary, so that the model knows what it is.
 pub const SUMMARY: &str = "[Summary of the conversation so far; what it replaces is not shown again]";
 
@@ -84,7 +86,9 @@ impl History {
         if item.metadata.get(SUPERSEDED).is_some() {
             // Only the last item of an answer that was cut off says so; what its call said before goes with it.
             let call = item.metadata.get(CALL).and_then(Value::as_u64);
-            self.open.take_if(|(open, _)| *open == call);
+            if self.open.take_if(|(open, _)| *open == call).is_some() {
+                self.results.clear();
+            }
             return;
         }
         match item.kind {

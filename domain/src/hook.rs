@@ -104,7 +104,7 @@ mod tests {
     fn a_family_is_its_members_and_nobody_else() {
         let turns = filter(&["turn.*", "approval.required"]).unwrap();
         let wanted: Vec<_> = event::names().iter().filter(|name| turns.wants(name)).collect();
-        assert!(wanted.iter().all(|name| name.starts_with("turn.") || **name == &"approval.required"[..]));
+        assert!(wanted.iter().all(|name| name.starts_with("turn.") || **name == "approval.required"));
         assert!(turns.wants("turn.completed") && turns.wants("approval.required"));
         assert!(!turns.wants("approval.decided") && !turns.wants("turn") && !turns.wants("turnover.x"));
         assert!(!filter(&[]).unwrap().wants("turn.started"));

@@ -10,7 +10,7 @@ use crate::{
     history::{Message, ToolCall},
     id::{JobId, OperationId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
     job::Work,
-    policy::{Policy, TenantRules},
+    policy::{Policy, TenantRules, decide::Decided},
     price::Totals,
     record::{EffectClass, ItemKind, ModelChoice, Permit, Purpose, Thread, TurnSettings, Usage},
     time::UnixMs,
@@ -59,9 +59,61 @@ pub enum Fragment {
         name: Option<String>,
         arguments: String,
     },
+    /// What an engine did that acts by itself, or wants to do.
+    Act(Act),
     Usage(Usage),
     /// Why the answer ended. A stream that ends without one was cut off.
     Finish(FinishReason),
+}
+
+/// A call that an agent makes itself, in the middle of its answer: what it is by now, and what has come of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Act {
+    /// The agent's name for the call, the same in each of its steps.
+    pub call_id: String,
+    /// What the agent uses, as rules and approvals name it.
+    pub tool: String,
+    /// For people.
+    pub title: String,
+    pub kind: ItemKind,
+    pub arguments: serde_json::Value,
+    pub step: ActStep,
+}
+
+/// What has come of an act. Each may be the first that is heard of it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ActStep {
+    /// It is meant to happen.
+    Announced,
+    /// A person is to say whether it may. The agent waits for the [`Verdict`].
+    Asks(Box<Planned>),
+    /// It may have happened, from now on.
+    Started,
+    /// More of its output.
+    Said(String),
+    Ended {
+        done: bool,
+        output: String,
+    },
+}
+
+/// What was decided about an act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// The agent's name for the call; where it asks twice about one, the verdicts come in the order of the questions.
+    pub call_id: String,
+    pub allowed: bool,
+}
+
+/// Verdicts as they are made, for as long as the call lasts.
+pub type Verdicts = Pin<Box<dyn Stream<Item = Verdict> + Send>>;
+
+/// What an engine needs that acts by itself.
+pub struct Errand {
+    pub key: ThreadKey,
+    pub turn: TurnId,
+    pub workspace: Option<String>,
+    pub verdicts: Verdicts,
 }
 
 /// Why a model stopped.
@@ -169,6 +221,12 @@ pub type ModelStream = Pin<Box<dyn Stream<Item = Result<Fragment, ModelError>> +
 pub trait Model: Send + Sync + 'static {
     /// Makes one call. Failures to connect are the stream's first item.
     fn call(&self, request: ModelRequest) -> ModelStream;
+
+    /// Makes one call of an engine that acts by itself. Others only answer.
+    fn act(&self, request: ModelRequest, errand: Errand) -> ModelStream {
+        drop(errand);
+        self.call(request)
+    }
 }
 
 /// The models that are configured.
@@ -224,6 +282,25 @@ pub struct Scene<'a> {
     pub settings: &'a TurnSettings,
 }
 
+/// A call that somebody wonders about.
+#[derive(Debug, Clone, Copy)]
+pub enum Supposed<'a> {
+    Call(&'a ToolCall),
+    /// Of a tool that runs commands, whether it is configured or not.
+    Command {
+        tool: &'a str,
+        line: &'a str,
+    },
+}
+
+/// What would be decided about a call.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Explained {
+    Unknown,
+    Invalid(String),
+    Decided(Box<Decided>),
+}
+
 /// A tool call that can be run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Planned {
@@ -237,8 +314,10 @@ pub struct Planned {
     /// For people: what will be run, and where.
     pub command: Option<String>,
     pub cwd: Option<String>,
-    /// The words of the command, where it is one that could be read.
+    /// The words of the command, where it is one that the beginning of a command may speak for.
     pub words: Option<Vec<String>>,
+    /// The hosts that it reaches.
+    pub hosts: Vec<String>,
     /// Why it has to be asked, where it has to be.
     pub reason: String,
     /// The rule because of which it has to be asked.
@@ -274,7 +353,7 @@ pub struct Invocation {
     pub tool: String,
     pub arguments: serde_json::Value,
     pub workspace: Option<String>,
-    /// The thread's own layer of the policy.
+    /// The thread's own layer of the policy. Its `sandbox` is what all layers come to.
     pub policy: Option<Policy>,
     /// Whether the turn is trusted.
     pub trusted: bool,
@@ -323,6 +402,11 @@ pub trait Tools: Send + Sync + 'static {
 
     /// Judges a call, by what the tenant has said among others.
     fn judge(&self, call: &ToolCall, scene: Scene<'_>, rules: &TenantRules) -> Judgement;
+
+    /// Says what would be decided about a call, and why. Nothing comes of it.
+    fn explain(&self, _: Supposed<'_>, _: Scene<'_>, _: &TenantRules) -> Explained {
+        Explained::Unknown
+    }
 
     /// Runs a call that was judged, as often as its class allows.
     fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun;
@@ -588,6 +672,12 @@ pub enum Write {
         kind: DocumentKind,
         documents: Vec<Document>,
     },
+    /// Removes one document, if it is there.
+    Forget {
+        tenant: TenantId,
+        kind: DocumentKind,
+        id: [u8; 32],
+    },
 }
 
 /// New events of a thread and what follows from them.
@@ -703,6 +793,8 @@ pub enum DocumentKind {
     RoutingRule = 1,
     /// A call that a person approved for ever.
     PolicyRule = 2,
+    /// The tenant's own layer of the policy: at most one.
+    Policy = 3,
     /// How far a hook has come.
     HookCursor = 4,
 }

@@ -459,8 +459,8 @@ pub enum DecidedBy {
 }
 
 /// Which calls need not be asked about again. What is absent is not looked at; one that names neither arguments nor
-/// a command permits nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// a command nor a host permits nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Permit {
     pub tool: String,
     /// Exactly these arguments.
@@ -469,17 +469,23 @@ pub struct Permit {
     /// Commands that begin with these words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_prefix: Option<Vec<String>>,
+    /// Calls that reach this host and no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
 impl Permit {
-    /// Whether a call of `tool` is covered. `words` are those of its command, where it has one that could be read.
-    pub fn covers(&self, tool: &str, arguments_sha256: &str, words: Option<&[String]>) -> bool {
-        let narrowed =
-            self.arguments_sha256.is_some() || self.command_prefix.as_ref().is_some_and(|words| !words.is_empty());
+    /// Whether a call of `tool` is covered. `words` are those of its command, where it is one that a prefix may speak
+    /// for; `hosts` are all that it reaches.
+    pub fn covers(&self, tool: &str, arguments_sha256: &str, words: Option<&[String]>, hosts: &[String]) -> bool {
+        let has_prefix = self.command_prefix.as_ref().is_some_and(|words| !words.is_empty());
+        let narrowed = self.arguments_sha256.is_some() || has_prefix || self.host.is_some();
+        let only = |host: &String| !hosts.is_empty() && hosts.iter().all(|reached| reached == host);
         narrowed
             && self.tool == tool
             && self.arguments_sha256.as_deref().is_none_or(|digest| digest == arguments_sha256)
             && self.command_prefix.as_ref().is_none_or(|prefix| words.is_some_and(|words| words.starts_with(prefix)))
+            && self.host.as_ref().is_none_or(only)
     }
 }
 

@@ -16,7 +16,8 @@
 //!   any ── interrupt, abort, deadline ──▶ idle, or the next prompt's turn; everything open is closed first
 //! ```
 //!
-//! A tool call is `approval? → intended → started → settled | uncertain` (`tools`). A compaction is a model call
+//! A tool call is `approval? → intended → started → settled | uncertain` (`tools`). An agent makes calls of its own while
+//! it answers: they are written down, and what it asks for is asked here (`agent`). A compaction is a model call
 //! whose answer takes the place of what came before; it runs in a turn of its own, or before a call of another
 //! (`compaction`).
 //!
@@ -31,6 +32,7 @@
 //! Absent on purpose: clocks, fresh ids (both come with [`Cx`]), I/O, and any memory of settled turns but the last,
 //! which can be edited; the others are found in the log.
 
+mod agent;
 mod apply;
 mod compaction;
 mod fork;
@@ -55,8 +57,8 @@ pub use self::{
 };
 use crate::{
     command::Limits,
-    id::{ApprovalId, InputId, OperationId, QuestionId, Seq, ThreadId, ThreadKey, TurnId},
-    ports::{Ids, Invocation},
+    id::{ApprovalId, InputId, ItemId, OperationId, QuestionId, Seq, ThreadId, ThreadKey, TurnId},
+    ports::{Ids, Invocation, Verdict},
     price::Prices,
     record::{
         Admission, Approval, ApprovalStatus, Checkpoint, Compaction, Effect, EffectClass, EffectStatus, Item,
@@ -131,6 +133,12 @@ pub struct OpenTurn {
     resumes: u32,
     /// Tool calls of the last answer that are not done, in the model's order.
     calls: Vec<OpenCall>,
+    /// What an agent is at in the model call that is under way.
+    acts: Vec<OpenAct>,
+    /// What that agent is to be told about its acts, in order.
+    verdicts: Vec<Verdict>,
+    /// Whether an act of that call may have happened: then the call is not made again.
+    acted: bool,
     /// Effects that were started, of calls that are done, in the order in which these came to their end.
     effects: Vec<Effect>,
     /// What the model is to see at the next step.
@@ -166,6 +174,16 @@ enum OpenCall {
     },
 }
 
+/// A call that an agent makes itself and that is not done.
+#[derive(Debug, Clone, PartialEq)]
+struct OpenAct {
+    item: ItemId,
+    /// The agent's name for it.
+    call_id: String,
+    /// Who is asked about it, or what has been started; nothing yet of one that was only announced.
+    call: Option<OpenCall>,
+}
+
 /// A turn that just ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settled {
@@ -182,6 +200,8 @@ pub struct Settled {
 pub struct Owed {
     /// Run this model call of the open turn; any other must not run.
     pub call: Option<(TurnId, u32)>,
+    /// Tell the engine of this call, each once, in order.
+    pub verdicts: Vec<Verdict>,
     /// Send [`crate::command::Command::Begin`]: tools are ready to be started.
     pub begin: bool,
     /// Run these tools; any other must not run.
@@ -283,6 +303,7 @@ impl ThreadState {
         let mut owed = Owed { wake_at: open.wake_at(), ..Owed::default() };
         if open.calls.is_empty() && open.retry_at.is_none() {
             owed.call = Some((open.turn.id, open.call));
+            owed.verdicts.clone_from(&open.verdicts);
         }
         for (effect, reconcile) in open.due() {
             match effect.status {
@@ -308,7 +329,7 @@ impl ThreadState {
 
     /// When the open turn has taken too long. Time in which it waits for a person does not count.
     pub fn deadline(&self, limits: &Limits) -> Option<UnixMs> {
-        self.open.as_ref().filter(|open| !open.waits()).map(|open| open.deadline(limits))
+        self.open.as_ref().filter(|open| !open.awaits()).map(|open| open.deadline(limits))
     }
 
     /// What the tool is told that is due.
@@ -391,10 +412,28 @@ impl OpenTurn {
 
     /// Approvals that wait for a decision.
     pub fn approvals(&self) -> impl Iterator<Item = &Approval> {
-        self.calls.iter().filter_map(|call| match call {
+        self.every_call().filter_map(|call| match call {
             OpenCall::Approval(approval) if approval.status == ApprovalStatus::Pending => Some(&**approval),
             _ => None,
         })
+    }
+
+    /// Calls that are not done: those of the last answer, and those that an agent makes itself.
+    fn every_call(&self) -> impl Iterator<Item = &OpenCall> {
+        self.calls.iter().chain(self.acts.iter().filter_map(|act| act.call.as_ref()))
+    }
+
+    fn every_call_mut(&mut self) -> impl Iterator<Item = &mut OpenCall> {
+        self.calls.iter_mut().chain(self.acts.iter_mut().filter_map(|act| act.call.as_mut()))
+    }
+
+    /// The effect of an act that is not done.
+    fn act_effect(&self, item: ItemId) -> Option<&Effect> {
+        let act = self.acts.iter().find(|act| act.item == item)?;
+        match &act.call {
+            Some(OpenCall::Effect { effect, .. }) => Some(effect),
+            _ => None,
+        }
     }
 
     fn approval(&self, id: ApprovalId) -> Option<&Approval> {
@@ -412,7 +451,7 @@ impl OpenTurn {
         self.questions().find(|question| question.id == id)
     }
 
-    /// Effects of calls that are not done.
+    /// Effects of calls of the last answer that are not done.
     fn open_effects(&self) -> impl Iterator<Item = &Effect> {
         self.calls.iter().filter_map(|call| match call {
             OpenCall::Effect { effect, .. } => Some(effect),
@@ -445,6 +484,11 @@ impl OpenTurn {
         !self.calls.is_empty() && self.due().next().is_none()
     }
 
+    /// Whether a person is waited for, by the turn or by an agent that goes on meanwhile.
+    fn awaits(&self) -> bool {
+        self.waits() || self.acts.iter().any(|act| matches!(act.call, Some(OpenCall::Approval(_))))
+    }
+
     fn wake_at(&self) -> Option<UnixMs> {
         let approvals = self.approvals().map(|approval| approval.expires_at);
         let questions = self.questions().map(|question| question.expires_at);
@@ -461,13 +505,13 @@ impl OpenTurn {
         open.map(|open| &open.item)
     }
 
-    fn item(&self, id: crate::id::ItemId) -> Option<&Item> {
+    fn item(&self, id: ItemId) -> Option<&Item> {
         self.items().find(|item| item.id == id)
     }
 
     fn held_bytes(&self) -> usize {
         let items: usize = self.items().map(|item| item.detail.len() + 512).sum();
         let steers: usize = self.steers.iter().map(|queued| queued.admission.prompt.len() + 512).sum();
-        items + steers + 1024 * (self.calls.len() + self.effects.len())
+        items + steers + 1024 * (self.calls.len() + self.acts.len() + self.effects.len())
     }
 }

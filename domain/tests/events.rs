@@ -189,6 +189,7 @@ fn approval(status: ApprovalStatus, decision: Option<Decision>, by: Option<Decid
             tool: "exec_shell".into(),
             arguments_sha256: Some("ab".repeat(32)),
             command_prefix: Some(vec!["rm".into()]),
+            host: None,
         }),
         status,
         decision,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{Failure, Remote, plain, say, say_json};
 use crate::client::{Client, ClientError};
@@ -85,7 +86,50 @@ async fn server(client: &Client) -> Result<Vec<Check>, (Vec<Check>, ClientError)
         (Some(engine), Some(model)) => check("model", true, format!("{engine}/{model}")),
         _ => check("model", false, "no default model: set model.default".to_owned()),
     };
-    Ok(vec![check("reachable", true, client.server().to_string()), version, ready, model])
+    let mut checks = vec![check("reachable", true, client.server().to_string()), version, ready, model];
+    checks.extend(sandbox(&info["sandbox"]));
+    Ok(checks)
+}
+
+/// What holds for commands. That there is no sandbox is a fault only where one was wanted.
+fn sandbox(info: &Value) -> Vec<Check> {
+    let texts = |of: &Value| -> Vec<String> {
+        of.as_array().into_iter().flatten().filter_map(|text| Some(text.as_str()?.to_owned())).collect()
+    };
+    let notes = texts(&info["notes"]).join("; ");
+    let check = |ok, detail| Check { name: "sandbox", ok, detail };
+    match (info["available"].as_bool(), info["kind"].as_str()) {
+        (None, _) | (_, None) => Vec::new(),
+        (Some(false), _) => {
+            let off = notes == "`sandbox.kind` is `off`";
+            vec![check(off, format!("no commands are run: {notes}"))]
+        }
+        (Some(true), Some("none")) => vec![check(false, notes)],
+        (Some(true), Some(kind)) => {
+            let yes = |key: &str, word: &str, not: &str| match info[key].as_bool() {
+                Some(true) => word.to_owned(),
+                _ => not.to_owned(),
+            };
+            let mut detail = vec![
+                format!("{kind}, up to {}", info["mode"].as_str().unwrap_or("?")),
+                format!("landlock {}", info["landlock"]),
+                yes("seccomp", "seccomp", "NO seccomp"),
+                yes("own_processes", "processes of its own", "SEES other processes"),
+                yes("protects", "protected names", "NOTHING in a workspace is protected"),
+                yes("network", "WITH a network", "no network"),
+            ];
+            if !notes.is_empty() {
+                detail.push(format!("not used: {notes}"));
+            }
+            let tried = info["tried"].as_array().into_iter().flatten();
+            let attempts = tried.map(|tried| {
+                let text = |key: &str| tried[key].as_str().unwrap_or("?");
+                let ok = tried["ok"].as_bool().unwrap_or(false);
+                Check { name: "  tried", ok, detail: format!("{}: {}", text("what"), text("found")) }
+            });
+            [check(true, detail.join(", "))].into_iter().chain(attempts).collect()
+        }
+    }
 }
 
 fn disk(dir: &PathBuf) -> Check {

@@ -14,7 +14,7 @@ pub struct Schedules {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one of them in the life of a process")]
+#[expect(clippy::large_enum_variant, reason = "there is one of them in a process")]
 enum Verb {
     /// Make a schedule, which makes jobs of this name
     Create {

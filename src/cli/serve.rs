@@ -76,6 +76,7 @@ impl Serve {
             loopback_only: true,
             workspaces: Some(app.workspaces.clone()),
             mcp: Some(app.mcp.clone()),
+            sandbox: Some(app.sandbox.clone()),
         };
         let router = gateway::router(app.runtime.clone(), gateway);
         // Small frames must not wait for each other.
@@ -134,8 +135,9 @@ impl Serve {
         // A variable that is not text cannot be one of ours.
         let env =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Config::read(file.transpose()?.as_deref(), env, listen.into_iter().chain(data_dir))
-            .map_err(|err| Failure::Usage(err.to_string()))
+        let config = Config::read(file.transpose()?.as_deref(), env, listen.into_iter().chain(data_dir))
+            .map_err(|err| Failure::Usage(err.to_string()))?;
+        Ok(Config { file: self.config.clone(), ..config })
     }
 }
 
@@ -184,7 +186,8 @@ fn log_to_stderr(log: &LogConfig) -> Result<(), Failure> {
 fn welcome(config: &Config, address: SocketAddr) {
     let base = format!("http://{address}");
     eprintln!("data in {}", config.data_dir.display());
-    if config.model.openai.is_none() && config.model.anthropic.is_none() {
+    let model = &config.model;
+    if model.openai.is_none() && model.anthropic.is_none() && model.agents.is_empty() {
         eprintln!("no model is configured: the engine `scripted` answers, without a network");
         eprintln!(
             "  a real one: RADDLE_MODEL_DEFAULT=openai/NAME RADDLE_MODEL_OPENAI_BASE_URL=… RADDLE_MODEL_OPENAI_API_KEY=… raddle serve"

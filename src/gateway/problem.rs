@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use raddle_actors::Error;
-use raddle_domain::{command::Refused, job::JobRefused, ports::StoreError};
+use raddle_domain::{command::Refused, job::JobRefused, policy::check::BadRule, ports::StoreError};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::{
@@ -132,6 +132,14 @@ impl Problem {
     /// A value that the caller must change; `field` says where it stands.
     pub fn invalid(field: &str, why: impl fmt::Display) -> Self {
         Self::new(Code::Invalid, format!("`{field}` {why}")).with("field", field)
+    }
+
+    /// A rule of a policy that cannot be taken; `place` says where its rules stand.
+    pub fn bad_rule(place: &str, bad: BadRule) -> Self {
+        let BadRule { at, rule, field, why, example } = bad;
+        let field = format!("{place}[{at}].{field}");
+        let problem = Self::new(Code::Invalid, why).with("field", field).with("rule", rule);
+        example.into_iter().fold(problem, |problem, example| problem.with("example", example))
     }
 
     pub fn not_found(what: &str) -> Self {

@@ -92,6 +92,10 @@ pub struct OfInput(pub ThreadKey, pub InputId);
 #[derive(Debug, Clone)]
 pub struct OfCheckpoint(pub ThreadKey, pub String);
 
+/// The rule, made by an approval for ever, that the path names.
+#[derive(Debug, Clone)]
+pub struct OfPermit(pub TenantId, pub String);
+
 /// Something of the caller's tenant that the path names without its thread: a person who decides knows no more.
 #[derive(Debug, Clone, Copy)]
 pub struct OfTenant<T>(pub TenantId, pub T);
@@ -163,6 +167,15 @@ impl FromRequestParts<Arc<Gateway>> for OfCheckpoint {
     async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
         let OfThread(key) = OfThread::from_request_parts(parts, gateway).await?;
         Ok(Self(key, in_path(parts, "name", "checkpoint").await?))
+    }
+}
+
+impl FromRequestParts<Arc<Gateway>> for OfPermit {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+        let Caller { tenant } = Caller::from_request_parts(parts, gateway).await?;
+        Ok(Self(tenant, in_path(parts, "rule", "permit").await?))
     }
 }
 

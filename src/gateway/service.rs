@@ -18,6 +18,7 @@ use super::{
     problem::{Code, Problem},
     request::MAX_PAGE,
 };
+use crate::sandbox::Enforced;
 
 /// What `/v1/info` says.
 #[derive(Debug, Serialize, ToSchema)]
@@ -31,6 +32,9 @@ pub struct Info {
     #[schema(required)]
     default_model: Option<ModelChoice>,
     limits: LimitsInfo,
+    /// What holds for commands on this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sandbox: Option<Enforced>,
     features: Vec<&'static str>,
     /// Parts of the API that answer 501.
     not_built: Vec<&'static str>,
@@ -128,6 +132,7 @@ pub async fn info(State(gateway): State<Arc<Gateway>>) -> Json<Info> {
             question_ms: limits.question_ms,
             checkpoints: limits.checkpoints,
         },
+        sandbox: gateway.config.sandbox.as_ref().map(|sandbox| sandbox.enforced().clone()),
         features: vec![
             "threads",
             "turns",

@@ -54,7 +54,9 @@ fn the_openapi_document_is_whole() {
 async fn gateway() -> (Router, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data").display().to_string();
-    let config = crate::config::Config::read(None, [], [("data_dir", data)]).unwrap();
+    // This program is a test, and does not know how to be the helper of a sandbox.
+    let flags = [("data_dir", data), ("sandbox.kind", "off".to_owned())];
+    let config = crate::config::Config::read(None, [], flags).unwrap();
     let app = crate::app::start(&config).await.unwrap();
     let (workspaces, mcp) = (Some(app.workspaces), Some(app.mcp));
     let config = GatewayConfig { body_bytes: 64, workspaces, mcp, ..GatewayConfig::default() };

@@ -44,6 +44,7 @@ pub struct NewThread {
 impl NewThread {
     pub fn into_command(self, models: &dyn Models) -> Result<command::NewThread, Problem> {
         let choice = resolve(models, self.engine.as_deref(), self.model.as_deref())?;
+        self.policy.as_ref().map_or(Ok(()), checked)?;
         Ok(command::NewThread {
             title: self.title,
             mode: self.mode,
@@ -58,6 +59,11 @@ impl NewThread {
             ..command::NewThread::with(choice)
         })
     }
+}
+
+/// Whether the rules of a thread's own layer can be used.
+fn checked(policy: &Policy) -> Result<(), Problem> {
+    crate::policy::check(policy).map_err(|bad| Problem::bad_rule("policy.rules", bad))
 }
 
 /// Settings of a thread to change; what is absent stays. `null` clears `title`, `system_prompt`, `workspace`, `policy`.
@@ -93,6 +99,7 @@ pub struct PatchThread {
 impl PatchThread {
     pub fn into_command(self, models: &dyn Models) -> Result<ThreadPatch, Problem> {
         let choice = self.model.as_deref().map(|model| resolve(models, None, Some(model))).transpose()?;
+        self.policy.iter().flatten().try_for_each(checked)?;
         Ok(ThreadPatch {
             title: self.title,
             choice,

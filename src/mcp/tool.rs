@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use raddle_domain::{
-    ports::{Gate, Invocation, Output, ToolEnd, ToolRun, ToolSpec},
+    ports::{Gate, Invocation, Output, Scene, ToolEnd, ToolRun, ToolSpec},
     record::EffectClass,
 };
 use serde_json::Value;
@@ -17,7 +17,7 @@ use super::{
     keeper::Kept,
     link::{Call, CallError},
 };
-use crate::tools::Tool;
+use crate::tools::{Tool, Touches};
 
 pub struct McpTool {
     pub server: Arc<Kept>,
@@ -44,6 +44,11 @@ impl Tool for McpTool {
     fn reason(&self, _: &Value) -> String {
         let shown = self.server.config.secrets.line(&self.offered.tool, 200);
         format!("it calls `{shown}` of the MCP server `{}`", self.server.config.name)
+    }
+
+    /// Of its paths and hosts nobody but the server knows.
+    fn touches(&self, _: &Value, _: Scene<'_>) -> Touches {
+        Touches { outside: true, ..Touches::default() }
     }
 
     fn run(&self, invocation: Invocation, output: Arc<dyn Output>) -> ToolRun {

@@ -16,14 +16,14 @@ use seccompiler::{
 };
 
 /// The filters, in the order in which they are to be installed: of two that refuse, the last one's word counts.
-/// `metadata`: whether metadata may be changed by name, which is for those only who see no files but their own.
-pub fn programs(network: bool, metadata: bool) -> Result<[BpfProgram; 2], BackendError> {
+/// `alone`: whether Landlock is all there is besides, so that files and processes of others are there to be named.
+pub fn programs(network: bool, alone: bool) -> Result<[BpfProgram; 2], BackendError> {
     let allowed = ALLOWED.iter().chain(LEGACY).map(|&call| (call, Vec::new())).collect();
     let absent = SeccompAction::Errno(libc::ENOSYS as u32);
     let refused = SeccompAction::Errno(libc::EPERM as u32);
     Ok([
         program(allowed, absent, SeccompAction::Allow)?,
-        program(refusals(network, metadata)?, SeccompAction::Allow, refused)?,
+        program(refusals(network, alone)?, SeccompAction::Allow, refused)?,
     ])
 }
 
@@ -33,7 +33,7 @@ fn program(rules: Rules, otherwise: SeccompAction, matched: SeccompAction) -> Re
     SeccompFilter::new(rules, otherwise, matched, std::env::consts::ARCH.try_into()?)?.try_into()
 }
 
-fn refusals(network: bool, metadata: bool) -> Result<Rules, BackendError> {
+fn refusals(network: bool, alone: bool) -> Result<Rules, BackendError> {
     let mut rules = Rules::new();
     // Namespaces are how an ordinary user becomes the root of something.
     for flag in NAMESPACES {
@@ -48,7 +48,20 @@ fn refusals(network: bool, metadata: bool) -> Result<Rules, BackendError> {
     pairs.push(rule([is_not(0, libc::AF_UNIX as u64)])?);
     pairs.push(rule([has(1, 0xf, libc::SOCK_DGRAM as u64)])?);
     pairs.push(rule([has(1, 0xf, libc::SOCK_RAW as u64)])?);
-    if !metadata {
+    if alone {
+        // Of processes one's own can be set, by 0; who lowers the limits of another one ends it.
+        for (call, which) in [
+            (libc::SYS_prlimit64, 0),
+            (libc::SYS_setpriority, 1),
+            (libc::SYS_ioprio_set, 1),
+            (libc::SYS_sched_setaffinity, 0),
+            (libc::SYS_sched_setscheduler, 0),
+        ] {
+            rules.entry(call).or_default().push(rule([is_not(which, 0)])?);
+        }
+        // And not those of a user, or a group.
+        rules.entry(libc::SYS_setpriority).or_default().push(rule([is_not(0, libc::PRIO_PROCESS as u64)])?);
+        rules.entry(libc::SYS_ioprio_set).or_default().push(rule([is_not(0, 1)])?);
         // The times of an open file are set without a name.
         rules.entry(libc::SYS_utimensat).or_default().push(rule([SeccompCondition::new(
             1,
@@ -465,8 +478,8 @@ mod tests {
 
     #[test]
     fn filters_can_be_built_with_and_without_a_network() {
-        for (network, metadata) in [(false, false), (false, true), (true, false), (true, true)] {
-            assert!(programs(network, metadata).unwrap().iter().all(|program| !program.is_empty()));
+        for (network, alone) in [(false, false), (false, true), (true, false), (true, true)] {
+            assert!(programs(network, alone).unwrap().iter().all(|program| !program.is_empty()));
         }
     }
 

@@ -188,7 +188,7 @@ fn hear(ear: &UnixStream) -> io::Result<Vec<Inner>> {
 /// session, or its terminal. In a process namespace the first death is that of all.
 fn kill_all() -> io::Result<()> {
     loop {
-        for child in children(std::process::id())? {
+        for child in own_children()? {
             let Some(pid) = Pid::from_raw(child.cast_signed()) else { continue };
             match rustix::process::kill_process(pid, Signal::KILL) {
                 Ok(()) | Err(Errno::SRCH) => {}
@@ -210,6 +210,13 @@ fn kill_all() -> io::Result<()> {
             Err(why) => return Err(why.into()),
         }
     }
+}
+
+/// Our children. That there is no list of them is not the same as an empty one.
+fn own_children() -> io::Result<Vec<u32>> {
+    let pid = std::process::id();
+    fs::metadata(format!("/proc/{pid}/task/{pid}/children"))?;
+    children(pid)
 }
 
 /// The children of a process, by the kernel's own list. None of one that is gone.
@@ -234,7 +241,7 @@ fn children(pid: u32) -> io::Result<Vec<u32>> {
 fn excess(limits: &Limits) -> io::Result<Option<Excess>> {
     let page = rustix::param::page_size() as u64;
     let (mut processes, mut memory) = (0_u64, 0_u64);
-    let mut known = children(std::process::id())?;
+    let mut known = own_children()?;
     while let Some(pid) = known.pop() {
         processes += 1;
         // The second number is the resident pages, the third those of them that are shared.
@@ -260,7 +267,8 @@ const OWN: u64 = 2;
 fn namespaces(network: bool) -> io::Result<()> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let may = rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::SYS_ADMIN);
-    let mut flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC;
+    // Not the mounts: the init takes those for itself, and we still see everybody's `/proc`.
+    let mut flags = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC;
     flags.set(CloneFlags::CLONE_NEWNET, network);
     flags.set(CloneFlags::CLONE_NEWUSER, !may);
     nix::sched::unshare(flags)?;

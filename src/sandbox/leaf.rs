@@ -107,10 +107,10 @@ fn apply(spec: &Spec, whole_proc: bool) -> Result<i32, Broken> {
     threads(spec).step("the limit of processes")?;
     let workspace = workspace(spec).step("the workspace")?;
     enter(&workspace, &spec.cwd).step("the working directory")?;
-    rustix::thread::set_no_new_privs(true).step("no new privileges")?;
     let Some(confine) = &spec.confine else { return Ok(0) };
-    let metadata = spec.cage != Cage::Reaper;
-    let programs = super::filter::programs(confine.ports.is_some(), metadata).step("the filter of system calls")?;
+    rustix::thread::set_no_new_privs(true).step("no new privileges")?;
+    let alone = spec.cage == Cage::Reaper;
+    let programs = super::filter::programs(confine.ports.is_some(), alone).step("the filter of system calls")?;
     bounding_set().step("the bounding set")?;
     let abi = landlock(confine, workspace, spec.tmp.as_deref(), whole_proc)?;
     let none = CapabilitySet::empty();

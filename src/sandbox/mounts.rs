@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sched::CloneFlags;
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
@@ -37,6 +38,7 @@ const LINKS: [(&str, &str); 4] = [
 pub fn make(spec: &Spec) -> io::Result<()> {
     let Some(confine) = &spec.confine else { return Ok(()) };
     // What is mounted from here on is seen by nobody outside.
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let sources = sources(spec, confine)?;
     let site = SITES.iter().map(Path::new).find(|site| site.is_dir()).ok_or(io::ErrorKind::NotFound)?;

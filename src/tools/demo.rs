@@ -21,14 +21,14 @@ mod dir;
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use raddle_domain::{
-    ports::{Gate, Invocation, Output, ToolEnd, ToolRun, ToolSpec},
+    ports::{Gate, Invocation, Output, Scene, ToolEnd, ToolRun, ToolSpec},
     record::EffectClass,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use self::dir::{Dir, Name, Sent};
-use super::{Tool, blocking::blocking};
+use super::{Tool, Touches, blocking::blocking};
 
 /// The longest pause, either one.
 const PAUSE_MS: u64 = 10 * 60 * 1000;
@@ -173,6 +173,13 @@ impl Tool for Demo {
             Act::Append => format!("it appends a line to the file `{}`", of("name")),
             Act::Wipe => format!("it removes the file `{}`", of("name")),
         }
+    }
+
+    /// A message reaches the host of an address; everything else, a file.
+    fn touches(&self, arguments: &Value, _: Scene<'_>) -> Touches {
+        let of = |key: &str| arguments[key].as_str().map(str::to_owned);
+        let host = of("to").and_then(|to| to.rsplit_once('@').map(|(_, host)| host.to_owned()));
+        Touches { paths: of("name").into_iter().collect(), hosts: host.into_iter().collect(), ..Touches::default() }
     }
 
     fn run(&self, invocation: Invocation, _: Arc<dyn Output>) -> ToolRun {

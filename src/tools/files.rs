@@ -36,10 +36,10 @@ use serde_json::{Map, Value, json};
 
 use self::{
     change::{FileChange, Plan, change},
-    place::{Down, Fault, Named, real},
+    place::{Down, Fault, Named, real, unprotected},
 };
 use super::{
-    Tool,
+    Tool, Touches,
     blocking::{Stop, blocking},
 };
 use crate::workspace::{Workspace, Workspaces};
@@ -200,6 +200,27 @@ fn read_arguments<T: DeserializeOwned>(arguments: &Value) -> Result<T, Fault> {
     T::deserialize(arguments).map_err(|why| Fault::Said(format!("invalid arguments: {why}")))
 }
 
+impl FileTool {
+    /// The paths of a call, for rules about paths: as it names them, but each in one spelling, and where they lead if
+    /// that is somewhere else.
+    #[cfg_attr(not(test), expect(dead_code, reason = "rules about paths do not ask for it yet"))]
+    fn paths(&self, arguments: &Value, scene: Scene<'_>) -> Vec<String> {
+        let workspace = self.spaces.find(scene.key, scene.workspace).ok();
+        let mut paths = Vec::new();
+        for named in self.act.paths(arguments) {
+            let Ok(down) = Down::new(&named) else {
+                // It is refused when it is run; until then it is what it says.
+                paths.push(named);
+                continue;
+            };
+            let leads = workspace.as_ref().and_then(|workspace| real(workspace.dir(), &down, true).ok());
+            let leads = leads.filter(|leads| leads != down.as_path()).map(|leads| leads.display().to_string());
+            paths.extend([Some(down.to_string()), leads].into_iter().flatten());
+        }
+        paths
+    }
+}
+
 impl Tool for FileTool {
     fn spec(&self) -> ToolSpec {
         self.act.spec()
@@ -235,6 +256,10 @@ impl Tool for FileTool {
             Act::Patch => "patches",
         };
         format!("it {does} {}{more}", named.join(", "))
+    }
+
+    fn touches(&self, arguments: &Value, _: Scene<'_>) -> Touches {
+        Touches { paths: self.act.paths(arguments), ..Touches::default() }
     }
 
     fn run(&self, invocation: Invocation, _: Arc<dyn Output>) -> ToolRun {
@@ -380,6 +405,7 @@ struct Found {
 
 fn found(workspace: &Workspace, path: &str, follow: bool) -> Result<Found, Fault> {
     let path = real(workspace.dir(), &Down::new(path)?, follow)?;
+    unprotected(&path)?;
     let held = match Named::find(workspace.dir(), &path)? {
         Some(named) => named.read()?,
         None => None,

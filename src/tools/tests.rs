@@ -1,4 +1,4 @@
-use raddle_domain::ports::Silence;
+use raddle_domain::{ports::Silence, record::Permit};
 use serde_json::json;
 
 use super::{
@@ -84,8 +84,14 @@ fn a_call_that_fits_is_planned_as_its_tool_says() {
         command: None,
         cwd: None,
         words: None,
+        hosts: Vec::new(),
         reason: "n is 7".into(),
-        amendment: Some(Permit { tool: "count".into(), arguments_sha256: Some(digest), command_prefix: None }),
+        amendment: Some(Permit {
+            tool: "count".into(),
+            arguments_sha256: Some(digest),
+            command_prefix: None,
+            host: None,
+        }),
         asked_by: None,
         permitted_by: None,
     };
@@ -109,9 +115,12 @@ fn the_first_rule_that_covers_a_call_permits_it() {
     let toolbox = toolbox(vec![Fake::named("count")]).unwrap();
     let rule = |name: &str, tool: &str, n: u32| {
         let digest = arguments::digest(&json!({ "n": n })).unwrap();
-        (name.to_owned(), Permit { tool: tool.to_owned(), arguments_sha256: Some(digest), command_prefix: None })
+        (
+            name.to_owned(),
+            Permit { tool: tool.to_owned(), arguments_sha256: Some(digest), command_prefix: None, host: None },
+        )
     };
-    let everything = Permit { tool: "count".into(), arguments_sha256: None, command_prefix: None };
+    let everything = Permit { tool: "count".into(), arguments_sha256: None, command_prefix: None, host: None };
     let permits = [
         ("too wide".to_owned(), everything),
         rule("another tool", "other", 7),
@@ -158,7 +167,7 @@ fn a_command_prefix_permits_what_begins_with_it() {
     let toolbox = toolbox(vec![Fake { words: Some(words), ..Fake::named("exec") }]).unwrap();
     let permitted_by = |prefix: &[&str]| {
         let command_prefix = Some(prefix.iter().map(|word| (*word).to_owned()).collect());
-        let permit = Permit { tool: "exec".into(), arguments_sha256: None, command_prefix };
+        let permit = Permit { tool: "exec".into(), arguments_sha256: None, command_prefix, host: None };
         planned(&toolbox, "exec", "{}", &[("rule".to_owned(), permit)]).permitted_by
     };
     assert_eq!(permitted_by(&["git", "commit"]).as_deref(), Some("rule"));

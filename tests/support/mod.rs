@@ -68,7 +68,7 @@ impl Server {
 
     /// The same for a server that may refuse to start.
     pub async fn launch(dir: &Path, env: &[(&str, &str)]) -> Result<Self, NotStarted> {
-        Self::spawn(dir, &[&[("RADDLE_LISTEN", "127.0.0.1:0")], env].concat()).await
+        Self::spawn(dir, &[&[("RADDLE_LISTEN", "127.0.0.1:0"), ("RADDLE_SANDBOX_KIND", "off")], env].concat()).await
     }
 
     async fn spawn(dir: &Path, env: &[(&str, &str)]) -> Result<Self, NotStarted> {

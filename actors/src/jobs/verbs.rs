@@ -208,7 +208,7 @@ impl Runtime {
         let schedule = Schedule::create(id, new, now)?;
         let job = self.judged(tenant, JobId::of_slot(id, now), schedule.job.clone()).await?;
         let schedule = Schedule { job, ..schedule };
-        let write = self.write(tenant, &schedule, 0, ScheduleEvent::Created, now, call);
+        let write = self.schedule_write(tenant, &schedule, 0, ScheduleEvent::Created, now, call);
         let store = shared.store_handle.clone();
         let saved = shared.engines.spawn(async move {
             let saved = store.append(write).await;
@@ -226,7 +226,7 @@ impl Runtime {
     }
 
     /// What saves an event of a schedule.
-    fn write(
+    fn schedule_write(
         &self,
         tenant: TenantId,
         schedule: &Schedule,
@@ -288,7 +288,7 @@ impl Runtime {
             if patch.job.is_some() {
                 schedule.job = self.judged(tenant, JobId::of_slot(id, now), schedule.job).await?;
             }
-            let write = self.write(tenant, &schedule, was.seq, ScheduleEvent::Updated, now, Call::default());
+            let write = self.schedule_write(tenant, &schedule, was.seq, ScheduleEvent::Updated, now, Call::default());
             match self.shared().store_handle.append(write).await {
                 Ok(()) => {
                     self.shared().jobs.do_send(Look);

@@ -254,6 +254,10 @@ impl LogStore for MemoryStore {
                 state.tenants.replace_documents(*tenant, *kind, documents);
                 Ok(0)
             }
+            Write::Forget { tenant, kind, id } => {
+                state.tenants.forget_document(*tenant, *kind, *id);
+                Ok(0)
+            }
             Write::Erase { key, fence, expected } => {
                 state.owned(*key, *fence, *expected)?;
                 state.threads.remove(key);

@@ -137,9 +137,14 @@ impl Tools for Shared {
         let digest: BTreeMap<_, _> = arguments.as_object().into_iter().flatten().collect();
         let digest = Sha256::digest(serde_json::to_vec(&digest).unwrap());
         let arguments_sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        let permitted = rules.permits.iter().find(|(_, permit)| permit.covers(&call.name, &arguments_sha256, None));
-        let amendment =
-            Permit { tool: call.name.clone(), arguments_sha256: Some(arguments_sha256.clone()), command_prefix: None };
+        let permitted =
+            rules.permits.iter().find(|(_, permit)| permit.covers(&call.name, &arguments_sha256, None, &[]));
+        let amendment = Permit {
+            tool: call.name.clone(),
+            arguments_sha256: Some(arguments_sha256.clone()),
+            command_prefix: None,
+            host: None,
+        };
         Judgement::Run(Box::new(Planned {
             kind: ItemKind::ToolCall,
             class,
@@ -149,6 +154,7 @@ impl Tools for Shared {
             command: None,
             cwd: None,
             words: None,
+            hosts: Vec::new(),
             reason: "it leaves a mark".into(),
             asked_by: None,
             amendment: Some(amendment),

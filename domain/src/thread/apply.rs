@@ -2,14 +2,15 @@
 
 use std::collections::VecDeque;
 
-use super::{Last, OpenCall, OpenItem, OpenTurn, Queued, Settled, Snapshot, ThreadState};
+use super::{Last, OpenAct, OpenCall, OpenItem, OpenTurn, Queued, Settled, Snapshot, ThreadState};
 use crate::{
     event::{Event, Record},
+    history::AGENT,
     id::Seq,
-    ports::Reverted,
+    ports::{Reverted, Verdict},
     record::{
-        Admission, Decision, Delivery, Effect, EffectClass, EffectStatus, Item, Purpose, Thread, ThreadStatus, Turn,
-        TurnKind, TurnStatus,
+        Admission, Approval, ApprovalStatus, Decision, Delivery, Effect, EffectClass, EffectStatus, Item, Purpose,
+        Thread, ThreadStatus, Turn, TurnKind, TurnStatus,
     },
     time::UnixMs,
 };
@@ -249,6 +250,9 @@ impl OpenTurn {
             retry_at: None,
             resumes: 0,
             calls: Vec::new(),
+            acts: Vec::new(),
+            verdicts: Vec::new(),
+            acted: false,
             effects: Vec::new(),
             steers: VecDeque::new(),
             compacting: None,
@@ -259,9 +263,9 @@ impl OpenTurn {
         }
     }
 
-    /// Brings what shows of the turn up to date; returns whether it waits for a person.
+    /// Brings what shows of the turn up to date; returns whether a person is waited for.
     fn show(&mut self, now: UnixMs) -> bool {
-        let waits = self.waits();
+        let waits = self.awaits();
         match (waits, self.waiting_since) {
             (true, None) => self.waiting_since = Some(now),
             (false, Some(since)) => {
@@ -289,12 +293,12 @@ impl OpenTurn {
                 }
                 self.turn = (**turn).clone();
                 self.retry_at = None;
-                self.call += 1;
+                self.next_call();
             }
             Event::TurnRetrying(retrying) => {
                 self.retry_at = Some(retrying.retry_at);
                 self.attempt = retrying.attempt + 1;
-                self.call += 1;
+                self.next_call();
             }
             Event::UsageRecorded(_, entry) => {
                 self.turn.usage.add(&entry.usage);
@@ -316,6 +320,10 @@ impl OpenTurn {
                 if !self.turn.item_ids.contains(&item.id) {
                     self.turn.item_ids.push(item.id);
                 }
+                if item.metadata.contains_key(AGENT) {
+                    let call_id = item.metadata.get("call_id").and_then(|id| id.as_str()).unwrap_or_default();
+                    self.acts.push(OpenAct { item: item.id, call_id: call_id.to_owned(), call: None });
+                }
                 self.items.push(OpenItem { item: (**item).clone(), settled: None });
             }
             Event::ItemDelta(delta) => {
@@ -330,7 +338,8 @@ impl OpenTurn {
                     self.resumes = 0;
                 }
                 // Whatever it waited for, the call is done. What it started is not forgotten.
-                for call in self.calls.extract_if(.., |call| call.item() == done.id) {
+                let acts = self.acts.extract_if(.., |act| act.item == done.id).filter_map(|act| act.call);
+                for call in self.calls.extract_if(.., |call| call.item() == done.id).chain(acts) {
                     if let OpenCall::Effect { effect, .. } = call
                         && effect.attempt > 0
                     {
@@ -338,10 +347,11 @@ impl OpenTurn {
                     }
                 }
             }
-            Event::ApprovalRequired(approval) => self.calls.push(OpenCall::Approval(approval.clone())),
+            Event::ApprovalRequired(approval) => self.put(OpenCall::Approval(approval.clone())),
             Event::ApprovalDecided(next) | Event::ApprovalExpired(next) | Event::ApprovalCancelled(next) => {
+                self.note_verdict(next);
                 // One that nobody had to be asked about never was here.
-                for call in &mut self.calls {
+                for call in self.every_call_mut() {
                     if let OpenCall::Approval(approval) = call
                         && approval.id == next.id
                     {
@@ -352,11 +362,7 @@ impl OpenTurn {
             Event::QuestionAsked(question) => self.calls.push(OpenCall::Question((**question).clone())),
             Event::QuestionAnswered(_) | Event::QuestionExpired(_) | Event::QuestionCancelled(_) => {}
             Event::EffectIntended(effect) => {
-                let intended = OpenCall::Effect { effect: (**effect).clone(), reconcile: false };
-                match self.calls.iter_mut().find(|call| call.item() == effect.item_id) {
-                    Some(call) => *call = intended,
-                    None => self.calls.push(intended),
-                }
+                self.put(OpenCall::Effect { effect: (**effect).clone(), reconcile: false });
             }
             Event::EffectStarted(next)
             | Event::EffectSettled(next)
@@ -369,9 +375,10 @@ impl OpenTurn {
                 {
                     return Err("an effect of class `once` is started again");
                 }
-                let again = next.attempt > effect.attempt.max(1);
+                let (again, item) = (next.attempt > effect.attempt.max(1), effect.item_id);
                 *effect = Effect::clone(next);
                 *reconcile = false;
+                self.acted |= self.acts.iter().any(|act| act.item == item);
                 if again {
                     // Another attempt says everything anew.
                     self.open_item_mut(next.item_id).ok_or("the item is not open")?.detail.clear();
@@ -384,9 +391,38 @@ impl OpenTurn {
 
     /// A model call came to its end; the next one is another.
     fn answered(&mut self) {
-        self.call += 1;
+        self.next_call();
         self.attempt = 1;
         self.resumes = 0;
+    }
+
+    /// Another call takes the place of the one that was due.
+    fn next_call(&mut self) {
+        self.call += 1;
+        self.verdicts.clear();
+        self.acted = false;
+    }
+
+    /// Takes what is known of a call, in place of what was known before.
+    fn put(&mut self, call: OpenCall) {
+        if let Some(act) = self.acts.iter_mut().find(|act| act.item == call.item()) {
+            act.call = Some(call);
+        } else if let Some(known) = self.calls.iter_mut().find(|known| known.item() == call.item()) {
+            *known = call;
+        } else {
+            self.calls.push(call);
+        }
+    }
+
+    /// An agent is told what becomes of its question, unless it no longer waits for it.
+    fn note_verdict(&mut self, approval: &Approval) {
+        let Some(act) = self.acts.iter().find(|act| act.item == approval.item_id) else { return };
+        let allowed = match approval.status {
+            ApprovalStatus::Approved => true,
+            ApprovalStatus::Denied | ApprovalStatus::Expired => false,
+            ApprovalStatus::Pending | ApprovalStatus::Aborted | ApprovalStatus::Cancelled => return,
+        };
+        self.verdicts.push(Verdict { call_id: act.call_id.clone(), allowed });
     }
 
     /// The process that ran the tools is gone: those that can say what became of an operation are to be asked.
@@ -404,7 +440,7 @@ impl OpenTurn {
     }
 
     fn effect_mut(&mut self, which: &Effect) -> Option<(&mut Effect, &mut bool)> {
-        self.calls.iter_mut().find_map(|call| match call {
+        self.every_call_mut().find_map(|call| match call {
             OpenCall::Effect { effect, reconcile } if effect.operation_id == which.operation_id => {
                 Some((effect, reconcile))
             }

@@ -1,5 +1,6 @@
 //! Rules, one fact at a time; and what holds of any sequence of commands.
 
+mod agent;
 mod compaction;
 mod forks;
 mod inbox;
@@ -24,7 +25,9 @@ use crate::{
     },
     event::{Event, Record, SCHEMA},
     history::{History, Message, ToolCall},
-    ports::{Answered, FinishReason, Gate, Judgement, ModelError, ModelErrorKind, Planned, Requested, ToolEnd},
+    ports::{
+        Act, ActStep, Answered, FinishReason, Gate, Judgement, ModelError, ModelErrorKind, Planned, Requested, ToolEnd,
+    },
     record::{
         DecidedBy, Decision, Delivery, InterruptReceipt, ItemKind, ModelChoice, OnRestart, QuestionStatus, Resolution,
         ThreadStatus, TurnKind, TurnOverrides, TurnStatus, Undelivered, Usage,
@@ -107,7 +110,21 @@ impl Bench {
     fn report(&mut self, text: &[(TextKind, &str)], end: Option<Result<Answered, ModelError>>) -> Step {
         let (turn, call) = self.state.owed().call.expect("a call is due");
         let text = text.iter().map(|(kind, text)| (*kind, (*text).to_owned())).collect();
-        self.ask(Command::Report(Report { turn, call, text, end })).unwrap()
+        self.ask(Command::Report(Report { turn, call, text, acts: Vec::new(), end })).unwrap()
+    }
+
+    /// What an agent says that answers the call which is due.
+    fn act(&mut self, call_id: &str, step: ActStep) -> Step {
+        let (turn, call) = self.state.owed().call.expect("a call is due");
+        let act = Act {
+            call_id: call_id.into(),
+            tool: "act".into(),
+            title: format!("does {call_id}"),
+            kind: ItemKind::CommandExecution,
+            arguments: serde_json::json!({"of": call_id}),
+            step,
+        };
+        self.ask(Command::Report(Report { turn, call, text: Vec::new(), acts: vec![act], end: None })).unwrap()
     }
 
     fn finish(&mut self) -> Step {
@@ -402,8 +419,14 @@ fn planned(name: &str, class: EffectClass, gate: Gate) -> Planned {
         command: None,
         cwd: None,
         words: None,
+        hosts: Vec::new(),
         reason: "it writes".into(),
-        amendment: Some(Permit { tool: name.into(), arguments_sha256: Some(arguments_sha256), command_prefix: None }),
+        amendment: Some(Permit {
+            tool: name.into(),
+            arguments_sha256: Some(arguments_sha256),
+            command_prefix: None,
+            host: None,
+        }),
         permitted_by: None,
         asked_by: None,
     }
@@ -450,6 +473,7 @@ enum Op {
     Text(bool, &'static str),
     Reply(Vec<(EffectClass, Option<Gate>)>),
     Fail(ModelErrorKind),
+    Act(usize, ActStep),
     Stale,
     Begin,
     Tool(usize, ToolEnd),
@@ -482,6 +506,17 @@ fn op() -> impl Strategy<Value = Op> {
         ToolEnd::NotDone,
         ToolEnd::Unknown("?".into()),
     ]);
+    let ask = |gate| ActStep::Asks(Box::new(planned("act", EffectClass::Once, gate)));
+    let steps = select(vec![
+        ActStep::Announced,
+        ask(Gate::Ask),
+        ask(Gate::Ask),
+        ask(Gate::Open),
+        ActStep::Started,
+        ActStep::Said("said".into()),
+        ActStep::Ended { done: true, output: "done".into() },
+        ActStep::Ended { done: false, output: "failed".into() },
+    ]);
     let resolutions = select(vec![Resolution::Retry, Resolution::Settle, Resolution::Abort]);
     prop_oneof![
         6 => (delivery(), any::<bool>()).prop_map(|(delivery, expects)| Op::Start(delivery, expects)),
@@ -500,6 +535,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (any::<bool>(), select(vec!["a", "bé", ""])).prop_map(|(kind, text)| Op::Text(kind, text)),
         6 => prop::collection::vec((classes, gates), 0..4).prop_map(Op::Reply),
         2 => kinds.prop_map(Op::Fail),
+        5 => (0..3usize, steps).prop_map(|(which, step)| Op::Act(which, step)),
         1 => Just(Op::Stale),
         3 => Just(Op::Begin),
         5 => (0..3usize, ends).prop_map(|(which, end)| Op::Tool(which, end)),
@@ -524,7 +560,9 @@ impl Bench {
         let active = self.state.open().map(|open| open.turn().id);
         let end = |bench: &mut Self, end| {
             if let Some((turn, call)) = due {
-                bench.ask(Command::Report(Report { turn, call, text: Vec::new(), end: Some(end) })).unwrap();
+                bench
+                    .ask(Command::Report(Report { turn, call, text: Vec::new(), acts: Vec::new(), end: Some(end) }))
+                    .unwrap();
             }
         };
         match op {
@@ -596,9 +634,20 @@ impl Bench {
                 end(self, Ok(Answered { tool_calls: tools.into_iter().map(tool).collect(), ..answer(&[]) }));
             }
             Op::Fail(kind) => end(self, Err(failure(kind))),
+            Op::Act(which, step) => {
+                if due.is_some() {
+                    self.act(&format!("act-{which}"), step);
+                }
+            }
             Op::Stale => {
                 let (turn, call) = due.unwrap_or((nobody, 1));
-                let stale = Report { turn, call: call + 7, text: vec![(TextKind::Answer, "x".into())], end: None };
+                let stale = Report {
+                    turn,
+                    call: call + 7,
+                    text: vec![(TextKind::Answer, "x".into())],
+                    acts: Vec::new(),
+                    end: None,
+                };
                 assert!(self.ask(Command::Report(stale)).unwrap().records.is_empty());
             }
             Op::Begin => {

@@ -65,7 +65,12 @@ impl Stepper<'_> {
                 self.fail(item, format!("forbidden by the rule `{rule}`: {reason}"))
             }
             Judgement::Question { question, options } => self.ask(&item, asked, question, options),
-            Judgement::Run(planned) => self.gate(&item, asked, operation, *planned),
+            Judgement::Run(planned) => {
+                let class = planned.class;
+                if self.gate(&item, &asked, operation, *planned) {
+                    self.intend(&item, asked.call_id, asked.name, operation, class);
+                }
+            }
         }
     }
 
@@ -87,14 +92,14 @@ impl Stepper<'_> {
         self.emit(Event::QuestionAsked(Box::new(question)));
     }
 
-    /// Lets a call pass, or asks a person.
-    fn gate(&mut self, item: &Item, asked: ToolCall, operation: OperationId, planned: Planned) {
-        let Some(open) = &self.state.open else { return };
+    /// Lets a call pass, or asks a person. Whether it passed.
+    pub(super) fn gate(&mut self, item: &Item, asked: &ToolCall, operation: OperationId, planned: Planned) -> bool {
+        let Some(open) = &self.state.open else { return false };
         let settings = &open.turn.settings;
         let (auto, trusted) = (settings.auto_approve, settings.trust_mode);
         let words = planned.words.as_deref();
         let mut grants = self.state.grants.iter();
-        let granted = grants.any(|permit| permit.covers(&asked.name, &planned.arguments_sha256, words));
+        let granted = grants.any(|permit| permit.covers(&asked.name, &planned.arguments_sha256, words, &planned.hosts));
         let passes = match planned.gate {
             Gate::Open => None,
             Gate::Person => return self.require(item, asked, operation, planned),
@@ -104,20 +109,20 @@ impl Stepper<'_> {
             Gate::FullAccess if auto && trusted => Some(DecidedBy::Auto),
             Gate::Ask | Gate::FullAccess => return self.require(item, asked, operation, planned),
         };
-        let class = planned.class;
         if let Some(by) = passes {
-            let mut approval = self.approval(item, &asked, operation, planned);
+            let mut approval = self.approval(item, asked, operation, planned);
             approval.status = ApprovalStatus::Approved;
             (approval.decision, approval.by) = (Some(Decision::Approved), Some(by));
             approval.decided_at = Some(self.cx.now);
             self.emit(Event::ApprovalDecided(Box::new(approval)));
         }
-        self.intend(item, asked.call_id, asked.name, operation, class);
+        true
     }
 
-    fn require(&mut self, item: &Item, asked: ToolCall, operation: OperationId, planned: Planned) {
-        let approval = self.approval(item, &asked, operation, planned);
+    fn require(&mut self, item: &Item, asked: &ToolCall, operation: OperationId, planned: Planned) -> bool {
+        let approval = self.approval(item, asked, operation, planned);
         self.emit(Event::ApprovalRequired(Box::new(approval)));
+        false
     }
 
     fn approval(&self, item: &Item, asked: &ToolCall, operation: OperationId, planned: Planned) -> Approval {
@@ -154,7 +159,14 @@ impl Stepper<'_> {
         }
     }
 
-    fn intend(&mut self, item: &Item, call_id: String, tool: String, operation: OperationId, class: EffectClass) {
+    pub(super) fn intend(
+        &mut self,
+        item: &Item,
+        call_id: String,
+        tool: String,
+        operation: OperationId,
+        class: EffectClass,
+    ) {
         let effect = Effect {
             operation_id: operation,
             thread_id: self.state.id(),
@@ -200,7 +212,9 @@ impl Stepper<'_> {
         (approval.decision_reason, approval.decided_at) = (reason, Some(self.cx.now));
         let Some(item) = self.open_item(approval.item_id) else { return Err(Refused::NotPending { approval: id }) };
         self.emit(Event::ApprovalDecided(Box::new(approval.clone())));
+        let is_act = self.is_act(item.id);
         match approval.status {
+            ApprovalStatus::Approved if is_act => self.set_off(&item),
             ApprovalStatus::Approved => {
                 let (call_id, tool) = (approval.call_id.clone(), approval.tool.clone());
                 self.intend(&item, call_id, tool, approval.operation_id, approval.effect_class);
@@ -208,7 +222,9 @@ impl Stepper<'_> {
             ApprovalStatus::Denied => {
                 let why = approval.decision_reason.as_deref().map_or(String::new(), |reason| format!(": {reason}"));
                 self.fail(item, format!("denied{why}"));
-                self.proceed();
+                if !is_act {
+                    self.proceed();
+                }
             }
             ApprovalStatus::Aborted => self.abort(),
             ApprovalStatus::Pending | ApprovalStatus::Expired | ApprovalStatus::Cancelled => {}
@@ -287,10 +303,13 @@ impl Stepper<'_> {
                 None
             };
             let Some((item, why)) = closed else { return };
+            let is_act = self.is_act(item);
             if let Some(item) = self.open_item(item) {
                 self.fail(item, why.to_owned());
             }
-            self.proceed();
+            if !is_act {
+                self.proceed();
+            }
         }
     }
 
@@ -374,68 +393,81 @@ impl Stepper<'_> {
 
     /// Ends every call that is not done, because the turn ends. Returns what was started, and what is known of it.
     pub(super) fn close_calls(&mut self) -> Vec<Effect> {
+        let why = "the turn ended before this call was done";
+        self.give_up_acts(why, false);
         let Some(open) = &self.state.open else { return Vec::new() };
-        let now = self.cx.now;
         for call in open.calls.clone() {
             let item = call.item();
-            match call {
-                OpenCall::Approval(mut approval) => {
-                    // One that was just decided, by a word that ends the turn, has its end.
-                    if approval.status == ApprovalStatus::Pending {
-                        approval.decided_at = Some(now);
-                        // Somebody may have been told already that it is too late.
-                        self.emit(if approval.expires_at <= now {
-                            approval.status = ApprovalStatus::Expired;
-                            Event::ApprovalExpired(approval)
-                        } else {
-                            approval.status = ApprovalStatus::Cancelled;
-                            Event::ApprovalCancelled(approval)
-                        });
-                    }
-                }
-                OpenCall::Question(mut question) => {
-                    self.emit(if question.expires_at <= now {
-                        question.status = QuestionStatus::Expired;
-                        Event::QuestionExpired(Box::new(question))
-                    } else {
-                        question.status = QuestionStatus::Cancelled;
-                        Event::QuestionCancelled(Box::new(question))
-                    });
-                }
-                OpenCall::Effect { mut effect, .. } => match (effect.status, effect.class) {
-                    (EffectStatus::Intended, _) | (EffectStatus::Started, EffectClass::Read) => {
-                        (effect.status, effect.outcome) = (EffectStatus::Settled, Some(EffectOutcome::Canceled));
-                        effect.ended_at = Some(self.cx.now);
-                        self.emit(Event::EffectSettled(Box::new(effect)));
-                    }
-                    // A person has just said what is to become of it.
-                    (EffectStatus::Uncertain, _) if effect.closed => {}
-                    (EffectStatus::Started, _) => {
-                        self.lose(effect, "the turn ended while it ran".to_owned(), true);
-                    }
-                    (EffectStatus::Uncertain, _) => {
-                        let why = effect.reason.clone().unwrap_or_default();
-                        self.lose(effect, why, true);
-                    }
-                    (EffectStatus::Settled, _) => {}
-                },
-            }
+            self.close_call(call, "the turn ended while it ran");
             if let Some(item) = self.open_item(item) {
                 self.close_item(item, TurnStatus::Interrupted, |item| {
                     // What it said by then may be all that anybody will know of it.
                     if !item.detail.is_empty() {
                         item.detail.push('\n');
                     }
-                    item.detail.push_str("the turn ended before this call was done");
+                    item.detail.push_str(why);
                 });
             }
         }
         self.state.open.as_ref().map(|open| open.effects.clone()).unwrap_or_default()
     }
 
+    /// Ends what is open of a call; `why` is what becomes of one that ran.
+    pub(super) fn close_call(&mut self, call: OpenCall, why: &str) {
+        let now = self.cx.now;
+        match call {
+            OpenCall::Approval(approval) => {
+                // One that was just decided, by a word that ends the turn, has its end.
+                if approval.status == ApprovalStatus::Pending {
+                    self.cancel(*approval);
+                }
+            }
+            OpenCall::Question(mut question) => {
+                self.emit(if question.expires_at <= now {
+                    question.status = QuestionStatus::Expired;
+                    Event::QuestionExpired(Box::new(question))
+                } else {
+                    question.status = QuestionStatus::Cancelled;
+                    Event::QuestionCancelled(Box::new(question))
+                });
+            }
+            OpenCall::Effect { mut effect, .. } => match (effect.status, effect.class) {
+                (EffectStatus::Intended, _) | (EffectStatus::Started, EffectClass::Read) => {
+                    (effect.status, effect.outcome) = (EffectStatus::Settled, Some(EffectOutcome::Canceled));
+                    effect.ended_at = Some(self.cx.now);
+                    self.emit(Event::EffectSettled(Box::new(effect)));
+                }
+                // A person has just said what is to become of it.
+                (EffectStatus::Uncertain, _) if effect.closed => {}
+                (EffectStatus::Started, _) => {
+                    self.lose(effect, why.to_owned(), true);
+                }
+                (EffectStatus::Uncertain, _) => {
+                    let why = effect.reason.clone().unwrap_or_default();
+                    self.lose(effect, why, true);
+                }
+                (EffectStatus::Settled, _) => {}
+            },
+        }
+    }
+
+    /// Ends an approval that nobody can decide any more.
+    pub(super) fn cancel(&mut self, mut approval: Approval) {
+        let now = self.cx.now;
+        approval.decided_at = Some(now);
+        // Somebody may have been told already that it is too late.
+        self.emit(if approval.expires_at <= now {
+            approval.status = ApprovalStatus::Expired;
+            Event::ApprovalExpired(Box::new(approval))
+        } else {
+            approval.status = ApprovalStatus::Cancelled;
+            Event::ApprovalCancelled(Box::new(approval))
+        });
+    }
+
     // ---- the ledger ---------------------------------------------------------------------------------
 
-    fn start_again(&mut self, effect: Effect) {
+    pub(super) fn start_again(&mut self, effect: Effect) {
         let next = Effect {
             status: EffectStatus::Started,
             attempt: effect.attempt + 1,
@@ -479,7 +511,7 @@ impl Stepper<'_> {
         self.close_item(item, TurnStatus::Failed, |item| item.detail = why);
     }
 
-    fn capped(&self, mut text: String) -> String {
+    pub(super) fn capped(&self, mut text: String) -> String {
         let limit = self.cx.limits.item_bytes;
         if text.len() > limit {
             let whole = text.len();
@@ -489,7 +521,7 @@ impl Stepper<'_> {
         text
     }
 
-    fn open_item(&self, item: ItemId) -> Option<Item> {
+    pub(super) fn open_item(&self, item: ItemId) -> Option<Item> {
         self.state.open.as_ref().and_then(|open| open.item(item)).filter(|item| item.ended_at.is_none()).cloned()
     }
 }

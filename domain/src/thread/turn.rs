@@ -26,7 +26,9 @@ impl Stepper<'_> {
         }
         let grown =
             report.text.into_iter().try_for_each(|(kind, text)| self.grow(report.turn, report.call, kind, text));
-        match (grown, report.end) {
+        let mut acts = report.acts.into_iter();
+        let acted = grown.and_then(|()| acts.try_for_each(|act| self.act(report.turn, report.call, act)));
+        match (acted, report.end) {
             (Err(too_large), _) => self.failed(too_large),
             (Ok(()), Some(Ok(answered))) => self.answered(report.turn, report.call, answered),
             (Ok(()), Some(Err(error))) => self.failed(error),
@@ -69,6 +71,7 @@ impl Stepper<'_> {
 
     fn answered(&mut self, turn: TurnId, call: u32, answered: Answered) {
         let Answered { reason, usage, tool_calls } = answered;
+        self.give_up_acts("the agent ended its answer without saying what became of it", false);
         if self.purpose() == Purpose::Compaction {
             return self.compacted(turn, usage);
         }
@@ -143,7 +146,7 @@ impl Stepper<'_> {
     /// asked for, within the cap and the turn's deadline.
     fn retry_pause(&self, error: &ModelError) -> Option<Duration> {
         let (open, limits) = (self.state.open.as_ref()?, self.cx.limits);
-        if !error.kind.is_transient() || open.attempt >= limits.model_attempts {
+        if !error.kind.is_transient() || open.attempt >= limits.model_attempts || open.acted {
             return None;
         }
         let cap = Duration::from_millis(limits.retry_cap_ms);
@@ -186,6 +189,8 @@ impl Stepper<'_> {
             self.end(TurnStatus::Interrupted, why);
         } else if open.retry_at.is_some() || open.waits() {
             // It only waits; its timer is durable.
+        } else if open.acted {
+            self.lose_agent();
         } else if open.resumes >= self.cx.limits.resumes_without_progress {
             let message = format!("the process was lost {} times without the turn getting anywhere", open.resumes);
             self.end(TurnStatus::Failed, error("resume-limit", message));
@@ -253,11 +258,13 @@ impl Stepper<'_> {
         InterruptReceipt { turn, ended_seq, effects }
     }
 
-    /// Closes the open text as part of an answer that will be asked for again.
+    /// Closes what is open of an answer that will be asked for again.
     pub(super) fn supersede(&mut self) {
+        self.give_up_acts("the answer that it was part of is asked for again", true);
         self.close_text(TurnStatus::Interrupted, |item| {
             item.metadata.insert(SUPERSEDED.to_owned(), json!(true));
         });
+        self.supersede_closed();
     }
 
     /// Closes the item that text streams into, if one is open.

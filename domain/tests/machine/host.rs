@@ -227,7 +227,7 @@ impl Host {
     /// What the engine says, if one runs.
     fn speech(&self, op: &Op) -> Option<Report> {
         let (turn, call) = self.state.owed().call?;
-        let mut report = Report { turn, call, text: Vec::new(), end: None };
+        let mut report = Report { turn, call, text: Vec::new(), acts: Vec::new(), end: None };
         match op {
             Op::Say { text } => report.text.push((TextKind::Answer, (*text).to_owned())),
             Op::Reply { text, tools, usage } => {
@@ -247,7 +247,13 @@ impl Host {
 
     /// What an engine would say that was given up.
     fn late_speech(&self) -> Vec<Report> {
-        let report = |turn, call| Report { turn, call, text: vec![(TextKind::Answer, "late".into())], end: None };
+        let report = |turn, call| Report {
+            turn,
+            call,
+            text: vec![(TextKind::Answer, "late".into())],
+            acts: Vec::new(),
+            end: None,
+        };
         let due = self.state.owed().call;
         let gone = self.turns.iter().rev().take(3).filter(|turn| due.is_none_or(|(open, _)| open != **turn));
         let mut reports: Vec<Report> = gone.map(|turn| report(*turn, 1)).collect();
@@ -566,8 +572,14 @@ fn requested(tool: &Tool) -> Requested {
                 command: None,
                 cwd: None,
                 words: None,
+                hosts: Vec::new(),
                 reason: "it writes".into(),
-                amendment: Some(Permit { tool: "t".into(), arguments_sha256: sha256, command_prefix: None }),
+                amendment: Some(Permit {
+                    tool: "t".into(),
+                    arguments_sha256: sha256,
+                    command_prefix: None,
+                    host: None,
+                }),
                 permitted_by: None,
                 asked_by: None,
             };

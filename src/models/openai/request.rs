@@ -159,7 +159,7 @@ mod tests {
     }
 
     fn tool(name: &str) -> ToolSpec {
-        let schema = json!({"properties": {"a": {"enum": [1, null]}, "b": {"type": "string"}}, "type": "object"});
+        let schema = json!({"type": "object", "properties": {"b": {"type": "string"}, "a": {"enum": [1, null]}}});
         ToolSpec { name: name.into(), description: "Does\n\"it\".".into(), schema }
     }
 

@@ -55,6 +55,8 @@ pub enum Fault {
     NotDirectory(String),
     #[error("`{0}` is a link: name the file that it leads to")]
     Link(String),
+    #[error("`{0}` belongs to version control, which is changed by its own commands only")]
+    Protected(String),
     #[error("`{0}` is no regular file")]
     Irregular(String),
     #[error("`{0}` has {1} bytes; files of more than {CHANGED_BYTES} are not changed here")]
@@ -133,6 +135,13 @@ impl std::fmt::Display for Down {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.display().fmt(f)
     }
+}
+
+/// Refuses a change of what programs of a person obey who never looked at it: hooks and settings of version control.
+/// For a path that [`real`] gave, so that no link has another name for it.
+pub fn unprotected(path: &Path) -> Result<(), Fault> {
+    let is_git = |part: Component<'_>| part.as_os_str().eq_ignore_ascii_case(".git");
+    if path.components().any(is_git) { Err(Fault::Protected(path.display().to_string())) } else { Ok(()) }
 }
 
 /// Where a path leads, without links: the name that a change is about.

@@ -666,6 +666,46 @@ fn a_call_is_judged_before_anybody_is_asked() {
 }
 
 #[test]
+fn a_path_has_one_spelling_for_rules_and_a_link_has_two() {
+    let ground = Ground::new();
+    ground.put("secrets/key", "");
+    symlink("secrets", ground.at("alias")).unwrap();
+    symlink("alias/key", ground.at("link")).unwrap();
+    let settings = settings();
+    let paths = |path: &str| {
+        let tool = FileTool { spaces: ground.spaces.clone(), act: Act::Read };
+        tool.paths(&json!({"path": path}), Scene { workspace: Some("w"), ..scene(&settings) })
+    };
+    for path in ["secrets/key", "./secrets//key", "secrets/./key/"] {
+        assert_eq!(paths(path), ["secrets/key"]);
+    }
+    assert_eq!(paths("alias/key"), ["alias/key", "secrets/key"]);
+    assert_eq!(paths("link"), ["link", "secrets/key"]);
+    assert_eq!(paths("alias/new/file"), ["alias/new/file", "secrets/new/file"]);
+    assert_eq!(paths("../x"), ["../x"]);
+    // Nothing is made by asking.
+    let tool = FileTool { spaces: ground.spaces.clone(), act: Act::Read };
+    assert_eq!(tool.paths(&json!({"path": "a"}), scene(&settings)), ["a"]);
+    assert!(!ground.dir.path().join("root/default/threads").exists());
+}
+
+#[test]
+fn hooks_and_settings_of_version_control_are_read_and_not_changed() {
+    let ground = Ground::new();
+    ground.put("sub/.git/config", "hush\n");
+    ground.put("own", "mine\n");
+    symlink("sub/.git", ground.at("alias")).unwrap();
+    for path in ["sub/.git/config", "alias/config", "sub/.git/hooks/pre-commit", "alias/hooks/new", ".GIT/config"] {
+        for (act, arguments) in calls(&ground, path).into_iter().skip(2) {
+            let why = ground.fails(act, arguments);
+            assert!(why.contains("belongs to version control"), "{} {path}: {why}", act.tool());
+        }
+    }
+    assert_eq!(ground.done(Act::Read, path("alias/config")), "1\thush\n");
+    ground.done(Act::Write, json!({"path": ".gitignore", "content": "target\n"}));
+}
+
+#[test]
 fn a_call_tells_which_paths_it_names() {
     let paths = |act: Act, arguments: Value| act.paths(&arguments);
     assert_eq!(paths(Act::Write, json!({"path": "a/b"})), ["a/b"]);

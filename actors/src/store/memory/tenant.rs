@@ -61,6 +61,10 @@ impl Tenants {
         self.put(tenant, documents);
     }
 
+    pub fn forget_document(&mut self, tenant: TenantId, kind: DocumentKind, id: [u8; 32]) {
+        self.documents.remove(&(tenant, kind, id));
+    }
+
     pub fn put(&mut self, tenant: TenantId, documents: &[Document]) {
         for document in documents {
             self.documents.insert((tenant, document.kind, document.id), document.json.clone());

@@ -122,6 +122,10 @@ impl<'t> Tables<'t> {
                 self.tenant.replace_documents(*tenant, *kind, documents)?;
                 Ok(Ok(0))
             }
+            Write::Forget { tenant, kind, id } => {
+                self.tenant.forget_document(*tenant, *kind, id)?;
+                Ok(Ok(0))
+            }
         }
     }
 

@@ -45,7 +45,13 @@ fn an_interrupt_ends_everything_of_the_turn_and_the_queue_goes_on() {
     assert_eq!(receipt.turn.status, TurnStatus::Interrupted);
     assert_eq!(bench.log[receipt.ended_seq as usize - 1].event.name(), "turn.completed");
     assert_eq!(bench.state.open().unwrap().turn().input_summary, "q1");
-    let late = Report { turn: engine.0, call: engine.1, text: vec![(TextKind::Answer, "late".into())], end: None };
+    let late = Report {
+        turn: engine.0,
+        call: engine.1,
+        text: vec![(TextKind::Answer, "late".into())],
+        acts: Vec::new(),
+        end: None,
+    };
     assert!(bench.ask(Command::Report(late)).unwrap().records.is_empty());
 }
 

@@ -207,6 +207,11 @@ impl<'t> TenantTables<'t> {
         self.put_documents(tenant, documents)
     }
 
+    pub fn forget_document(&mut self, tenant: TenantId, kind: DocumentKind, id: &[u8; 32]) -> Result<(), Fault> {
+        open!(self.documents, DOCUMENTS).remove(DocumentKey::new(tenant, kind, id))?;
+        Ok(())
+    }
+
     /// Removes the records of a thread that goes. Its appends stay in the feed, and what it spent stays on the bill.
     pub fn forget(&mut self, key: ThreadKey) -> Result<(), Fault> {
         let mut names = Vec::new();
