@@ -191,7 +191,7 @@ impl JobRunner for Runner {
                 let at_work = self.tools.run(invocation, output);
                 Box::pin(async move {
                     match at_work.await {
-                        ToolEnd::Done(output) => JobEnd::Done(json!(output)),
+                        ToolEnd::Done(output) => exited(output),
                         ToolEnd::Failed(why) => JobEnd::Failed { why, again: true },
                         ToolEnd::NotDone => JobEnd::Failed { why: "it was not done".to_owned(), again: true },
                         ToolEnd::Unknown(why) => JobEnd::Unknown(why),
@@ -200,6 +200,17 @@ impl JobRunner for Runner {
             }
         }
     }
+}
+
+/// How a command ended that ran: the shell tool says so in the last words of its output, which are its own. To a model
+/// any exit is an answer; to whoever wanted it done it is not.
+fn exited(output: String) -> JobEnd {
+    let last = output.rsplit_once('[').map_or("", |(_, last)| last);
+    let failed = match last.strip_prefix("exit ") {
+        Some(code) => code != "0]",
+        None => last.starts_with("killed by signal "),
+    };
+    if failed { JobEnd::Failed { why: output, again: true } } else { JobEnd::Done(json!(output)) }
 }
 
 async fn post(egress: &Egress, run: &JobRun, hook: &WebhookWork, secrets: Option<&Secrets>) -> JobEnd {

@@ -210,6 +210,20 @@ async fn a_command_is_run_by_the_shell_in_the_threads_workspace() {
 }
 
 #[test]
+fn a_command_that_did_not_succeed_has_failed() {
+    for (output, done) in [
+        ("[exit 0]", true),
+        ("it says [exit 7]\n[exit 0]", true),
+        ("done", true),
+        ("no\n[exit 1]", false),
+        ("[exit 0]\n[exit 10]", false),
+        ("x\n[killed by signal 9]", false),
+    ] {
+        assert_eq!(matches!(exited(output.into()), JobEnd::Done(_)), done, "{output}");
+    }
+}
+
+#[test]
 fn without_a_shell_there_are_no_commands() {
     assert_eq!(field(runner(None).judge(&command("make"))), "kind");
     let gone = JobRun { thread: None, ..command("make") };
