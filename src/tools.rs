@@ -65,7 +65,7 @@ pub trait Tool: Send + Sync + 'static {
     fn reason(&self, arguments: &Value) -> String;
 
     /// The command that a call with these arguments would run, for tools that run one.
-    fn command(&self, _arguments: &Value) -> Option<Command> {
+    fn command(&self, _arguments: &Value, _scene: Scene<'_>) -> Option<Command> {
         None
     }
 
@@ -445,7 +445,7 @@ impl Entry {
     fn consider(&self, arguments: &str, scene: Scene<'_>, layers: &Layers<'_>) -> Result<Considered, String> {
         let arguments = self.schema.read(arguments)?;
         let arguments_sha256 = arguments::digest(&arguments)?;
-        let command = self.tool.command(&arguments);
+        let command = self.tool.command(&arguments, scene);
         let script = command.as_ref().map(|command| match &command.words {
             Some(words) => reading::words(words),
             None => reading::read(&command.line),

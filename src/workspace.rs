@@ -30,7 +30,7 @@ use cap_std::{
     ambient_authority,
     fs::{Dir, DirBuilderExt as _},
 };
-use raddle_domain::id::{TenantId, ThreadKey};
+use raddle_domain::id::{TenantId, ThreadId, ThreadKey};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
@@ -41,6 +41,11 @@ const RESERVED: &str = ".raddle";
 
 /// Where the directories are of threads that name none.
 const THREADS: &str = "threads";
+
+/// The name of the workspace of a thread that names none.
+pub fn own(thread: ThreadId) -> String {
+    format!("{THREADS}/{thread}")
+}
 
 /// Only the server's user.
 const PRIVATE: u32 = 0o700;
@@ -143,7 +148,7 @@ impl Workspaces {
     pub fn resolve(&self, key: ThreadKey, name: Option<&str>) -> Result<Workspace, NoWorkspace> {
         match name {
             Some(name) => self.named(key.tenant, name),
-            None => self.make(key.tenant, &Path::new(THREADS).join(key.thread.to_string())),
+            None => self.make(key.tenant, Path::new(&own(key.thread))),
         }
     }
 
@@ -156,7 +161,7 @@ impl Workspaces {
     pub fn find(&self, key: ThreadKey, name: Option<&str>) -> Result<Workspace, NoWorkspace> {
         let name = match name {
             Some(name) => self.below(key.tenant, name)?,
-            None => Path::new(THREADS).join(key.thread.to_string()),
+            None => own(key.thread).into(),
         };
         self.opened(key.tenant, &self.tenant(key.tenant)?, &name)
     }
@@ -282,8 +287,6 @@ fn open_no_link(dir: &Dir, name: &str) -> Result<Dir, NoWorkspace> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use raddle_domain::id::ThreadId;
 
     use super::*;
 

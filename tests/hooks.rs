@@ -340,7 +340,9 @@ async fn a_server_that_is_killed_in_the_middle_loses_no_event() {
         let api = server.api.clone();
         let work = tokio::spawn(async move { happen(&api, 50).await });
         receiver.hears(40 * round).await;
-        // What the client was doing is cut short with the server.
+        let open = server.api.create(json!({})).await;
+        server.api.start(&open, "@wait 500").await;
+        // What the client was doing is cut short with the server, and this turn in any case.
         server.kill();
         assert!(work.await.is_err());
         server = serve(&data, &both).await;

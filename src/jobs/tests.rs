@@ -42,7 +42,7 @@ impl Tool for FakeShell {
     fn reason(&self, _: &serde_json::Value) -> String {
         "it runs a command".into()
     }
-    fn command(&self, arguments: &serde_json::Value) -> Option<Command> {
+    fn command(&self, arguments: &serde_json::Value, _: Scene<'_>) -> Option<Command> {
         let line = arguments["command"].as_str()?.to_owned();
         Some(Command { line, cwd: None, words: None })
     }

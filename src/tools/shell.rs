@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::{Command, Tool, Touches};
 use crate::{
     sandbox::{End, Exec, ExecCommand, Ran, Sandbox},
-    workspace::Workspaces,
+    workspace::{self, Workspaces},
 };
 
 /// Its name.
@@ -129,9 +129,15 @@ impl Tool for Shell {
         }
     }
 
-    fn command(&self, arguments: &Value) -> Option<Command> {
-        let text = |key: &str| arguments[key].as_str().map(str::to_owned);
-        Some(Command { line: text("command")?, cwd: text("cwd"), words: None })
+    fn command(&self, arguments: &Value, scene: Scene<'_>) -> Option<Command> {
+        let text = |key: &str| arguments[key].as_str();
+        // As the thread's settings name it, or would: where the root is, is nobody's business.
+        let workspace = scene.workspace.map_or_else(|| workspace::own(scene.key.thread), str::to_owned);
+        let cwd = match text("cwd") {
+            Some(below) => format!("{workspace}/{below}"),
+            None => workspace,
+        };
+        Some(Command { line: text("command")?.to_owned(), cwd: Some(cwd), words: None })
     }
 
     fn touches(&self, arguments: &Value, _: Scene<'_>) -> Touches {

@@ -33,7 +33,7 @@ impl Tool for Fake {
     fn reason(&self, arguments: &Value) -> String {
         format!("n is {}", arguments["n"])
     }
-    fn command(&self, _: &Value) -> Option<Command> {
+    fn command(&self, _: &Value, _: Scene<'_>) -> Option<Command> {
         let words = self.words?;
         Some(Command {
             line: words.join(" "),
