@@ -12,6 +12,7 @@ mod support;
 use std::path::PathBuf;
 
 use equipped::{Equipped, item};
+use reqwest::Method;
 use serde_json::{Value, json};
 use support::*;
 
@@ -203,6 +204,40 @@ async fn what_was_approved_for_the_session_or_for_ever_is_not_asked_again() {
     let other = world.raddle.api().create(json!({})).await;
     let turn = world.raddle.say(&other, &world.line("ask", "b")).await;
     assert_eq!((&turn["status"], world.written().as_str()), (&json!("completed"), "a\na\nb\nb\n"));
+    world.raddle.server.stop().await;
+}
+
+#[tokio::test]
+async fn rules_answer_an_agent_in_the_place_of_a_person() {
+    let world = world_of(json!({"auto_approve": true})).await;
+    let api = world.raddle.api();
+    let rule = |action: &str| json!({"rules": [{"name": "hands off", "tool": "acp:edit", "action": action}]});
+    let set = async |policy: Value| api.send(api.request(Method::PUT, "/v1/policy").json(&policy)).await.expect(200);
+    // A denial is no matter of settings, and nobody is asked.
+    set(rule("deny")).await;
+    let turn = world.say(&[&world.line("ask", "a")]).await;
+    assert_eq!((&turn["status"], world.written().as_str()), (&json!("completed"), ""));
+    let items = world.items().await;
+    assert!(
+        items.iter().any(|(kind, status, said)| {
+            kind == "file_change" && status == "failed" && said.contains("forbidden by the rule `hands off`")
+        }),
+        "{items:?}"
+    );
+    let log = api.log(&world.thread).await;
+    let decided: Vec<_> = log.iter().filter(|event| event["event"] == "approval.decided").collect();
+    let [decided] = decided[..] else { panic!("{decided:?}") };
+    let approval = &decided["payload"]["approval"];
+    assert_eq!((&approval["by"], &approval["status"]), (&json!("policy"), &json!("denied")));
+    assert!(!names(&log).contains(&"effect.intended"));
+    check_log(&log, true);
+    // A rule that asks is stronger than a setting, and one that allows stands for a person.
+    set(rule("ask")).await;
+    let turn = world.start(&[&world.line("ask", "b")]).await;
+    let approval = world.raddle.approval(&world.thread).await;
+    assert_eq!(approval["matched_rule"], "hands off");
+    world.raddle.decide(&approval, "approved").await;
+    assert_eq!((&world.ended(&turn).await["status"], world.written().as_str()), (&json!("completed"), "b\n"));
     world.raddle.server.stop().await;
 }
 

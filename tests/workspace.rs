@@ -209,6 +209,19 @@ async fn every_tool_works_below_its_workspace_and_no_path_leads_out_of_it() {
 }
 
 #[tokio::test]
+async fn where_commands_may_change_nothing_tools_change_no_file() {
+    let world = World::start().await;
+    let thread = world.api().create(json!({"auto_approve": true, "policy": {"sandbox": "read-only"}})).await;
+    let write = call("write_file", json!({"path": "f", "content": ""}));
+    let forbidden = "forbidden by the rule `sandbox = read-only`: nothing may be changed here";
+    assert_eq!(world.play(&thread, &write).await, [("failed".to_owned(), forbidden.to_owned())]);
+    assert_eq!(world.play(&thread, &call("list_dir", json!({}))).await[0].0, "completed");
+    // The thread's own layer is the only one that says so.
+    world.api().patch(&format!("/v1/threads/{thread}"), json!({"policy": null})).await.expect(200);
+    assert_eq!(world.play(&thread, &write).await[0].0, "completed");
+}
+
+#[tokio::test]
 async fn a_workspace_that_is_no_longer_there_takes_its_tools_with_it() {
     let mut world = World::start().await;
     let thread = world.thread(Some("w")).await;
