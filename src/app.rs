@@ -116,8 +116,10 @@ async fn sandbox(config: &Config) -> Arc<Sandbox> {
         Secret::File(path) => Some(path.clone()),
         Secret::Value(_) => None,
     });
-    let files = [Some(config.data_dir.clone()), config.file.clone(), config.mcp.file.clone()];
-    let hidden: Vec<_> = files.into_iter().flatten().chain(secrets).collect();
+    // A command is shown the workspace that it runs in, and nobody else's.
+    let roots = [config.data_dir.clone(), config.workspaces_root.clone()].map(Some);
+    let files = [config.file.clone(), config.mcp.file.clone(), config.jobs.secrets_file.clone()];
+    let hidden: Vec<_> = roots.into_iter().chain(files).flatten().chain(secrets).collect();
     let sandbox = Sandbox::probe(config.sandbox.clone(), sandbox::this_program(), &hidden).await;
     let enforced = sandbox.enforced();
     match enforced.available {

@@ -35,7 +35,7 @@ pub mod config;
 pub mod guard;
 mod keeper;
 mod link;
-mod secrets;
+pub(crate) mod secrets;
 mod tool;
 
 use self::{

@@ -202,7 +202,8 @@ const PROBE: Duration = Duration::from_secs(30);
 
 impl Sandbox {
     /// Finds out what can be enforced here. `helper` is a program that calls [`helper::main`] first, [`this_program`]
-    /// for one; `hidden` are the files and directories that no command may read, whatever is configured.
+    /// for one; `hidden` are the files and directories that no command may be shown, whatever is configured, but for its
+    /// own workspace.
     pub async fn probe(config: SandboxConfig, helper: PathBuf, hidden: &[PathBuf]) -> Self {
         let shell = if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
         let enforced = Enforced {
@@ -256,8 +257,10 @@ impl Sandbox {
         let shown: Vec<PathBuf> =
             leaf::system().map(real).chain(self.config.read.iter().map(|path| real(path))).collect();
         for hidden in hidden.iter().map(|path| real(path)) {
-            if let Some(shown) = shown.iter().find(|shown| hidden.starts_with(shown)) {
-                return Err(format!("commands could read {}, which is in {}", hidden.display(), shown.display()));
+            let met = shown.iter().find(|shown| hidden.starts_with(shown) || shown.starts_with(&hidden));
+            if let Some(shown) = met {
+                let (inner, outer) = if hidden.starts_with(shown) { (&hidden, shown) } else { (shown, &hidden) };
+                return Err(format!("commands could read {}, which is in {}", inner.display(), outer.display()));
             }
         }
         Ok(())
@@ -373,11 +376,12 @@ impl Sandbox {
             Ok((outer, capture, timed_out)) => {
                 let end = match outer {
                     Some(Outer::Refused(why)) => End::Refused(format!("the sandbox could not be applied: {why}")),
+                    // Before the time: that it was killed for that is what cannot be said of it.
+                    Some(Outer::Lost(why)) => End::Lost(why),
                     _ if timed_out => End::TimedOut(timeout),
                     Some(Outer::Ended(Status::Exited(code))) => End::Exited(code),
                     Some(Outer::Ended(Status::Killed(signal))) => End::Killed(signal),
                     Some(Outer::TooMuch(excess)) => End::TooMuch(excess),
-                    Some(Outer::Lost(why)) => End::Lost(why),
                     Some(Outer::Tried(_)) | None => End::Lost("the keeper of the command died".to_owned()),
                 };
                 Ran { output: capture.finish(), end }

@@ -251,10 +251,13 @@ impl Toolbox {
         Layers { policies: all.into_iter().chain(thread).collect(), permits: &rules.permits }
     }
 
-    /// The invocation with what the installation says of the sandbox.
+    /// The invocation with what the installation says of the sandbox and of paths.
     fn confined(&self, mut invocation: Invocation) -> Invocation {
         if let Some(mode) = narrowest([&self.policy].into_iter().chain(&invocation.policy)) {
             invocation.policy.get_or_insert_default().sandbox = Some(mode);
+        }
+        if !self.policy.rules.is_empty() {
+            invocation.policy.get_or_insert_default().rules.extend(self.policy.rules.iter().cloned());
         }
         invocation
     }
@@ -326,10 +329,6 @@ impl Tools for Toolbox {
         let entry = self.find(&call.name).filter(|entry| entry.tool.offered(scene));
         let Some(entry) = entry else { return Judgement::Unknown };
         match entry.consider(&call.arguments, scene, &layers) {
-            Ok(_) if entry.tool.kind() == ItemKind::FileChange && is_read_only(&layers) => Judgement::Forbidden {
-                reason: "nothing may be changed here".to_owned(),
-                rule: "sandbox = read-only".to_owned(),
-            },
             Ok(considered) => considered.judgement(&*entry.tool),
             Err(why) => Judgement::Invalid(why),
         }
@@ -357,15 +356,22 @@ impl Tools for Toolbox {
             tool,
             class: planned.class,
             gate: planned.gate,
+            // What an agent runs, no sandbox of ours holds in.
+            full_access: script.is_some(),
             outside: true,
             arguments_sha256: &planned.arguments_sha256,
             script: script.as_ref(),
             ..question()
         };
-        let decided = decide(&subject, &layers);
+        let mut decided = decide(&subject, &layers);
+        let acts = planned.kind == ItemKind::FileChange || script.is_some();
+        if acts && is_read_only(&layers) {
+            decided = changes_nothing(decided);
+        }
         // Its own way of saying that another call is the same is the only one: what its words do, nobody here knows.
         let amendment = planned.amendment.clone().filter(|_| decided.amendment.is_some());
-        match ruled(decided, planned.gate, planned.reason.clone()) {
+        let own = if script.is_some() { Gate::FullAccess } else { planned.gate };
+        match ruled(decided, own, planned.reason.clone()) {
             Ok(Ruled { gate, reason, asked_by, permitted_by, .. }) => {
                 Judgement::Run(Box::new(Planned { gate, reason, asked_by, permitted_by, amendment, ..planned }))
             }
@@ -429,6 +435,13 @@ fn is_read_only(layers: &Layers<'_>) -> bool {
     narrowest(layers.policies.iter().map(|(_, policy)| *policy)) == Some(SandboxMode::ReadOnly)
 }
 
+/// The decision about a call that would change something where nothing may be changed.
+fn changes_nothing(decided: Decided) -> Decided {
+    let rule = Some("sandbox = read-only".to_owned());
+    let reason = "nothing may be changed here".to_owned();
+    Decided { action: Action::Deny, rule, layer: None, reason, in_person: false, amendment: None, ..decided }
+}
+
 /// A call whose arguments fit, with what is decided about it.
 struct Considered {
     arguments: Value,
@@ -464,7 +477,10 @@ impl Entry {
             root: scene.workspace.filter(|workspace| workspace.starts_with('/')),
             script: script.as_ref(),
         };
-        let decided = decide(&subject, layers);
+        let mut decided = decide(&subject, layers);
+        if self.tool.kind() == ItemKind::FileChange && is_read_only(layers) {
+            decided = changes_nothing(decided);
+        }
         let (command, cwd) = command.map_or((None, None), |command| (Some(command.line), command.cwd));
         Ok(Considered { arguments, arguments_sha256, command, cwd, script, touches, decided })
     }

@@ -133,6 +133,18 @@ fn every_row_names_tests_that_there_are_and_the_readme_names_the_same() {
     assert_eq!(told.len(), map.len());
 }
 
+#[test]
+fn every_test_that_the_readme_of_the_tests_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap_or_else(|why| panic!("{file}: {why}"));
+    let readme = read("tests/README.md");
+    let named: BTreeSet<_> = readme.split('`').filter_map(|part| part.split_once(".rs::")).collect();
+    assert!(named.len() > 100, "the map is there");
+    for (file, test) in named {
+        assert!(tests_of(&read(&format!("{file}.rs"))).contains(test), "{file}.rs has no test `{test}`");
+    }
+}
+
 /// A thread with a turn that is open until it is answered; thread, turn and where to answer.
 async fn open_turn(world: &Equipped) -> (String, String, String) {
     let thread = world.api().create(json!({})).await;

@@ -718,6 +718,16 @@ async fn what_must_not_be_read_cannot_be_configured_to_be() {
     assert!(sandbox.enforced().notes[0].contains("could read"), "{:?}", sandbox.enforced().notes);
     let ran = place.shell(&sandbox, "echo ran").await;
     assert!(matches!(ran.end, End::Refused(_)) && ran.output.is_empty());
+    // Nor a part of it. A command is in its own workspace all the same.
+    let root = place.outside("");
+    let below = SandboxConfig { read: vec![place.workspace.clone()], ..config(Kind::Auto) };
+    let sandbox = Sandbox::probe(below, program(), std::slice::from_ref(&root)).await;
+    assert!(!sandbox.enforced().available);
+    assert!(sandbox.enforced().notes[0].contains("could read"), "{:?}", sandbox.enforced().notes);
+    let sandbox = Sandbox::probe(config(Kind::Auto), program(), std::slice::from_ref(&root)).await;
+    if sandbox.enforced().available {
+        assert_eq!(place.shell(&sandbox, "echo ran").await.output, "ran\n");
+    }
     // What nobody hides may be shown.
     let sandbox = Sandbox::probe(above, program(), &[]).await;
     if sandbox.enforced().available {

@@ -159,6 +159,20 @@ async fn full_access_is_there_only_where_the_configuration_has_it_and_is_another
 }
 
 #[tokio::test]
+async fn a_command_that_is_to_be_in_a_sandbox_is_not_run_where_there_is_none() {
+    let free = World::with(&[("RADDLE_SANDBOX_KIND", "none")]).await;
+    let thread = free.thread(json!({"trust_mode": true, "policy": {"sandbox": "workspace-write"}})).await;
+    let item = free.call(&thread, json!({"command": "echo ran > ran"})).await;
+    assert_eq!(item["status"], "failed", "{item}");
+    assert!(text(&item["detail"]).contains("there is none here"), "{item}");
+    assert!(!free.workspace.join("ran").exists());
+    // Where nobody asks for one, it runs as whoever set up the server has said.
+    let thread = free.thread(json!({"trust_mode": true})).await;
+    free.call(&thread, json!({"command": "echo ran > ran"})).await;
+    assert!(free.workspace.join("ran").exists());
+}
+
+#[tokio::test]
 async fn a_command_of_a_killed_server_dies_with_it() {
     let mut world = World::with(&[]).await;
     if !world.works().await {

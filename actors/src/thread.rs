@@ -61,6 +61,10 @@ pub(crate) struct ThreadActor {
     tools: Vec<ToolTask>,
     /// What tools said in the step that is being saved.
     told: Vec<ToolReport>,
+    /// What tools said in a step for which there was no room: it goes before whatever they say next.
+    held: Vec<ToolReport>,
+    /// Set while a full disk is left alone.
+    again: Option<SpawnHandle>,
     /// When streamed text was last saved.
     spoke: Option<Instant>,
     linger: Option<SpawnHandle>,
@@ -178,6 +182,8 @@ impl ThreadActor {
             engine: None,
             tools: Vec::new(),
             told: Vec::new(),
+            held: Vec::new(),
+            again: None,
             spoke: None,
             linger: None,
             alarm: None,
@@ -197,7 +203,8 @@ impl ThreadActor {
         let mut taken = 0;
         // What was intended is saved by now. It is started behind what has come meanwhile, which may end its turn.
         let begins = self.begins();
-        for command in self.said(ctx) {
+        let held = std::mem::take(&mut self.held).into_iter().map(Command::ToolReport);
+        for command in held.chain(self.said(ctx)) {
             let envelope = Envelope::internal(command);
             taken += envelope.bytes();
             self.step(envelope, &mut steps, &mut waiting);
@@ -325,12 +332,14 @@ impl ThreadActor {
 
     /// Tries again to save what tools said, until there is room.
     fn tell_again(&mut self, ctx: &mut Context<Self>) {
+        self.held.append(&mut self.told);
+        if self.again.is_none() {
+            self.again = Some(ctx.run_later(FULL_PAUSE, |this, ctx| {
+                this.again = None;
+                this.advance(ctx);
+            }));
+        }
         self.pay(ctx);
-        ctx.run_later(FULL_PAUSE, |this, ctx| {
-            let told = std::mem::take(&mut this.told);
-            this.pending.extend(told.into_iter().map(|report| Envelope::internal(Command::ToolReport(report))));
-            this.advance(ctx);
-        });
     }
 
     /// After a step: pays what the state owes, and takes what has come meanwhile.
@@ -399,7 +408,10 @@ impl ThreadActor {
             self.shared.supervisor.do_send(Rested(self.key));
         }
         let deadline = self.state.deadline(&self.shared.config.limits);
-        self.set_alarm(owed.wake_at.into_iter().chain(deadline).min(), ctx);
+        let alarm = owed.wake_at.into_iter().chain(deadline).min();
+        // What is due and cannot be saved is not tried all the time.
+        let soonest = self.again.map_or(UnixMs(0), |_| self.shared.clock.now().after(FULL_PAUSE));
+        self.set_alarm(alarm.map(|at| at.max(soonest)), ctx);
     }
 
     fn start_engine(&self, turn: raddle_domain::id::TurnId, call: u32, ctx: &Context<Self>) -> Engine {

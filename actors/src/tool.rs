@@ -71,7 +71,8 @@ impl ToolTask {
     }
 }
 
-/// The invocation with what the tenant says of the sandbox. Where that cannot be read, nothing may be changed.
+/// The invocation with what the tenant says of the sandbox and of paths. Where that cannot be read, nothing may be
+/// changed.
 async fn confined(mut invocation: Invocation, store: Arc<dyn LogStore>) -> Invocation {
     let tenant = invocation.key.tenant;
     let read = tokio::task::spawn_blocking(move || Ok::<_, StoreError>(host::rules(&*store.view()?, tenant)?.policy));
@@ -81,6 +82,9 @@ async fn confined(mut invocation: Invocation, store: Arc<dyn LogStore>) -> Invoc
     };
     if let Some(mode) = narrowest([&policy].into_iter().chain(&invocation.policy)) {
         invocation.policy.get_or_insert_default().sandbox = Some(mode);
+    }
+    if !policy.rules.is_empty() {
+        invocation.policy.get_or_insert_default().rules.extend(policy.rules);
     }
     invocation
 }

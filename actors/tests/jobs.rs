@@ -558,6 +558,35 @@ async fn a_paused_turn_is_ended_and_another_begins_when_its_job_goes_on() {
 }
 
 #[tokio::test]
+async fn the_turn_of_a_lost_run_is_ended_when_its_job_is_cancelled() {
+    let bed = Jobs::new();
+    let first = bed.start().await;
+    let thread = create(&first).await;
+    let holds = make(&first, hook("hold")).await.id;
+    bed.runner.begun(1).await;
+    bed.bed.clock.advance(1);
+    let id = make(&first, prompt_of(thread, "hold on")).await.id;
+    let turn = becomes(&first, id, |job| job.turn_id.is_some()).await.turn_id.unwrap();
+    answering(&first, thread).await;
+    first.shutdown(Duration::ZERO).await;
+    drop(first);
+    // There is one place, and the older job is there first: the turn goes on, and its job stays queued. Were the turn's
+    // job faster the same would follow.
+    let second = bed.start_with(Config { jobs_concurrent: 1, ..bed.config() }).await;
+    becomes(&second, id, |job| job.status == JobStatus::Queued || job.begun == 2).await;
+    let cancelled = second.cancel_job(OWNER, id, call()).await.unwrap().value;
+    assert_eq!((cancelled.status, cancelled.turn_id), (JobStatus::Cancelled, Some(turn)));
+    bed.runner.hold.add_permits(1);
+    assert_eq!(ended(&second, thread, turn).await, TurnStatus::Interrupted);
+    assert_eq!(ends(&second, holds).await.status, JobStatus::Completed);
+    bed.bed.model.gate.add_permits(9);
+    second.retry_job(OWNER, id, call()).await.unwrap();
+    let done = ends(&second, id).await;
+    assert_eq!((done.status, done.run), (JobStatus::Completed, 2), "{done:#?}");
+    assert_ne!(done.turn_id, Some(turn));
+}
+
+#[tokio::test]
 async fn a_lease_that_passes_is_another_runs() {
     let bed = Jobs::new();
     let runtime = bed.start_with(Config { jobs_lease: Duration::from_millis(60), ..bed.config() }).await;

@@ -550,6 +550,7 @@ impl Job {
         let event = match verb {
             Verb::Pause => {
                 match self.status {
+                    Queued if self.goes_on() => self.stop(),
                     Queued => {}
                     Running if !self.work.may_repeat() => return Err(JobRefused::CommandRuns),
                     Running => {
@@ -573,7 +574,7 @@ impl Job {
                 if self.status.is_over() {
                     return not("cancelled");
                 }
-                if self.status == Running {
+                if self.status == Running || self.goes_on() {
                     self.stop();
                 }
                 self.clear_retry();
@@ -710,6 +711,13 @@ impl Job {
     fn stop(&mut self) {
         self.lease = None;
         self.stopping = matches!(self.work, Work::Turn(_));
+    }
+
+    /// Whether a turn may be under way that no lease speaks for: that of a run that was lost goes on by itself, even if
+    /// the run was lost before it could say which turn it became.
+    fn goes_on(&self) -> bool {
+        let lost = || self.history.last().is_some_and(|last| last.phase == "lost");
+        matches!(self.work, Work::Turn(_)) && (self.turn_id.is_some() || self.input_id.is_some() || lost())
     }
 
     fn lose(&mut self, why: &str, now: UnixMs) -> JobEvent {

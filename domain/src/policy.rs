@@ -24,6 +24,7 @@ pub mod decide;
 pub mod programs;
 mod rule;
 mod script;
+pub mod withheld;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

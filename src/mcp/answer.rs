@@ -6,7 +6,7 @@
 use raddle_domain::ports::ToolEnd;
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 
-use super::secrets::{Secrets, cut, plain};
+use super::secrets::Secrets;
 
 /// Of one answer.
 const OUTPUT_BYTES: usize = 128 * 1024;
@@ -15,7 +15,7 @@ const NAME_CHARS: usize = 300;
 
 /// The end of a call that was answered.
 pub fn end(result: &CallToolResult, secrets: &Secrets) -> ToolEnd {
-    let mut parts: Vec<String> = result.content.iter().map(part).collect();
+    let mut parts: Vec<String> = result.content.iter().map(|block| part(block, secrets)).collect();
     if let (true, Some(value)) = (parts.is_empty(), &result.structured_content) {
         parts.push(value.to_string());
     }
@@ -27,15 +27,17 @@ pub fn end(result: &CallToolResult, secrets: &Secrets) -> ToolEnd {
     }
 }
 
-fn part(block: &ContentBlock) -> String {
+fn part(block: &ContentBlock, secrets: &Secrets) -> String {
+    // Before it is cut: half a secret would not be found any more.
+    let short = |text: &str| secrets.line(text, NAME_CHARS);
     match block {
         ContentBlock::Text(text) => text.text.clone(),
-        ContentBlock::Image(image) => data("an image", Some(&image.mime_type), &image.data),
-        ContentBlock::Audio(audio) => data("audio", Some(&audio.mime_type), &audio.data),
+        ContentBlock::Image(image) => data("an image", Some(short(&image.mime_type)), &image.data),
+        ContentBlock::Audio(audio) => data("audio", Some(short(&audio.mime_type)), &audio.data),
         ContentBlock::Resource(embedded) => match &embedded.resource {
             ResourceContents::TextResourceContents { uri, text, .. } => format!("[resource {}]\n{text}", short(uri)),
             ResourceContents::BlobResourceContents { uri, mime_type, blob, .. } => {
-                data(&format!("resource {}", short(uri)), mime_type.as_deref(), blob)
+                data(&format!("resource {}", short(uri)), mime_type.as_deref().map(short), blob)
             }
             _ => "[a resource of an unknown kind]".to_owned(),
         },
@@ -48,17 +50,13 @@ fn part(block: &ContentBlock) -> String {
 }
 
 /// What bytes in Base64 are, without them.
-fn data(what: &str, kind: Option<&str>, base64: &str) -> String {
+fn data(what: &str, kind: Option<String>, base64: &str) -> String {
     let padding = base64.bytes().rev().take_while(|byte| *byte == b'=').count();
     let size = (base64.len() / 4 * 3).saturating_sub(padding);
     match kind {
-        Some(kind) => format!("[{what}, {}, {size} bytes, not shown]", short(kind)),
+        Some(kind) => format!("[{what}, {kind}, {size} bytes, not shown]"),
         None => format!("[{what}, {size} bytes, not shown]"),
     }
-}
-
-fn short(text: &str) -> String {
-    cut(&plain(text), NAME_CHARS)
 }
 
 fn bounded(mut text: String) -> String {
@@ -141,5 +139,12 @@ mod tests {
     #[test]
     fn a_secret_in_an_answer_is_hidden() {
         assert_eq!(done(json!([{"type": "text", "text": "KEY=hush-hush"}])), "KEY=[hidden]");
+    }
+
+    #[test]
+    fn a_secret_across_the_cut_of_a_name_is_hidden() {
+        let name = format!("{}hush-hush", "x".repeat(NAME_CHARS - 4));
+        let said = done(json!([{"type": "resource_link", "uri": name, "name": name}]));
+        assert!(said.contains("[hid…") && !said.contains("hush"), "{said}");
     }
 }

@@ -142,7 +142,7 @@ async fn log(server: String, mut stderr: impl AsyncRead + Unpin, secrets: Secret
 fn said(server: &str, line: &mut Vec<u8>, left: &mut usize, secrets: &Secrets) {
     let size = line.len() + 1;
     if size > 1 && *left > 0 {
-        tracing::debug!(server, "{}", secrets.line(&String::from_utf8_lossy(line), LINE_BYTES));
+        tracing::debug!(server, "{}", secrets.logged(line, line.len() == LINE_BYTES, LINE_BYTES));
         *left = left.saturating_sub(size);
         if *left == 0 {
             tracing::debug!(server, "what else the MCP server says on stderr is not logged");

@@ -136,7 +136,7 @@ impl Connector {
     }
 
     async fn open(&self) -> Result<Arc<dyn Link>, String> {
-        let handler = Handler::default();
+        let handler = Handler { secrets: self.server.secrets.clone(), ..Handler::default() };
         match &self.server.reach {
             Reach::Stdio(program) => {
                 let (child, stdin, stdout) = Child::start(&self.server.name, program, &self.server.secrets)?;
@@ -330,7 +330,7 @@ impl Session {
             tokio::select! {
                 biased;
                 answer = &mut answered => break answer,
-                Some(text) = heard.next.recv() => output.say(self.secrets.hide(&text)).await,
+                Some(text) = heard.next.recv() => output.say(text).await,
             }
         };
         waits.id = None;
@@ -448,6 +448,7 @@ impl Drop for Waits {
 struct Handler {
     changed: Arc<Notify>,
     listeners: Arc<Mutex<HashMap<ProgressToken, mpsc::Sender<String>>>>,
+    secrets: Secrets,
 }
 
 /// Progress of one call, until it is dropped.
@@ -484,24 +485,22 @@ impl ClientHandler for Handler {
     async fn on_progress(&self, progress: ProgressNotificationParam, _: NotificationContext<RoleClient>) {
         let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tell) = listeners.get(&progress.progress_token) {
-            let _ = tell.try_send(line(&progress));
+            let _ = tell.try_send(line(&progress, &self.secrets));
         }
     }
 }
 
-/// Progress as a line of text.
-fn line(progress: &ProgressNotificationParam) -> String {
+/// Progress as a line of text, without secrets: once it is cut, half of one would not be found any more.
+fn line(progress: &ProgressNotificationParam, secrets: &Secrets) -> String {
     let so_far = match progress.total {
         Some(total) => format!("{}/{total}", progress.progress),
         None => progress.progress.to_string(),
     };
-    match &progress.message {
-        Some(message) => {
-            let message = super::secrets::cut(&super::secrets::plain(message), REASON_CHARS);
-            format!("{so_far}: {message}\n")
-        }
-        None => format!("{so_far}\n"),
-    }
+    let said = match &progress.message {
+        Some(message) => format!("{so_far}: {message}"),
+        None => so_far,
+    };
+    format!("{}\n", secrets.line(&said, REASON_CHARS))
 }
 
 // ---- bounds --------------------------------------------------------------------------------------
@@ -599,9 +598,14 @@ mod tests {
 
     #[test]
     fn progress_is_a_line() {
-        let said = |value: Value| line(&serde_json::from_value(value).unwrap());
+        let mut secrets = Secrets::default();
+        secrets.add("hush-hush");
+        let said = |value: Value| line(&serde_json::from_value(value).unwrap(), &secrets);
         assert_eq!(said(serde_json::json!({"progressToken": 1, "progress": 2, "total": 5})), "2/5\n");
         let message = serde_json::json!({"progressToken": 1, "progress": 2.5, "message": "a\nb"});
         assert_eq!(said(message), "2.5: a b\n");
+        let text = format!("{}hush-hush", "x".repeat(REASON_CHARS - 7));
+        let cut = said(serde_json::json!({"progressToken": 1, "progress": 2, "message": text}));
+        assert!(cut.ends_with("x[hid…\n"), "{cut}");
     }
 }

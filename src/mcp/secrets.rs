@@ -2,6 +2,8 @@
 //!
 //! A server that is handed a token can say it, in an error, on stderr or in a result. So every text of a server goes
 //! through [`Secrets::hide`] before it is logged, stored or shown.
+//! Agents ([`crate::models::acp`]) are handed tokens the same way: what they say in errors and on stderr goes through it
+//! as well.
 //! Absent on purpose: short values. `1` and `true` are in many texts, and hide nothing.
 
 use std::fmt;
@@ -45,10 +47,31 @@ impl Secrets {
         self.0.iter().filter(found).fold(text.to_owned(), |text, secret| text.replace(secret.expose_secret(), HIDDEN))
     }
 
+    /// A line that was read up to some length. Of one that `is_cut` the end is missing: a secret may stand across it,
+    /// and its beginning is no less secret.
+    pub fn logged(&self, line: &[u8], is_cut: bool, chars: usize) -> String {
+        let mut text = self.hide(&String::from_utf8_lossy(line));
+        if is_cut {
+            // Half a character at the end.
+            text.truncate(text.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
+            let begun = self.0.iter().filter_map(|secret| begun(&text, secret.expose_secret())).min();
+            if let Some(at) = begun {
+                text.replace_range(at.., HIDDEN);
+            }
+        }
+        cut(&plain(&text), chars)
+    }
+
     /// A short text of the server, for people: one line, without secrets and control characters.
     pub fn line(&self, text: &str, chars: usize) -> String {
         cut(&plain(&self.hide(text)), chars)
     }
+}
+
+/// Where at the end of the text a secret begins that is not there whole.
+fn begun(text: &str, secret: &str) -> Option<usize> {
+    let mut ends = secret.char_indices().rev().map(|(end, _)| end).filter(|end| *end > 0);
+    ends.find(|end| text.ends_with(&secret[..*end])).map(|end| text.len() - end)
 }
 
 /// The text as one line that cannot drive a terminal.
@@ -94,5 +117,16 @@ mod tests {
         let secrets = secrets(&["hush-hush"]);
         assert_eq!(secrets.line("a\r\nb\u{1b}[2J hush-hush", 100), "a b [2J [hidden]");
         assert_eq!(secrets.line("éééé", 3), "ééé…");
+    }
+
+    #[test]
+    fn a_secret_across_a_cut_is_hidden_too() {
+        let secrets = secrets(&["hush-hush-é"]);
+        assert_eq!(secrets.line("a hush-hush-é", 6), "a [hid…");
+        for (line, shown) in [("a hush-hu", "a [hidden]"), ("hush-hush-é hush-hush-", "[hidden] [hidden]")] {
+            assert_eq!(secrets.logged(line.as_bytes(), true, 100), shown);
+        }
+        assert_eq!(secrets.logged(&"a hush-hush-é".as_bytes()[..13], true, 100), "a [hidden]");
+        assert_eq!(secrets.logged(b"a hush-hu", false, 100), "a hush-hu");
     }
 }

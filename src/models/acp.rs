@@ -11,7 +11,8 @@
 //! (`session/cancel`), has [`GRACE`] to end, and is killed with all that it started in its process group.
 //!
 //! Its environment holds what a program needs to be found and to find its home, and what is configured; nothing else of
-//! ours. What it writes to its stderr is logged, a line at a time.
+//! ours. What it writes to its stderr is logged, a line at a time. What is configured there is hidden in that, and in
+//! what it says went wrong.
 //!
 //! Absent on purpose: the client's side of files and terminals. The agent acts by itself, and is to ask before it does;
 //! raddle cannot keep one from acting that does not ask. `session/load`: a session that only its agent knows cannot be
@@ -62,7 +63,7 @@ use tokio_util::{
 };
 
 use self::says::{Says, choice};
-use crate::workspace::Workspaces;
+use crate::{mcp::secrets::Secrets, workspace::Workspaces};
 
 /// How long an agent may take to end that was told to.
 const GRACE: Duration = Duration::from_secs(2);
@@ -70,8 +71,11 @@ const GRACE: Duration = Duration::from_secs(2);
 /// The longest message of an agent.
 const LINE_BYTES: usize = 16 << 20;
 
-/// The most of a line of its stderr that is logged.
+/// The most of a line of its stderr that is looked at.
 const LOGGED_BYTES: usize = 2 << 10;
+
+/// The most of its sentence about what went wrong, or of a line of its stderr, that is shown.
+const SHOWN_CHARS: usize = 500;
 
 /// Fragments that may wait; an agent that says more has to.
 const WAITING: usize = 64;
@@ -98,13 +102,15 @@ pub struct AcpConfig {
 #[derive(Debug, Clone)]
 pub struct Acp {
     config: Arc<AcpConfig>,
+    secrets: Secrets,
     workspaces: Arc<Workspaces>,
 }
 
 impl Acp {
     /// Runs nothing yet.
     pub fn new(config: AcpConfig, workspaces: Arc<Workspaces>) -> Self {
-        Self { config: Arc::new(config), workspaces }
+        let secrets = secrets(&config);
+        Self { config: Arc::new(config), secrets, workspaces }
     }
 }
 
@@ -120,6 +126,7 @@ impl Model for Acp {
         let Errand { key, turn: _, workspace, verdicts } = errand;
         let call = Call {
             config: self.config.clone(),
+            secrets: self.secrets.clone(),
             workspaces: self.workspaces.clone(),
             place: (key, workspace),
             parts: prompt::parts(&request),
@@ -137,6 +144,18 @@ impl Model for Acp {
     }
 }
 
+/// What the agent was configured with, and can say.
+fn secrets(config: &AcpConfig) -> Secrets {
+    let mut secrets = Secrets::default();
+    for (_, value) in &config.env {
+        let value = value.expose_secret();
+        secrets.add(value);
+        // Its stderr is read by the line, and a key may have several.
+        value.lines().for_each(|line| secrets.add(line));
+    }
+    secrets
+}
+
 fn error(kind: ModelErrorKind, message: impl Into<String>) -> ModelError {
     ModelError { kind, message: message.into(), retry_after: None }
 }
@@ -146,6 +165,7 @@ type Say = mpsc::Sender<Result<Fragment, ModelError>>;
 /// One call on its way.
 struct Call {
     config: Arc<AcpConfig>,
+    secrets: Secrets,
     workspaces: Arc<Workspaces>,
     /// Whose workspace it is.
     place: (ThreadKey, Option<String>),
@@ -231,7 +251,7 @@ impl Call {
                 found.map_err(|why| error(ModelErrorKind::Rejected, format!("the workspace {why}")))?
             }
         };
-        Ok((Process::start(&self.config, &cwd)?, cwd))
+        Ok((Process::start(&self.config, &cwd, &self.secrets)?, cwd))
     }
 
     async fn talk(self, mut process: Process, cwd: &Path, mut verdicts: Verdicts) -> Result<FinishReason, ModelError> {
@@ -240,7 +260,7 @@ impl Call {
         let transport = process.transport()?;
         let (listener, asker) = (heard.clone(), heard.clone());
         let (told, asks_to) = (self.say.clone(), self.say.clone());
-        let (may_ask, given_up) = (self.asks, self.given_up.clone());
+        let (may_ask, given_up, secrets) = (self.asks, self.given_up.clone(), self.secrets.clone());
         let connected = Client
             .v1()
             .name("raddle")
@@ -286,7 +306,10 @@ impl Call {
             .await;
         let end = match connected {
             Ok(end) => end,
-            Err(why) => Err(error(ModelErrorKind::CutOff, format!("the agent broke off: {}", shown(&why.message)))),
+            Err(why) => {
+                let said = secrets.line(&why.message, SHOWN_CHARS);
+                Err(error(ModelErrorKind::CutOff, format!("the agent broke off: {said}")))
+            }
         };
         // Nobody waits for it to end, and a call that was given up has given it its time.
         let grace = if given_up.is_cancelled() { Duration::ZERO } else { GRACE };
@@ -337,19 +360,20 @@ impl Call {
             Err(_) if agent.is_incoming_closed() => {
                 Err(error(ModelErrorKind::CutOff, "the agent ended before its answer did"))
             }
-            Err(why) => Err(refused(&why)),
+            Err(why) => Err(refused(&why, &self.secrets)),
         }
     }
 
     async fn open(&self, agent: &ConnectionTo<Agent>, cwd: &Path) -> Result<SessionId, ModelError> {
         let us = Implementation::new("raddle", env!("CARGO_PKG_VERSION"));
         let hello = InitializeRequest::new(ProtocolVersion::V1).client_info(us);
-        let known = agent.send_request(hello).block_task().await.map_err(|why| refused(&why))?;
+        let known = agent.send_request(hello).block_task().await;
+        let known = known.map_err(|why| refused(&why, &self.secrets))?;
         if known.protocol_version != ProtocolVersion::V1 {
             return Err(error(ModelErrorKind::Rejected, "the agent speaks another version of the protocol"));
         }
         let session = agent.send_request(NewSessionRequest::new(cwd)).block_task().await;
-        session.map(|session| session.session_id).map_err(|why| refused(&why))
+        session.map(|session| session.session_id).map_err(|why| refused(&why, &self.secrets))
     }
 }
 
@@ -379,8 +403,8 @@ fn finish_reason(reason: StopReason) -> FinishReason {
 }
 
 /// What an error means that the agent, or the way to it, answers with.
-fn refused(why: &agent_client_protocol::Error) -> ModelError {
-    let said = shown(&why.message);
+fn refused(why: &agent_client_protocol::Error, secrets: &Secrets) -> ModelError {
+    let said = secrets.line(&why.message, SHOWN_CHARS);
     match why.code {
         ErrorCode::AUTH_REQUIRED => {
             let message = "the agent is not logged in; log in with its own command, as the user that runs the server";
@@ -390,15 +414,6 @@ fn refused(why: &agent_client_protocol::Error) -> ModelError {
             error(ModelErrorKind::Rejected, format!("the agent refused the call: {said}"))
         }
         _ => error(ModelErrorKind::Unavailable, format!("the agent failed: {said}")),
-    }
-}
-
-/// An agent's sentence as it may be shown: on one line, and not too long.
-fn shown(text: &str) -> String {
-    let line: String = text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
-    match line.char_indices().nth(500) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
     }
 }
 
@@ -421,7 +436,7 @@ impl Drop for Group {
 }
 
 impl Process {
-    fn start(config: &AcpConfig, cwd: &Path) -> Result<Self, ModelError> {
+    fn start(config: &AcpConfig, cwd: &Path, secrets: &Secrets) -> Result<Self, ModelError> {
         let mut command = Command::new(&config.command);
         command.args(&config.args).current_dir(cwd).env_clear();
         for name in INHERITED {
@@ -436,7 +451,7 @@ impl Process {
         })?;
         let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(log(config.name.clone(), stderr));
+            tokio::spawn(log(config.name.clone(), stderr, secrets.clone()));
         }
         Ok(Self { child, group: Group(group) })
     }
@@ -468,14 +483,15 @@ impl Process {
     }
 }
 
-async fn log(agent: String, mut stderr: ChildStderr) {
+async fn log(agent: String, mut stderr: ChildStderr, secrets: Secrets) {
     let (mut bytes, mut line) = ([0; 4096], Vec::new());
     // It is read to its end whatever it holds: an agent that cannot write waits, or dies.
     while let Ok(count @ 1..) = stderr.read(&mut bytes).await {
         for byte in &bytes[..count] {
             match byte {
                 b'\n' => {
-                    tracing::debug!(agent, "{}", shown(&String::from_utf8_lossy(&line)));
+                    let is_cut = line.len() == LOGGED_BYTES;
+                    tracing::debug!(agent, "{}", secrets.logged(&line, is_cut, SHOWN_CHARS));
                     line.clear();
                 }
                 // The rest of a line that is too long is left out.
@@ -491,4 +507,28 @@ pub fn is_name(name: &str) -> bool {
     let is_letter =
         |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || matches!(letter, '-' | '_');
     (1..=32).contains(&name.len()) && name.chars().all(is_letter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_agent_was_configured_with_is_hidden_in_its_errors() {
+        let config = AcpConfig {
+            name: "a".to_owned(),
+            command: PathBuf::from("a"),
+            args: Vec::new(),
+            env: vec![("TOKEN".to_owned(), "hush-hush".into()), ("KEY".to_owned(), "line one\nline two\n".into())],
+            cwd: None,
+            start_timeout: Duration::ZERO,
+        };
+        let secrets = secrets(&config);
+        let said = |text: &str| refused(&agent_client_protocol::Error::new(-32603, text), &secrets).message;
+        assert_eq!(said("no such key:\nhush-hush"), "the agent failed: no such key: [hidden]");
+        assert_eq!(secrets.logged(b"line two", false, SHOWN_CHARS), "[hidden]");
+        // Across the cut it is hidden as well.
+        let cut = said(&format!("{}hush-hush", "x".repeat(SHOWN_CHARS - 4)));
+        assert!(cut.ends_with("x[hid…"), "{cut}");
+    }
 }

@@ -35,6 +35,10 @@ use super::{
 /// How often it is looked what the command takes.
 const WATCH: Duration = Duration::from_millis(100);
 
+/// How often, a millisecond apart, those that cannot be killed are met before they are given up: what runs as somebody
+/// else often ends by itself once the others are dead.
+const ROUNDS: u32 = 1000;
+
 /// Is the keeper of one command.
 pub fn run() -> ExitCode {
     let Ok(spec) = read_line(&mut io::stdin().lock()).and_then(|line| Ok(serde_json::from_str::<Spec>(&line)?)) else {
@@ -55,7 +59,7 @@ pub fn run() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Runs the command. An error means that it was not begun.
+/// Runs the command. An error means that it was not begun: from its first process on, whatever fails is an outcome.
 fn keep(spec: &Spec) -> io::Result<Outer> {
     rustix::process::setsid()?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
@@ -83,9 +87,14 @@ fn keep(spec: &Spec) -> io::Result<Outer> {
     drop(command);
     let child = Pid::from_raw(child?.id().cast_signed()).ok_or(io::ErrorKind::NotFound)?;
     let watched = watch(spec, child, &ear);
-    kill_all()?;
-    let heard = hear(&ear)?;
-    Ok(verdict(watched?, heard))
+    // What is still alive may yet begin the command, whatever was told until now.
+    if let Err(why) = kill_all() {
+        return Ok(Outer::Lost(format!("not all of its processes could be killed: {why}")));
+    }
+    Ok(match hear(&ear) {
+        Ok(heard) => verdict(watched, heard),
+        Err(why) => Outer::Lost(format!("what it came to could not be heard: {why}")),
+    })
 }
 
 fn ours(arguments: &[&str]) -> Command {
@@ -94,8 +103,9 @@ fn ours(arguments: &[&str]) -> Command {
     command
 }
 
-/// What it came to, from what was seen outside and what was told from inside.
-fn verdict(watched: Watched, heard: Vec<Inner>) -> Outer {
+/// What it came to, from what was seen outside and everything that was told from inside. Nothing begins before it is
+/// told that it does: where all are dead and nothing was told, nothing was begun.
+fn verdict(watched: io::Result<Watched>, heard: Vec<Inner>) -> Outer {
     let (mut applied, mut ended, mut tried) = (false, None, None);
     for inner in heard {
         match inner {
@@ -105,6 +115,11 @@ fn verdict(watched: Watched, heard: Vec<Inner>) -> Outer {
             Inner::Ended(status) => ended = Some(status),
         }
     }
+    let watched = match watched {
+        Ok(watched) => watched,
+        Err(why) if applied => return Outer::Lost(format!("it could not be watched: {why}")),
+        Err(why) => return Outer::Refused(format!("it could not be watched: {why}")),
+    };
     match (watched, tried, ended) {
         (_, Some(tried), _) => Outer::Tried(tried),
         _ if !applied => Outer::Refused("it did not come to be: see its output".to_owned()),
@@ -185,16 +200,12 @@ fn hear(ear: &UnixStream) -> io::Result<Vec<Inner>> {
 }
 
 /// Kills whatever is below us, until nothing is. What loses its parent becomes ours; so does what left its group, its
-/// session, or its terminal. In a process namespace the first death is that of all.
+/// session, or its terminal. In a process namespace the first death is that of all. An error means that something may
+/// be left.
 fn kill_all() -> io::Result<()> {
+    let mut failed = 0;
     loop {
-        for child in own_children()? {
-            let Some(pid) = Pid::from_raw(child.cast_signed()) else { continue };
-            match rustix::process::kill_process(pid, Signal::KILL) {
-                Ok(()) | Err(Errno::SRCH) => {}
-                Err(why) => return Err(why.into()),
-            }
-        }
+        let killed = kill_children();
         // The list may lack one that was born while it was read: look again soon rather than wait for ever.
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
@@ -204,12 +215,32 @@ fn kill_all() -> io::Result<()> {
                 Err(why) => return Err(why.into()),
             }
         }
+        if let Err(why) = killed {
+            failed += 1;
+            if failed == ROUNDS {
+                return Err(why);
+            }
+        }
         let soon = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
         match rustix::event::poll(&mut [], Some(&soon)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(why) => return Err(why.into()),
         }
     }
+}
+
+/// Kills all of our children that we may kill. The error is that of one that we may not: a free command can have become
+/// somebody else.
+fn kill_children() -> io::Result<()> {
+    let mut killed = Ok(());
+    for child in own_children()? {
+        let Some(pid) = Pid::from_raw(child.cast_signed()) else { continue };
+        match rustix::process::kill_process(pid, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(why) => killed = Err(why.into()),
+        }
+    }
+    killed
 }
 
 /// Our children. That there is no list of them is not the same as an empty one.
@@ -321,4 +352,23 @@ fn through_bwrap(bwrap: &Path, exe: &Path, spec: &Spec, confine: &Confine) -> io
     }
     command.args(["--chdir", "/", "--"]).arg(exe).args([SUBCOMMAND, "init", "mounted"]);
     Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_begun_and_not_watched_is_lost_and_never_refused() {
+        let unwatched = || Err(io::Error::from(Errno::MFILE));
+        let ended = || Inner::Ended(Status::Exited(0));
+        assert!(matches!(verdict(unwatched(), vec![Inner::Applied]), Outer::Lost(_)));
+        assert!(matches!(verdict(unwatched(), vec![Inner::Applied, ended()]), Outer::Lost(_)));
+        assert!(matches!(verdict(unwatched(), Vec::new()), Outer::Refused(_)));
+        // It was about to begin, and did not.
+        let refused = vec![Inner::Applied, Inner::Refused("no such program".to_owned()), ended()];
+        assert!(matches!(verdict(unwatched(), refused), Outer::Refused(_)));
+        let ran = verdict(Ok(Watched::Ended), vec![Inner::Applied, ended()]);
+        assert!(matches!(ran, Outer::Ended(Status::Exited(0))));
+    }
 }

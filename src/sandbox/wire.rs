@@ -107,7 +107,7 @@ pub enum Outer {
     Ended(Status),
     /// It was killed because its processes together took too much.
     TooMuch(Excess),
-    /// It was begun, and what became of it cannot be said.
+    /// It may have been begun, and what became of it cannot be said.
     Lost(String),
 }
 

@@ -28,6 +28,7 @@ mod shown;
 use std::{sync::Arc, time::Duration};
 
 use raddle_domain::{
+    policy::{SandboxMode, withheld::Withheld},
     ports::{Gate, Invocation, Output, Scene, ToolEnd, ToolRun, ToolSpec},
     record::{EffectClass, ItemKind},
 };
@@ -187,8 +188,8 @@ impl Act {
         let dir = at.workspace.dir();
         match self {
             Self::Read => read::read(dir, &read_arguments(arguments)?),
-            Self::List => list::list(dir, &read_arguments(arguments)?, at.stop),
-            Self::Grep => grep::grep(dir, &read_arguments(arguments)?, at.stop),
+            Self::List => list::list(dir, &read_arguments(arguments)?, at.stop, &at.withheld()),
+            Self::Grep => grep::grep(dir, &read_arguments(arguments)?, at.stop, &at.withheld()),
             Self::Write => at.change(|| plan_write(at.workspace, &read_arguments(arguments)?)),
             Self::Edit => at.change(|| plan_edit(at.workspace, &read_arguments(arguments)?)),
             Self::Patch => at.change(|| plan_patch(at.workspace, &read_arguments(arguments)?)),
@@ -203,7 +204,6 @@ fn read_arguments<T: DeserializeOwned>(arguments: &Value) -> Result<T, Fault> {
 impl FileTool {
     /// The paths of a call, for rules about paths: as it names them, but each in one spelling, and where they lead if
     /// that is somewhere else.
-    #[cfg_attr(not(test), expect(dead_code, reason = "rules about paths do not ask for it yet"))]
     fn paths(&self, arguments: &Value, scene: Scene<'_>) -> Vec<String> {
         let workspace = self.spaces.find(scene.key, scene.workspace).ok();
         let mut paths = Vec::new();
@@ -258,13 +258,18 @@ impl Tool for FileTool {
         format!("it {does} {}{more}", named.join(", "))
     }
 
-    fn touches(&self, arguments: &Value, _: Scene<'_>) -> Touches {
-        Touches { paths: self.act.paths(arguments), ..Touches::default() }
+    fn touches(&self, arguments: &Value, scene: Scene<'_>) -> Touches {
+        Touches { paths: self.paths(arguments, scene), ..Touches::default() }
     }
 
     fn run(&self, invocation: Invocation, _: Arc<dyn Output>) -> ToolRun {
         let (spaces, act) = (self.spaces.clone(), self.act);
+        let mode = invocation.policy.as_ref().and_then(|policy| policy.sandbox);
         Box::pin(async move {
+            // It may have been said since the call was judged.
+            if act.changes() && mode == Some(SandboxMode::ReadOnly) {
+                return ToolEnd::Failed("nothing may be changed here: the sandbox is read-only".to_owned());
+            }
             let stop = Stop::default();
             let _given_up = stop.on_drop();
             let work = blocking({
@@ -306,6 +311,11 @@ struct At<'a> {
 }
 
 impl At<'_> {
+    /// What a walk passes over.
+    fn withheld(&self) -> Withheld<'_> {
+        Withheld::new(&self.invocation.tool, self.invocation.policy.as_ref())
+    }
+
     fn change(&self, plan: impl FnOnce() -> Result<Plan, Fault>) -> Result<String, Fault> {
         let Invocation { key, operation, .. } = *self.invocation;
         let notes =

@@ -201,6 +201,9 @@ fn after(shared: &Shared, key: ThreadKey, before: &Job, Step { job, event }: &St
     if ran && job.status != JobStatus::Running && !reported {
         // Somebody else than the run has ended it.
         shared.jobs.do_send(Stop(key));
+    } else if job.stopping && !before.stopping {
+        // Nobody runs it, but the turn of a run that was lost goes on; while it is to be told the row has no time.
+        shared.jobs.do_send(Tend(key));
     } else if job.status == JobStatus::Queued {
         shared.jobs.do_send(Look);
     }

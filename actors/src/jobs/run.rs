@@ -345,7 +345,11 @@ async fn follow(desk: &Desk, job: &Job, work: &TurnWork, token: Token) -> Result
                     desk.waits(false);
                     return Ok(end);
                 }
-                Err(error) if passes(&error) => sleep(BUSY).await,
+                Err(error) if passes(&error) => {
+                    sleep(BUSY).await;
+                    // Nothing was seen: what would wake it may have been the thread's last event.
+                    continue;
+                }
                 Err(error) => return Err(error),
             }
             // Only what may end it, or have it wait, is worth a look.

@@ -164,6 +164,38 @@ fn a_pause_takes_a_run_from_whoever_has_it_unless_it_is_a_command() {
 }
 
 #[test]
+fn the_turn_of_a_lost_run_is_told_when_its_job_is_cancelled_or_paused() {
+    let running = begin(&job(turn()));
+    let (of_turn, of_input) = (TurnId::new(Uuid::from_u128(3)), InputId::new(Uuid::from_u128(4)));
+    let attach = |input, turn| does(&running, Verb::Attach { token: token(&running), input, turn });
+    // A run may be lost before it could say what it became.
+    for run in [running.clone(), attach(None, Some(of_turn)), attach(Some(of_input), None)] {
+        let lost = does(&run, Verb::Lose { owner: 2 });
+        assert_eq!((lost.status, lost.stopping), (JobStatus::Queued, false));
+        let cancelled = does(&lost, Verb::Cancel);
+        assert_eq!((cancelled.status, cancelled.stopping), (JobStatus::Cancelled, true));
+        let paused = does(&lost, Verb::Pause);
+        assert_eq!((paused.status, paused.stopping), (JobStatus::Paused, true));
+        for (stopped, verb) in [(cancelled, Verb::Retry), (paused, Verb::Resume)] {
+            // By what the turn is found, and the job after a restart.
+            assert_eq!((stopped.run, stopped.turn_id, stopped.input_id), (1, lost.turn_id, lost.input_id));
+            assert!(stopped.head(1, 0).owes_since.is_some());
+            let again = does(&stopped, verb);
+            assert_eq!(refused(&again, Verb::Begin { owner: 1, expires_at: NOW }), JobRefused::NotDue);
+            let told = does(&again, Verb::Stopped { again: true });
+            assert_eq!((told.run, told.turn_id, told.input_id), (2, None, None));
+            assert_eq!(begin(&told).status, JobStatus::Running);
+        }
+    }
+    // There is nobody to be told of a run that was not begun, nor of one that is no turn.
+    let hook = does(&begin(&job(webhook())), Verb::Lose { owner: 2 });
+    for unheard in [job(turn()), fail(&running), hook] {
+        let (cancelled, paused) = (does(&unheard, Verb::Cancel), does(&unheard, Verb::Pause));
+        assert_eq!((cancelled.stopping, paused.stopping, paused.run), (false, false, unheard.run));
+    }
+}
+
+#[test]
 fn a_verb_that_makes_no_sense_changes_nothing_and_says_so() {
     let not = |what, status| JobRefused::Not { what, status };
     let done = {

@@ -44,10 +44,12 @@ impl Stepper<'_> {
                 self.item_of(turn, call, &act);
             }
             ActStep::Asks(planned) => {
+                self.leave_begun(&act);
                 let item = self.item_of(turn, call, &act);
                 self.ask_for(&item, &act, *planned);
             }
             ActStep::Forbidden { planned, reason, rule } => {
+                self.leave_begun(&act);
                 let item = self.item_of(turn, call, &act);
                 self.forbid(&item, &act, *planned, reason, &rule);
             }
@@ -99,6 +101,19 @@ impl Stepper<'_> {
         *item
     }
 
+    /// An agent that asks about an act which it has begun means another one by the same name: how the first one ended,
+    /// it does not say.
+    fn leave_begun(&mut self, act: &Act) {
+        let open = self.open_act(&act.call_id);
+        if let Some(begun) = open.filter(|open| matches!(open.call, Some(OpenCall::Effect { .. }))) {
+            self.give_up_act(
+                begun,
+                "the agent asked for leave after it had begun, and did not say how this ended",
+                false,
+            );
+        }
+    }
+
     fn ask_for(&mut self, item: &Item, act: &Act, planned: Planned) {
         // A second question about an act for which somebody is asked, or which goes on, changes nothing.
         let asked_already = self.open_act(&act.call_id).is_some_and(|open| open.call.is_some());
@@ -112,6 +127,10 @@ impl Stepper<'_> {
 
     /// Says no for a rule. The agent is told as if a person had said it.
     fn forbid(&mut self, item: &Item, act: &Act, planned: Planned, reason: String, rule: &str) {
+        // Somebody is asked about it already, and will be heard.
+        if self.open_act(&act.call_id).is_some_and(|open| open.call.is_some()) {
+            return;
+        }
         let why = format!("forbidden by the rule `{rule}`: {reason}");
         let mut approval = self.approval(item, &asked_by(act), operation(item), planned);
         (approval.status, approval.decision) = (ApprovalStatus::Denied, Some(Decision::Denied));
@@ -183,21 +202,26 @@ impl Stepper<'_> {
     /// Ends whatever is open of the agent's acts, because its call is over.
     pub(super) fn give_up_acts(&mut self, why: &str, superseded: bool) {
         let Some(open) = &self.state.open else { return };
-        for OpenAct { item, call, .. } in open.acts.clone() {
-            if let Some(call) = call {
-                self.close_call(call, why);
-            }
-            if let Some(item) = self.open_item(item) {
-                self.close_item(item, TurnStatus::Interrupted, |item| {
-                    if superseded {
-                        item.metadata.insert(SUPERSEDED.to_owned(), json!(true));
-                    }
-                    if !item.detail.is_empty() {
-                        item.detail.push('\n');
-                    }
-                    item.detail.push_str(why);
-                });
-            }
+        for act in open.acts.clone() {
+            self.give_up_act(act, why, superseded);
+        }
+    }
+
+    fn give_up_act(&mut self, act: OpenAct, why: &str, superseded: bool) {
+        let OpenAct { item, call, .. } = act;
+        if let Some(call) = call {
+            self.close_call(call, why);
+        }
+        if let Some(item) = self.open_item(item) {
+            self.close_item(item, TurnStatus::Interrupted, |item| {
+                if superseded {
+                    item.metadata.insert(SUPERSEDED.to_owned(), json!(true));
+                }
+                if !item.detail.is_empty() {
+                    item.detail.push('\n');
+                }
+                item.detail.push_str(why);
+            });
         }
     }
 

@@ -13,6 +13,10 @@
 //! Each file is compared with what the plan saw just before it is replaced, so somebody else's change is not lost but
 //! refuses ours; between that look and the rename are microseconds, and no lock.
 //!
+//! A change that is refused half way is taken back by a change of its own, in the other direction: staged, noted
+//! beside the first, and carried out by whoever runs the operation again. Only when it is done are both forgotten, so
+//! nobody plans again on files that are changed in part.
+//!
 //! Notes are kept for a month after their operation, longer than anybody waits to go on after a crash.
 
 use std::{
@@ -32,6 +36,13 @@ use crate::{tools::blocking::Stop, workspace::Workspace};
 
 /// The note of a change that is decided.
 const NOTE: &str = "note";
+
+/// The note of the change that takes it back, which counts more.
+const UNDO: &str = "undo";
+
+/// What the names of staged files begin with, for either.
+const AFTER: &str = "";
+const BEFORE: &str = "before-";
 
 /// How long notes are kept.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -92,30 +103,33 @@ pub fn change(
     plan: impl FnOnce() -> Result<Plan, Fault>,
 ) -> Result<String, Fault> {
     let desk = Desk::open(notes, operation).map_err(noting)?;
-    if let Some(note) = desk.note().map_err(noting)? {
-        if note.workspace != workspace.path() {
-            let other = Fault::Said("the thread's workspace was changed while its change was under way".to_owned());
-            return Err(Fault::Torn(Box::new(other)));
-        }
+    if let Some(back) = desk.note(UNDO).map_err(noting)? {
+        same(workspace, &back)?;
+        undo(&desk, workspace.dir(), &back).map_err(|why| Fault::Torn(Box::new(why)))?;
+        // The run that was cut off could not say it.
+        return Err(Fault::Said(back.said));
+    }
+    if let Some(note) = desk.note(NOTE).map_err(noting)? {
+        same(workspace, &note)?;
         // What is in place stays there; nobody knows what was before it.
-        carry_out(&desk, workspace.dir(), &note).map_err(|(_, why)| Fault::Torn(Box::new(why)))?;
+        carry_out(&desk, workspace.dir(), &note, AFTER).map_err(|(_, why)| Fault::Torn(Box::new(why)))?;
         return Ok(note.said);
     }
     let plan = plan()?;
     for file in &plan.files {
         check(&desk, workspace.dir(), &file.path)?;
     }
-    desk.stage(&plan.files).map_err(noting)?;
+    desk.stage(AFTER, &plan.files).map_err(noting)?;
     crash::may();
     if stop.is_asked() {
         return Err(Fault::Said("given up before anything was changed".to_owned()));
     }
-    let note = match desk.decide(workspace, &plan) {
+    let note = match desk.decide(NOTE, workspace, &plan.files, &plan.said) {
         Ok(note) => note,
         Err(why) => return Err(desk.undecided(noting(why))),
     };
-    if let Err((done, why)) = carry_out(&desk, workspace.dir(), &note) {
-        return Err(match take_back(&desk, workspace.dir(), &plan.files[..done]) {
+    if let Err((done, why)) = carry_out(&desk, workspace.dir(), &note, AFTER) {
+        return Err(match take_back(&desk, workspace, &plan.files[..done], &why) {
             Ok(()) => why,
             Err(_) => Fault::Torn(Box::new(why)),
         });
@@ -125,6 +139,15 @@ pub fn change(
 
 fn noting(why: io::Error) -> Fault {
     Fault::Said(format!("the change could not be noted: {why}"))
+}
+
+/// Whether it is the workspace that a note is about.
+fn same(workspace: &Workspace, note: &Note) -> Result<(), Fault> {
+    if note.workspace == workspace.path() {
+        return Ok(());
+    }
+    let other = Fault::Said("the thread's workspace was changed while its change was under way".to_owned());
+    Err(Fault::Torn(Box::new(other)))
 }
 
 /// Whether a file could be put there: a change must not find out half way.
@@ -148,17 +171,17 @@ fn check(desk: &Desk, dir: &Dir, path: &Path) -> Result<(), Fault> {
 }
 
 /// Puts every file in its place that is not there yet. On failure says how many are.
-fn carry_out(desk: &Desk, dir: &Dir, note: &Note) -> Result<(), (usize, Fault)> {
+fn carry_out(desk: &Desk, dir: &Dir, note: &Note, staged: &str) -> Result<(), (usize, Fault)> {
     for (number, file) in note.files.iter().enumerate() {
         crash::may();
-        place(desk, dir, number, file).map_err(|why| (number, why))?;
+        place(desk, dir, &format!("{staged}{number}"), file).map_err(|why| (number, why))?;
     }
     crash::may();
-    desk.clear(note.files.len());
+    desk.clear(staged, note.files.len());
     Ok(())
 }
 
-fn place(desk: &Desk, dir: &Dir, number: usize, file: &Noted) -> Result<(), Fault> {
+fn place(desk: &Desk, dir: &Dir, staged: &str, file: &Noted) -> Result<(), Fault> {
     let named = match file.after {
         Some(_) => Named::find_or_make(dir, &file.path)?,
         None => match Named::find(dir, &file.path)? {
@@ -174,26 +197,33 @@ fn place(desk: &Desk, dir: &Dir, number: usize, file: &Noted) -> Result<(), Faul
         return Err(Fault::Changed(file.path.display().to_string()));
     }
     let placed = match file.after {
-        Some(_) => rustix::fs::renameat(&desk.0, number.to_string(), &named.parent, &named.name),
+        Some(_) => rustix::fs::renameat(&desk.0, staged, &named.parent, &named.name),
         None => rustix::fs::unlinkat(&named.parent, &named.name, AtFlags::empty()),
     };
     placed.and_then(|()| sync(&named.parent)).map_err(|why| Fault::of(&file.path, why.into()))
 }
 
-/// Takes back what a run of this very process has put in place, and the decision first.
-fn take_back(desk: &Desk, dir: &Dir, files: &[FileChange]) -> io::Result<()> {
-    desk.0.remove_file(NOTE)?;
-    for (number, file) in files.iter().enumerate().rev() {
-        let named = Named::find_or_make(dir, &file.path).map_err(io::Error::other)?;
-        match &file.before {
-            Some(bytes) => {
-                desk.write(number, bytes, file.mode)?;
-                rustix::fs::renameat(&desk.0, number.to_string(), &named.parent, &named.name)?;
-            }
-            None => rustix::fs::unlinkat(&named.parent, &named.name, AtFlags::empty())?,
-        }
-    }
-    Ok(())
+/// Takes back what a run of this very process has put in place.
+fn take_back(desk: &Desk, workspace: &Workspace, files: &[FileChange], why: &Fault) -> Result<(), Fault> {
+    let back = |file: &FileChange| FileChange {
+        path: file.path.clone(),
+        before: file.after.clone(),
+        after: file.before.clone(),
+        mode: file.mode,
+    };
+    let files: Vec<FileChange> = files.iter().rev().map(back).collect();
+    desk.stage(BEFORE, &files).map_err(noting)?;
+    crash::may();
+    let back = desk.decide(UNDO, workspace, &files, &why.to_string()).map_err(noting)?;
+    undo(desk, workspace.dir(), &back)
+}
+
+/// Carries out a change that takes another back, and forgets both: the other first, or it would be gone on with.
+fn undo(desk: &Desk, dir: &Dir, back: &Note) -> Result<(), Fault> {
+    carry_out(desk, dir, back, BEFORE).map_err(|(_, why)| why)?;
+    desk.forget(NOTE).map_err(noting)?;
+    crash::may();
+    desk.forget(UNDO).map_err(noting)
 }
 
 impl Desk {
@@ -211,28 +241,28 @@ impl Desk {
         Ok(Self(drawer.open_dir(&name)?))
     }
 
-    fn note(&self) -> io::Result<Option<Note>> {
-        match self.0.read(NOTE) {
+    fn note(&self, name: &str) -> io::Result<Option<Note>> {
+        match self.0.read(name) {
             Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
             Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(why) => Err(why),
         }
     }
 
-    fn stage(&self, files: &[FileChange]) -> io::Result<()> {
+    fn stage(&self, staged: &str, files: &[FileChange]) -> io::Result<()> {
         for (number, file) in files.iter().enumerate() {
             crash::may();
             if let Some(bytes) = &file.after {
-                self.write(number, bytes, file.mode)?;
+                self.write(&format!("{staged}{number}"), bytes, file.mode)?;
             }
         }
         Ok(())
     }
 
     /// Writes a file, to the disk.
-    fn write(&self, name: impl ToString, bytes: &[u8], mode: Option<Mode>) -> io::Result<()> {
+    fn write(&self, name: &str, bytes: &[u8], mode: Option<Mode>) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut file = std::fs::File::from(rustix::fs::openat(&self.0, name.to_string(), flags, NEW_FILE)?);
+        let mut file = std::fs::File::from(rustix::fs::openat(&self.0, name, flags, NEW_FILE)?);
         file.write_all(bytes)?;
         if let Some(mode) = mode {
             rustix::fs::fchmod(&file, mode & Mode::from_raw_mode(0o777))?;
@@ -240,16 +270,16 @@ impl Desk {
         file.sync_all()
     }
 
-    fn decide(&self, workspace: &Workspace, plan: &Plan) -> io::Result<Note> {
-        let files = plan.files.iter().map(|file| Noted {
+    fn decide(&self, name: &str, workspace: &Workspace, files: &[FileChange], said: &str) -> io::Result<Note> {
+        let files = files.iter().map(|file| Noted {
             path: file.path.clone(),
             before: file.before.as_deref().map(digest),
             after: file.after.as_deref().map(digest),
         });
-        let note = Note { workspace: workspace.path().to_owned(), files: files.collect(), said: plan.said.clone() };
+        let note = Note { workspace: workspace.path().to_owned(), files: files.collect(), said: said.to_owned() };
         self.write("unnoted", &serde_json::to_vec(&note)?, None)?;
         crash::may();
-        rustix::fs::renameat(&self.0, "unnoted", &self.0, NOTE)?;
+        rustix::fs::renameat(&self.0, "unnoted", &self.0, name)?;
         sync(&self.0)?;
         Ok(note)
     }
@@ -263,9 +293,17 @@ impl Desk {
     }
 
     /// Removes what was staged and is not needed: files that were in place already. The note stays.
-    fn clear(&self, files: usize) {
+    fn clear(&self, staged: &str, files: usize) {
         for number in 0..files {
-            let _gone = self.0.remove_file(number.to_string());
+            let _gone = self.0.remove_file(format!("{staged}{number}"));
+        }
+    }
+
+    /// Removes a note, for good.
+    fn forget(&self, name: &str) -> io::Result<()> {
+        match self.0.remove_file(name) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
+            _ => Ok(sync(&self.0)?),
         }
     }
 }

@@ -12,6 +12,7 @@ use std::{
 
 use cap_std::fs::Dir;
 use globset::{GlobBuilder, GlobMatcher};
+use raddle_domain::policy::withheld::Withheld;
 use regex::bytes::{Regex, RegexBuilder};
 use serde::Deserialize;
 
@@ -66,7 +67,7 @@ struct Search<'a> {
     full: Option<String>,
 }
 
-pub fn grep(dir: &Dir, arguments: &Arguments, stop: &Stop) -> Result<String, Fault> {
+pub fn grep(dir: &Dir, arguments: &Arguments, stop: &Stop, withheld: &Withheld<'_>) -> Result<String, Fault> {
     let path = Down::new(arguments.path.as_deref().unwrap_or("."))?;
     let regex = RegexBuilder::new(&arguments.pattern)
         .case_insensitive(arguments.ignore_case)
@@ -80,7 +81,7 @@ pub fn grep(dir: &Dir, arguments: &Arguments, stop: &Stop) -> Result<String, Fau
         Search { dir, stop, regex, most, said: String::new(), matches: 0, files: 0, bytes: 0, large: 0, full: None };
     let found = dir.metadata(path.as_path()).map_err(|why| Fault::of(path.as_path(), why))?;
     let partly = if found.is_dir() {
-        walk(dir, path.as_path(), stop, |met| search.meet(&met, path.as_path(), glob.as_ref()))?
+        walk(dir, path.as_path(), stop, withheld, |met| search.meet(&met, path.as_path(), glob.as_ref()))?
     } else {
         search.file(path.as_path())?;
         false
@@ -181,7 +182,7 @@ impl Search<'_> {
         } else if self.stop.is_asked() {
             self.said.push_str("[stopped, because it took too long: there may be more]\n");
         } else if partly {
-            self.said.push_str("[some of it could not be looked at, or is too much]\n");
+            self.said.push_str("[some of it may not be looked at, could not, or is too much]\n");
         }
         if self.large > 0 {
             self.said.push_str(&format!("[{} files of more than {FILE_BYTES} bytes were passed by]\n", self.large));

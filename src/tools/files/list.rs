@@ -9,6 +9,7 @@ use std::{
 };
 
 use cap_std::fs::{Dir, FileType, MetadataExt};
+use raddle_domain::policy::withheld::Withheld;
 use serde::Deserialize;
 
 use super::place::{Down, Fault};
@@ -52,6 +53,7 @@ pub fn walk(
     dir: &Dir,
     from: &Path,
     stop: &Stop,
+    withheld: &Withheld<'_>,
     mut meet: impl FnMut(Met<'_>) -> ControlFlow<(), Way>,
 ) -> Result<bool, Fault> {
     let mut partly = false;
@@ -61,6 +63,10 @@ pub fn walk(
             return Ok(true);
         }
         if let Some(kind) = kind {
+            if withheld.covers(&path.to_string_lossy()) {
+                partly = true;
+                continue;
+            }
             let way = match meet(Met { path: &path, kind, depth }) {
                 ControlFlow::Break(()) => return Ok(partly),
                 ControlFlow::Continue(way) => way,
@@ -97,11 +103,11 @@ pub fn walk(
     Ok(partly)
 }
 
-pub fn list(dir: &Dir, arguments: &Arguments, stop: &Stop) -> Result<String, Fault> {
+pub fn list(dir: &Dir, arguments: &Arguments, stop: &Stop, withheld: &Withheld<'_>) -> Result<String, Fault> {
     let path = Down::new(arguments.path.as_deref().unwrap_or("."))?;
     let deepest = arguments.depth.unwrap_or(1).clamp(1, DEPTH);
     let (mut said, mut count, mut cut) = (String::new(), 0, false);
-    let partly = walk(dir, path.as_path(), stop, |met| {
+    let partly = walk(dir, path.as_path(), stop, withheld, |met| {
         if count == ENTRIES {
             cut = true;
             return ControlFlow::Break(());
@@ -116,7 +122,7 @@ pub fn list(dir: &Dir, arguments: &Arguments, stop: &Stop) -> Result<String, Fau
     if cut {
         said.push_str(&format!("[cut after {ENTRIES} entries: list a directory in it]\n"));
     } else if partly {
-        said.push_str("[some of it could not be looked at, or is too much]\n");
+        said.push_str("[some of it may not be looked at, could not, or is too much]\n");
     }
     Ok(said)
 }

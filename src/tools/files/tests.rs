@@ -616,6 +616,42 @@ fn a_change_that_a_crash_cuts_off_is_made_once_and_whole() {
     }
 }
 
+/// The same for a change that is refused half way and taken back.
+#[test]
+fn a_change_that_is_taken_back_is_not_left_in_part_by_a_crash() {
+    let patch = Patch {
+        patch: "*** Begin Patch\n*** Update File: a\n@@\n-1\n+9\n*** Update File: b\n@@\n-2\n+9\n*** End Patch".into(),
+    };
+    for at in 0.. {
+        let ground = Ground::new();
+        ground.put("a", "1\n");
+        ground.put("b", "2\n");
+        let workspace = ground.spaces.named(key().tenant, "w").unwrap();
+        let notes = ground.spaces.notes(key().tenant).unwrap();
+        let run = |meanwhile: &str| {
+            change::change(&notes, operation(7), &workspace, &Stop::default(), || {
+                let plan = plan_patch(&workspace, &patch);
+                ground.put("b", meanwhile);
+                plan
+            })
+        };
+        let ended = crash::after(at, || run("theirs\n"));
+        // Cut off a second time, in what the next run does about the first.
+        let _again = crash::after(at % 3, || run("theirs\n"));
+        let why = run("theirs\n").unwrap_err();
+        let now = if matches!(why, Fault::Torn(_)) { "9\n" } else { "1\n" };
+        assert_eq!(ground.get("a").as_deref(), Some(now), "at {at}: {why}");
+        assert_eq!(ground.get("b").as_deref(), Some("theirs\n"), "at {at}");
+        ground.put("b", "2\n");
+        assert!(run("2\n").is_ok(), "at {at}");
+        assert_eq!((ground.get("a").as_deref(), ground.get("b").as_deref()), (Some("9\n"), Some("9\n")), "at {at}");
+        if ended.is_some() {
+            assert!(at >= 12, "there are {at} places to crash at");
+            break;
+        }
+    }
+}
+
 // ---- as a tool -----------------------------------------------------------------------------------
 
 #[test]

@@ -101,6 +101,35 @@ fn a_denied_agent_that_acts_all_the_same_is_on_record() {
 }
 
 #[test]
+fn an_agent_that_asks_after_it_began_is_heard_and_what_it_began_is_uncertain() {
+    let mut bench = answering();
+    bench.act("a", ActStep::Started);
+    bench.act("a", asks());
+    assert_eq!(bench.state.view().pending_approvals, 1);
+    assert_eq!((bench.count("effect.uncertain"), bench.count("item.started")), (1, 3));
+    bench.decide("act", Decision::Approved).unwrap();
+    assert_eq!(verdicts(&bench), [("a".to_owned(), true)]);
+    bench.act("a", done());
+    bench.finish();
+    assert_eq!(bench.ended().status, TurnStatus::Completed);
+    assert_eq!((bench.count("effect.started"), bench.count("effect.settled")), (2, 1));
+}
+
+#[test]
+fn a_rule_that_says_no_after_it_began_leaves_nothing_open() {
+    let mut bench = answering();
+    bench.act("a", ActStep::Started);
+    let planned = Box::new(planned("act", EffectClass::Once, Gate::Ask));
+    bench.act("a", ActStep::Forbidden { planned, reason: "not here".into(), rule: "r".into() });
+    assert_eq!(verdicts(&bench), [("a".to_owned(), false)]);
+    assert_eq!((bench.count("effect.uncertain"), bench.count("approval.required")), (1, 0));
+    let approval = bench.approval("act");
+    assert_eq!((approval.status, approval.matched_rule.as_deref()), (ApprovalStatus::Denied, Some("r")));
+    bench.finish();
+    assert_eq!(bench.ended().status, TurnStatus::Completed);
+}
+
+#[test]
 fn an_agent_that_does_not_wait_for_the_answer_loses_the_question() {
     let mut bench = answering();
     bench.act("a", asks());
