@@ -90,6 +90,9 @@ impl Runner {
     /// What the shell tool makes of the command.
     fn plan(&self, run: &JobRun, work: &CommandWork, thread: &Thread) -> Result<Box<Planned>, JobDenied> {
         let invalid = |field, why: String| Err(JobDenied::Invalid { field, why });
+        if thread.archived {
+            return invalid("payload.thread_id", "names a thread that is archived".to_owned());
+        }
         let mut arguments = json!({ "command": work.command });
         if let Some(cwd) = &work.cwd {
             arguments["cwd"] = json!(cwd);

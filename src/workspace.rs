@@ -69,7 +69,7 @@ pub enum NoWorkspace {
     Upwards,
     #[error("leads outside of the directory of its tenant")]
     Outside,
-    #[error("goes through `{RESERVED}`, which is kept for the server")]
+    #[error("goes through `{RESERVED}`, which is kept for the server, or through `.git`")]
     Reserved,
     #[error("is there, and is not a directory")]
     NotADirectory,
@@ -263,9 +263,11 @@ impl Workspaces {
     }
 }
 
-/// Refuses the way to our own directory, in any case: some disks do not tell them apart.
+/// Refuses the way to our own directory, and into what version control keeps, whose programs are run by whoever works
+/// there; in any case, for some disks do not tell them apart.
 fn check_reserved(below: &Path) -> Result<(), NoWorkspace> {
-    let is_ours = |part: Component<'_>| part.as_os_str().eq_ignore_ascii_case(RESERVED);
+    let is_ours =
+        |part: Component<'_>| [RESERVED, ".git"].iter().any(|kept| part.as_os_str().eq_ignore_ascii_case(kept));
     if below.components().any(is_ours) { Err(NoWorkspace::Reserved) } else { Ok(()) }
 }
 

@@ -284,7 +284,12 @@ impl<B: DeserializeOwned> FromRequest<Arc<Gateway>> for Verb<B> {
         };
         let bytes = timeout(BODY_TIME, read(&parts.headers, body, gateway.config.body_bytes)).await;
         let late = |_| Problem::new(Code::BadRequest, format!("the body did not arrive within {BODY_TIME:?}"));
-        let value = object(&bytes.map_err(late)??)?;
+        let bytes = bytes.map_err(late)??;
+        if parts.method == Method::PUT && bytes.is_empty() {
+            // It would replace whatever there is by nothing.
+            return Err(Problem::new(Code::BadRequest, "a PUT needs a body; `{}` is one that says nothing"));
+        }
+        let value = object(&bytes)?;
         let idempotency = key.map(|key| {
             let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
             Idempotency {

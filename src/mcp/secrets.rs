@@ -2,8 +2,8 @@
 //!
 //! A server that is handed a token can say it, in an error, on stderr or in a result. So every text of a server goes
 //! through [`Secrets::hide`] before it is logged, stored or shown.
-//! Agents ([`crate::models::acp`]) are handed tokens the same way: what they say in errors and on stderr goes through it
-//! as well.
+//! Agents ([`crate::models::acp`]) are handed tokens the same way: what they say in errors and on stderr goes through
+//! it as well.
 //! Absent on purpose: short values. `1` and `true` are in many texts, and hide nothing.
 
 use std::fmt;

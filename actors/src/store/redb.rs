@@ -22,6 +22,7 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Write as _},
     ops::Deref,
+    os::unix::fs::DirBuilderExt as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -209,7 +210,8 @@ impl RedbStore {
     pub fn open(config: &RedbConfig) -> Result<Self, OpenError> {
         let dir = &config.data_dir;
         let failed = |source| OpenError::Io { file: dir.display().to_string(), source };
-        fs::create_dir_all(dir).map_err(failed)?;
+        // What people and models say is nobody else's.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         let lock = take_lock(dir)?;
         let RedbConfig { sync_delay, durable, .. } = *config;
         let medium = FileMedium { path: dir.join("raddle.redb"), sync_delay, durable };

@@ -5,7 +5,7 @@
 //! names it, which is for whoever writes the rule to know. Listed is what people take for harmless and is not.
 
 /// Programs that run what their arguments name.
-const WRAPPERS: [&str; 39] = [
+const WRAPPERS: &[&str] = &[
     "sudo",
     "doas",
     "su",
@@ -45,6 +45,35 @@ const WRAPPERS: [&str; 39] = [
     "trap",
     "pkexec",
     "gtimeout",
+    "fakeroot",
+    "proot",
+    "bwrap",
+    "firejail",
+    "xvfb-run",
+    "dbus-run-session",
+    "start-stop-daemon",
+    "run-parts",
+    "numactl",
+    "valgrind",
+    "perf",
+    "gdb",
+    "lldb",
+    "rlwrap",
+    "expect",
+    "socat",
+    "screen",
+    "tmux",
+    "at",
+    "batch",
+    "ssh",
+    "npx",
+    "bunx",
+    "uvx",
+    "pipx",
+    "awk",
+    "gawk",
+    "mawk",
+    "nawk",
 ];
 
 /// Programs that run text as commands.
@@ -73,6 +102,7 @@ const FLAGS: [(&str, &[&str]); 15] = [
         &[
             "-c",
             "-O",
+            "-u",
             "-x",
             "--config",
             "--config-env",
@@ -84,6 +114,7 @@ const FLAGS: [(&str, &[&str]); 15] = [
             "--open-files-in-pager",
             "--output",
             "--receive-pack",
+            "--smtp-server",
             "--template",
             "--textconv",
             "--tool",
@@ -123,6 +154,38 @@ const FLAGS: [(&str, &[&str]); 15] = [
 /// A program and its word that say nothing yet: which command it is, the third word says.
 const THREE: [(&str, &str); 6] =
     [("npm", "run"), ("pnpm", "run"), ("yarn", "run"), ("bun", "run"), ("docker", "compose"), ("podman", "compose")];
+
+/// Words of `git` with which it runs what is said behind them, or will from then on.
+const GIT_RUNS: &[&str] =
+    &["bisect", "config", "difftool", "filter-branch", "hook", "instaweb", "mergetool", "send-email", "submodule"];
+
+/// Programs whose second word says what they do. Of any other one it is an argument: to have removed `x` once is no
+/// leave to remove whatever is named behind it.
+const WITH_SUBCOMMANDS: &[&str] = &[
+    "git",
+    "cargo",
+    "rustup",
+    "npm",
+    "pnpm",
+    "yarn",
+    "bun",
+    "docker",
+    "podman",
+    "kubectl",
+    "helm",
+    "terraform",
+    "go",
+    "dotnet",
+    "pip",
+    "pip3",
+    "poetry",
+    "composer",
+    "apt",
+    "apt-get",
+    "brew",
+    "gh",
+    "systemctl",
+];
 
 /// A program and its word that run whatever else is said.
 const ANYTHING: [(&str, &str); 9] = [
@@ -193,6 +256,10 @@ pub fn distrusted(words: &[String]) -> Option<String> {
         return Some(format!("`{program}` sets a variable"));
     }
     let name = base_name(program);
+    let runs = |word: &&String| name == "git" && GIT_RUNS.contains(&word.as_str());
+    if let Some(word) = words[1..].iter().find(runs) {
+        return Some(format!("`git {word}` may run another program, now or later"));
+    }
     let (_, flags) = FLAGS.iter().find(|(known, _)| *known == name)?;
     // The bundled flags of `tar xIf` have no dash.
     let old_style = words.get(1).filter(|_| name == "tar").filter(|word| !word.starts_with('-'));
@@ -223,6 +290,9 @@ pub fn amendable(words: &[String]) -> Option<&[String]> {
             && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
     };
     let [program, second, ..] = words else { return None };
+    if !WITH_SUBCOMMANDS.contains(&base_name(program).as_str()) {
+        return None;
+    }
     let pair = (base_name(program), second.as_str());
     let is = |known: &(&str, &str)| (known.0, known.1) == (pair.0.as_str(), pair.1);
     if ANYTHING.iter().any(is) {
@@ -266,6 +336,14 @@ mod tests {
             "sort -ox y",
             "PAGER=sh git",
             "cargo --config x test",
+            "git clone -u ./evil file:///x y",
+            "git bisect run ./x",
+            "git submodule foreach ls",
+            "git config alias.x !x",
+            "fakeroot git push",
+            "awk BEGIN{system(1)}",
+            "npx x",
+            "ssh host ls",
         ] {
             assert!(distrusted(&words(line)).is_some(), "{line}");
         }
@@ -282,9 +360,20 @@ mod tests {
         assert_eq!(amended("git commit -m x").as_deref(), Some("git commit"));
         assert_eq!(amended("npm run build -- --watch").as_deref(), Some("npm run build"));
         assert_eq!(amended("docker compose up").as_deref(), Some("docker compose up"));
-        for line in
-            ["ls", "git", "rm -rf x", "cat a.txt", "ls /etc", "npm run", "npm run -s x", "docker run alpine", "echo "]
-        {
+        for line in [
+            "ls",
+            "git",
+            "rm -rf x",
+            "cat a.txt",
+            "ls /etc",
+            "npm run",
+            "npm run -s x",
+            "docker run alpine",
+            "echo ",
+            "rm x",
+            "cp a b",
+            "zip a b",
+        ] {
             assert_eq!(amended(line), None, "{line}");
         }
     }
