@@ -122,7 +122,8 @@ fn every_row_names_tests_that_there_are_and_the_readme_names_the_same() {
     let told: BTreeMap<_, BTreeSet<_>> = readme
         .lines()
         .filter_map(|line| {
-            let cells: Vec<_> = line.strip_prefix("| A")?.split(" | ").collect();
+            let row = line.strip_prefix("| A").filter(|row| row.starts_with(|first: char| first.is_ascii_digit()))?;
+            let cells: Vec<_> = row.split(" | ").collect();
             let tests = cells.last()?.split('`').filter(|part| part.contains("::")).map(str::to_owned);
             Some((format!("A{}", cells[0]), tests.collect()))
         })
@@ -139,7 +140,7 @@ fn every_test_that_the_readme_of_the_tests_names_is_there() {
     let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap_or_else(|why| panic!("{file}: {why}"));
     let readme = read("tests/README.md");
     let named: BTreeSet<_> = readme.split('`').filter_map(|part| part.split_once(".rs::")).collect();
-    assert!(named.len() > 100, "the map is there");
+    assert!(named.len() > 50, "the map is there");
     for (file, test) in named {
         assert!(tests_of(&read(&format!("{file}.rs"))).contains(test), "{file}.rs has no test `{test}`");
     }
