@@ -300,7 +300,7 @@ mod tests {
             ("/w/src/a.rs", Some("src/a.rs")),
             ("/w/src/../../etc", None),
             ("/w", Some(".")),
-            ("/work/src", None),
+            ("/wider/src", None),
         ] {
             assert_eq!(inside(path, Some("/w")).as_deref(), expected, "{path}");
         }
