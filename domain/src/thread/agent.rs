@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::{OpenAct, OpenCall, step::Stepper};
 use crate::{
-    event::{Event, ItemDelta},
+    event::Event,
     history::{AGENT, CALL, SUPERSEDED, ToolCall},
     id::{ItemId, OperationId, TurnId},
     ports::{Act, ActStep, ModelError, ModelErrorKind, Planned},
@@ -58,7 +58,7 @@ impl Stepper<'_> {
             }
             ActStep::Said(text) => {
                 let item = self.started(turn, call, &act);
-                self.overhear(&item, text);
+                self.hear(&item, text);
             }
             // It was told that it may not, and that is what it has to say about it.
             ActStep::Ended { done: false, .. } if open.is_none() && self.was_refused(call, &act.call_id) => {}
@@ -163,14 +163,6 @@ impl Stepper<'_> {
         let intended = self.state.open.as_ref().and_then(|open| open.act_effect(item.id)).cloned();
         if let Some(effect) = intended {
             self.start_again(effect);
-        }
-    }
-
-    fn overhear(&mut self, item: &Item, mut said: String) {
-        let room = self.cx.limits.item_bytes.saturating_sub(item.detail.len());
-        said.truncate(said.floor_char_boundary(room));
-        if !said.is_empty() {
-            self.emit(Event::ItemDelta(ItemDelta { turn: item.turn_id, item: item.id, kind: item.kind, delta: said }));
         }
     }
 

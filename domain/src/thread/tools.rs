@@ -332,7 +332,9 @@ impl Stepper<'_> {
         let open = self.state.open.as_ref().and_then(|open| open.open_effect(operation));
         let current = |effect: &&Effect| effect.status == EffectStatus::Started && effect.attempt == attempt;
         let Some(mut effect) = open.filter(current).cloned() else { return Reply::Noted };
-        self.hear(&effect, said);
+        if let Some(item) = self.open_item(effect.item_id) {
+            self.hear(&item, said);
+        }
         let Some(end) = end else { return Reply::Noted };
         let due = self.state.owed().tools.into_iter().find(|due| due.operation == operation);
         if matches!(end, ToolEnd::Done(_)) && due.is_some_and(|due| due.reconcile) {
@@ -362,9 +364,8 @@ impl Stepper<'_> {
         Reply::Noted
     }
 
-    /// Adds what a tool says to its item, up to the limit of an item.
-    fn hear(&mut self, effect: &Effect, mut said: String) {
-        let Some(item) = self.open_item(effect.item_id) else { return };
+    /// Adds what a tool, or an agent at an act, says to its item, up to the limit of an item.
+    pub(super) fn hear(&mut self, item: &Item, mut said: String) {
         let room = self.cx.limits.item_bytes.saturating_sub(item.detail.len());
         said.truncate(said.floor_char_boundary(room));
         if !said.is_empty() {
