@@ -113,6 +113,10 @@ ids! {
     JobId = "job_", "job";
     /// When jobs are made.
     ScheduleId = "sch_", "schedule";
+    /// A board that many agents work on.
+    RunId = "run_", "run";
+    /// A run as it was at one moment.
+    SavepointId = "cp_", "checkpoint";
 }
 
 /// Whose it is. Part of every storage key, so that a record cannot be reached without naming its owner.
@@ -219,11 +223,12 @@ impl fmt::Debug for ThreadKey {
     }
 }
 
-/// The version digits of the UUIDs under which the logs of jobs and of schedules are kept; no id has them.
+/// The version digits of the UUIDs under which the logs of jobs, schedules and runs are kept; no id has them.
 const JOB_LOG: u8 = 8;
 const SCHEDULE_LOG: u8 = 9;
+const RUN_LOG: u8 = 10;
 
-/// A job's or a schedule's log stands beside those of threads, under a key of the same shape. Its name is the id with
+/// A job's, a schedule's or a run's log stands beside those of threads, under a key of the same shape. Its name is the id with
 /// another version digit, which no text of an id may have: so a request that names a thread never reaches a job, and
 /// the other way round. This is the one place that makes such names.
 fn log_key(tenant: TenantId, mut id: [u8; 16], version: u8) -> ThreadKey {
@@ -232,7 +237,7 @@ fn log_key(tenant: TenantId, mut id: [u8; 16], version: u8) -> ThreadKey {
 }
 
 fn is_log_of_work(uuid: Uuid) -> bool {
-    matches!(uuid.as_bytes()[6] >> 4, JOB_LOG | SCHEDULE_LOG)
+    matches!(uuid.as_bytes()[6] >> 4, JOB_LOG | SCHEDULE_LOG | RUN_LOG)
 }
 
 impl JobId {
@@ -257,6 +262,20 @@ impl ScheduleId {
     }
 }
 
+impl RunId {
+    /// The name of its log.
+    pub fn log(self, tenant: TenantId) -> ThreadKey {
+        log_key(tenant, *self.as_bytes(), RUN_LOG)
+    }
+}
+
+impl ThreadKey {
+    /// Whether it names the log of a run.
+    pub fn is_run(&self) -> bool {
+        self.thread.as_bytes()[6] >> 4 == RUN_LOG
+    }
+}
+
 /// A place in one thread's log: dense, from 1. Zero is the place before the first event.
 pub type Seq = u64;
 
@@ -278,9 +297,11 @@ mod tests {
     #[test]
     fn the_log_of_a_job_is_named_by_no_text() {
         let uuid = Uuid::from_u128(0x0190_5d3c_7e57_7abc_8def_0123_4567_89ab);
-        let (job, schedule) = (JobId::new(uuid), ScheduleId::new(uuid));
-        let logs = [job.log(TenantId::DEFAULT).thread, schedule.log(TenantId::DEFAULT).thread];
-        assert_ne!(logs[0], logs[1]);
+        let (job, schedule, run) = (JobId::new(uuid), ScheduleId::new(uuid), RunId::new(uuid));
+        let logs = [job.log(TenantId::DEFAULT), schedule.log(TenantId::DEFAULT), run.log(TenantId::DEFAULT)];
+        assert_eq!(logs.map(|log| log.is_run()), [false, false, true]);
+        let logs = logs.map(|log| log.thread);
+        assert!(logs[0] != logs[1] && logs[1] != logs[2] && logs[0] != logs[2]);
         for log in logs {
             assert!(log.to_string().parse::<ThreadId>().is_err(), "{log}");
             assert!(JobId::from_bytes(*log.as_bytes()).to_string().parse::<JobId>().is_err(), "{log}");

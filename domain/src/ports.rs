@@ -4,6 +4,8 @@ use std::{borrow::Cow, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_core::Stream;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
@@ -564,6 +566,81 @@ impl JobRunner for NoRunner {
     }
 }
 
+// ---- files of workspaces ---------------------------------------------------------------------------
+
+/// A file that an operation changed: what it was, and what it became. `None` where there was, or is, no file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChangedFile {
+    /// Relative to the workspace, with `/` between its parts.
+    pub path: String,
+    pub before: Option<Content>,
+    pub after: Option<Content>,
+}
+
+/// What a file holds, by its digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = FileContent)]
+pub struct Content {
+    /// Lower-case hex.
+    pub sha256: String,
+    pub bytes: u64,
+}
+
+/// What one operation did to files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesChanged {
+    /// The workspace as its threads name it.
+    pub workspace: String,
+    pub files: Vec<ChangedFile>,
+}
+
+/// Files that are to be again what they were. Each must still be what it became.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restore {
+    pub tenant: TenantId,
+    /// The same for every attempt: what was done under it is not done again.
+    pub operation: OperationId,
+    pub workspace: String,
+    /// Each path once.
+    pub files: Vec<ChangedFile>,
+}
+
+/// How a restoring ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Restored {
+    /// Every file is what it was.
+    Done,
+    /// No file was touched; the sentence says why.
+    Refused(String),
+    /// Some may be restored and others not; trying again goes on where this ended.
+    Torn(String),
+}
+
+/// Something that is on its way.
+pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Who knows what tools did to files, and can take it back.
+pub trait Files: Send + Sync + 'static {
+    /// What an operation changed; nothing where it changed nothing, or that is not known any more.
+    fn changed(&self, tenant: TenantId, operation: OperationId) -> Pending<std::io::Result<Option<FilesChanged>>>;
+
+    /// Restores all of the files or none.
+    fn restore(&self, restore: Restore) -> Pending<Restored>;
+}
+
+/// No workspaces at all.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoFiles;
+
+impl Files for NoFiles {
+    fn changed(&self, _: TenantId, _: OperationId) -> Pending<std::io::Result<Option<FilesChanged>>> {
+        Box::pin(async { Ok(None) })
+    }
+    fn restore(&self, _: Restore) -> Pending<Restored> {
+        Box::pin(async { Restored::Refused("this server has no workspaces".to_owned()) })
+    }
+}
+
 // ---- the log -------------------------------------------------------------------------------------
 
 /// Serialised events that stand side by side in a log.
@@ -600,14 +677,15 @@ pub struct ThreadRow {
     pub snapshot: Arc<[u8]>,
 }
 
-/// What a log is of. Jobs and schedules are kept as threads are; their rows stand in no list of threads, and they
-/// have their own indexes of what runs and what is due.
+/// What a log is of. All are kept as threads are; the rows of the others stand in no list of threads, and jobs and
+/// schedules have their own indexes of what runs and what is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogKind {
     #[default]
     Thread,
     Job,
     Schedule,
+    Run,
 }
 
 /// The fixed part of a thread row; the store keeps its indexes by it.
@@ -716,6 +794,8 @@ pub struct Append {
     pub spent: Vec<Spent>,
     /// Put beside those that are there.
     pub documents: Vec<Document>,
+    /// Put in the place of those with the same names.
+    pub parts: Vec<Part>,
 }
 
 impl Append {
@@ -734,8 +814,51 @@ impl Append {
             indexed: Vec::new(),
             spent: Vec::new(),
             documents: Vec::new(),
+            parts: Vec::new(),
         }
     }
+}
+
+/// A piece of what is true now, of a log whose state is too large to stand in its row: an append writes those that it
+/// changes. They are gone with the log, and no fork shares them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    pub kind: PartKind,
+    pub name: PartName,
+    /// `None` removes it.
+    pub json: Option<Vec<u8>>,
+}
+
+/// What a part is called among those of its log and kind; lists are in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PartName(pub [u8; 32]);
+
+impl PartName {
+    /// Named by a number: in the order of the numbers.
+    pub fn number(number: u64) -> Self {
+        let mut name = [0; 32];
+        name[..8].copy_from_slice(&number.to_be_bytes());
+        Self(name)
+    }
+}
+
+/// The kinds of parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PartKind {
+    /// A task of a run, named by the event that made it.
+    Task = 1,
+    /// Which number a task has, named by the digest of its id.
+    TaskName = 2,
+    /// A line of a run's blackboard, named by the event that added it.
+    Entry = 3,
+    /// What is known of a run at one moment, named by that event.
+    Savepoint = 4,
+    /// The copy that belongs to it, by the same name.
+    Image = 5,
+    /// Files that a tool changed, named by the event that says so.
+    Mutation = 6,
+    /// How far a thread's effects are in a run's ledger, named by the thread.
+    Source = 7,
 }
 
 /// The log of `parent` up to and with `at` is also the beginning of the new thread's. It is shared, not copied, and
@@ -780,6 +903,8 @@ pub enum RecordKind {
     Job = 5,
     /// Open while they are there.
     Schedule = 6,
+    /// Open until they have ended.
+    Run = 7,
 }
 
 /// What a thread spent on a day with one model: added to what is there.
@@ -969,6 +1094,18 @@ pub trait View {
 
     /// The tenant's documents of a kind.
     fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, StoreError>;
+
+    /// A part of a log, as JSON.
+    fn part(&self, key: ThreadKey, kind: PartKind, name: PartName) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Parts of a kind after `after`, in the order of their names, with their JSON.
+    fn parts(
+        &self,
+        key: ThreadKey,
+        kind: PartKind,
+        after: Option<PartName>,
+        limit: usize,
+    ) -> Result<Vec<(PartName, Vec<u8>)>, StoreError>;
 }
 
 /// An append in a tenant's feed. The thread may have been deleted since.

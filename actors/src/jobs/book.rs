@@ -60,7 +60,7 @@ pub(super) fn found(view: &dyn View, key: ThreadKey) -> Result<Option<Found>, St
     Ok(Some(match row.head.kind {
         LogKind::Job => Found::Job(serde_json::from_slice(&row.view).map_err(|why| corrupt(key, why))?),
         LogKind::Schedule => Found::Schedule(serde_json::from_slice(&row.view).map_err(|why| corrupt(key, why))?),
-        LogKind::Thread => return Err(corrupt(key, "it is the log of a thread")),
+        LogKind::Thread | LogKind::Run => return Err(corrupt(key, "it is the log of something else")),
     }))
 }
 

@@ -362,6 +362,25 @@ impl MemoryView {
 }
 
 impl View for MemoryView {
+    fn part(
+        &self,
+        _: ThreadKey,
+        _: raddle_domain::ports::PartKind,
+        _: raddle_domain::ports::PartName,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(None)
+    }
+
+    fn parts(
+        &self,
+        _: ThreadKey,
+        _: raddle_domain::ports::PartKind,
+        _: Option<raddle_domain::ports::PartName>,
+        _: usize,
+    ) -> Result<Vec<(raddle_domain::ports::PartName, Vec<u8>)>, StoreError> {
+        Ok(Vec::new())
+    }
+
     fn row(&self, key: ThreadKey) -> Result<Option<ThreadRow>, StoreError> {
         Ok(self.0.threads.get(&key).map(|stored| stored.row.clone()))
     }

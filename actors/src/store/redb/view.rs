@@ -312,6 +312,25 @@ fn named_turn(head: &Head, key: ThreadKey, mut turn: SettledTurn) -> SettledTurn
 }
 
 impl View for RedbView<'_> {
+    fn part(
+        &self,
+        _: ThreadKey,
+        _: raddle_domain::ports::PartKind,
+        _: raddle_domain::ports::PartName,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(None)
+    }
+
+    fn parts(
+        &self,
+        _: ThreadKey,
+        _: raddle_domain::ports::PartKind,
+        _: Option<raddle_domain::ports::PartName>,
+        _: usize,
+    ) -> Result<Vec<(raddle_domain::ports::PartName, Vec<u8>)>, StoreError> {
+        Ok(Vec::new())
+    }
+
     fn row(&self, key: ThreadKey) -> Result<Option<ThreadRow>, StoreError> {
         self.read(|| Ok(self.row_as(key, codec::read_row)?.map(|(row, _)| row)))
     }

@@ -380,7 +380,7 @@ impl<'t> Tables<'t> {
         wakes: [Option<UnixMs>; 2],
     ) -> Result<(), Fault> {
         match kind {
-            LogKind::Thread => {
+            LogKind::Thread | LogKind::Run => {
                 shift!(self.owing, OWING, OwingKey, key, owes[0], owes[1]);
                 shift!(self.timers, TIMERS, TimerKey, key, wakes[0], wakes[1]);
             }

@@ -85,6 +85,25 @@ impl Fake {
 }
 
 impl View for Fake {
+    fn part(
+        &self,
+        _: ThreadKey,
+        _: raddle_domain::ports::PartKind,
+        _: raddle_domain::ports::PartName,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(None)
+    }
+
+    fn parts(
+        &self,
+        _: ThreadKey,
+        _: raddle_domain::ports::PartKind,
+        _: Option<raddle_domain::ports::PartName>,
+        _: usize,
+    ) -> Result<Vec<(raddle_domain::ports::PartName, Vec<u8>)>, StoreError> {
+        Ok(Vec::new())
+    }
+
     fn feed(&self, _: TenantId, after: u64, limit: usize) -> Result<Vec<Fed>, StoreError> {
         Ok(self.feed.iter().filter(|fed| fed.position > after).take(limit).copied().collect())
     }
