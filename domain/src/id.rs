@@ -116,7 +116,7 @@ ids! {
     /// A board that many agents work on.
     RunId = "run_", "run";
     /// A run as it was at one moment.
-    SavepointId = "cp_", "checkpoint";
+    CheckpointId = "cp_", "checkpoint";
 }
 
 /// Whose it is. Part of every storage key, so that a record cannot be reached without naming its owner.

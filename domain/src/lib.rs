@@ -1,5 +1,5 @@
 //! The rules of raddle, in reading order: names, time, the records, the words of the log, the thread
-//! machine, what a model sees, jobs and schedules, and what the rules need from the world.
+//! machine, what a model sees, jobs and schedules, boards that many agents share, and what the rules need from the world.
 //!
 //! Absent on purpose: clocks, randomness, I/O, async runtimes. Time and fresh ids are arguments.
 
@@ -22,6 +22,7 @@ pub mod hook;
 pub mod pack;
 
 pub mod job;
+pub mod run;
 pub mod schedule;
 
 pub mod policy;

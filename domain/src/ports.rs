@@ -840,6 +840,13 @@ impl PartName {
         name[..8].copy_from_slice(&number.to_be_bytes());
         Self(name)
     }
+
+    /// The number that it is named by.
+    pub fn as_number(&self) -> u64 {
+        let mut number = [0; 8];
+        number.copy_from_slice(&self.0[..8]);
+        u64::from_be_bytes(number)
+    }
 }
 
 /// The kinds of parts.
@@ -852,13 +859,15 @@ pub enum PartKind {
     /// A line of a run's blackboard, named by the event that added it.
     Entry = 3,
     /// What is known of a run at one moment, named by that event.
-    Savepoint = 4,
+    Checkpoint = 4,
     /// The copy that belongs to it, by the same name.
     Image = 5,
     /// Files that a tool changed, named by the event that says so.
     Mutation = 6,
     /// How far a thread's effects are in a run's ledger, named by the thread.
     Source = 7,
+    /// One of the two summaries of a run's blackboard, by its number.
+    Summary = 8,
 }
 
 /// The log of `parent` up to and with `at` is also the beginning of the new thread's. It is shared, not copied, and
