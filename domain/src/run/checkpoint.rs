@@ -9,7 +9,7 @@ use super::{
     task::{check_name, check_size, check_text},
     workspace::check_path,
 };
-use crate::id::{CheckpointId, RunId, TenantId};
+use crate::id::{CheckpointId, RunId, Seq, TenantId};
 
 impl RunState {
     /// A run that nobody knows yet.
@@ -27,11 +27,11 @@ impl RunState {
 pub fn restored(
     id: RunId,
     tenant: TenantId,
-    checkpoint: &Checkpoint,
+    (checkpoint_id, seq): (Option<CheckpointId>, Seq),
     image: Image,
     cx: Cx<'_>,
 ) -> Result<(RunState, Step), Refused> {
-    let from = RestoredFrom { run_id: image.run.id, checkpoint_id: checkpoint.id, seq: checkpoint.seq };
+    let from = RestoredFrom { run_id: image.run.id, checkpoint_id, seq };
     let old = image.run;
     let run = Run { task_counts: TaskCounts::default(), restored_from: Some(from), ..old };
     let run = Run { id, tenant, revision: 1, last_event_seq: 1, created_at: cx.now, updated_at: cx.now, ..run };

@@ -38,7 +38,7 @@ pub struct Run {
     pub last_error: Option<String>,
     /// How many tasks stand where.
     pub task_counts: TaskCounts,
-    /// Where the run began, if it was restored from a checkpoint of another.
+    /// Where the run began, if it was made from another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored_from: Option<RestoredFrom>,
     /// Grows by one with every accepted change; what `If-Match` takes.
@@ -53,12 +53,13 @@ pub struct Run {
     pub updated_at: UnixMs,
 }
 
-/// The checkpoint that a run was made from.
+/// What a run was made from: a checkpoint of another, or the lines of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = RunRestoredFrom)]
 pub struct RestoredFrom {
     pub run_id: RunId,
-    pub checkpoint_id: CheckpointId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_id: Option<CheckpointId>,
     pub seq: Seq,
 }
 
