@@ -38,6 +38,7 @@ mod policy;
 mod problem;
 mod request;
 mod routing;
+mod runs;
 mod schedules;
 mod service;
 mod tenant_events;
@@ -171,6 +172,30 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(jobs::resume_job))
         .routes(routes!(jobs::cancel_job))
         .routes(routes!(jobs::retry_job))
+        .routes(routes!(runs::create_run, runs::list_runs))
+        .routes(routes!(runs::stream_runs))
+        .routes(routes!(runs::history::import_run))
+        .routes(routes!(runs::get_run, runs::put_run, runs::delete_run))
+        .routes(routes!(runs::tell_run, runs::list_run_events))
+        .routes(routes!(runs::sync_todos))
+        .routes(routes!(runs::drive_run))
+        .routes(routes!(runs::validate_run_lease))
+        .routes(routes!(runs::board::get_blackboard))
+        .routes(routes!(runs::board::patch_blackboard))
+        .routes(routes!(runs::tasks::create_tasks, runs::tasks::list_tasks))
+        .routes(routes!(runs::tasks::claim_task))
+        .routes(routes!(runs::tasks::get_task))
+        .routes(routes!(runs::tasks::transition_task))
+        .routes(routes!(runs::history::save_run_checkpoint, runs::history::list_run_checkpoints))
+        .routes(routes!(runs::history::get_run_checkpoint, runs::history::delete_run_checkpoint))
+        .routes(routes!(runs::history::restore_run))
+        .routes(routes!(runs::history::replay_run))
+        .routes(routes!(runs::history::export_run))
+        .routes(routes!(runs::ledger::get_ledger))
+        .routes(routes!(runs::ledger::list_mutations))
+        .routes(routes!(runs::ledger::preview_rollback))
+        .routes(routes!(runs::ledger::execute_rollback))
+        .routes(routes!(runs::ledger::list_rollbacks))
         .routes(routes!(schedules::create_schedule, schedules::list_schedules))
         .routes(routes!(schedules::get_schedule, schedules::patch_schedule, schedules::delete_schedule));
     let mut table = not_built::mount(built);

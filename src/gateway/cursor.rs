@@ -33,6 +33,9 @@ pub enum List {
     Events(TenantId),
     Jobs(TenantId),
     Schedules(TenantId),
+    Runs(TenantId),
+    /// Whatever is a run's and stands in the order of its log.
+    OfRun(ThreadKey),
 }
 
 /// A place in a list, as fixed-width bytes.
@@ -165,6 +168,8 @@ fn check(list: List, body: &[u8]) -> [u8; CHECK] {
         List::Events(tenant) => name(8, tenant, None),
         List::Jobs(tenant) => name(20, tenant, None),
         List::Schedules(tenant) => name(21, tenant, None),
+        List::Runs(tenant) => name(22, tenant, None),
+        List::OfRun(key) => name(23, key.tenant, Some(key.thread)),
     }
     digest.update(body);
     let whole: [u8; 32] = digest.finalize().into();
@@ -199,6 +204,8 @@ mod tests {
             List::Events(TenantId::DEFAULT),
             List::Jobs(TenantId::DEFAULT),
             List::Schedules(TenantId::DEFAULT),
+            List::Runs(TenantId::DEFAULT),
+            List::OfRun(key(1)),
             List::Turns(ThreadKey { tenant: other, ..key(1) }),
         ] {
             assert!(decode::<Seq>(foreign, &text).is_err(), "{foreign:?}");

@@ -56,13 +56,13 @@ impl IntoResponses for Reads {
 
 impl IntoResponses for Writes {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        problems(&[400, 403, 404, 409, 410, 412, 413, 422, 429, 500, 501, 503, 507])
+        problems(&[400, 403, 404, 409, 410, 412, 413, 422, 428, 429, 500, 501, 503, 507])
     }
 }
 
 /// The header that makes a repeated request harmless: every POST takes it.
 pub struct Once;
-/// The precondition that every change of a thread takes.
+/// The precondition that every change takes.
 pub struct IfMatch;
 /// What every list takes.
 pub struct Paged;
@@ -77,7 +77,7 @@ impl IntoParams for Once {
 impl IntoParams for IfMatch {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let text = text().pattern(Some("^(\"[0-9]+\"|\\*)$"));
-        vec![optional(ParameterIn::Header, "If-Match", "The thread's `seq` that the caller saw, in quotes", text)]
+        vec![optional(ParameterIn::Header, "If-Match", "The `ETag` that the caller saw: a `seq` or a `revision`, in quotes", text)]
     }
 }
 

@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use raddle_actors::Error;
-use raddle_domain::{command::Refused, job::JobRefused, policy::check::BadRule, ports::StoreError};
+use raddle_domain::{command::Refused, job::JobRefused, policy::check::BadRule, ports::StoreError, run};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::{
@@ -66,13 +66,25 @@ codes! {
     TurnNotActive = 409, "turn-not-active", "The turn is not the active one";
     AlreadyDecided = 409, "already-decided", "It is decided already";
     AlreadyPromoted = 409, "already-promoted", "The prompt waits no more";
-    Conflict = 409, "conflict", "The thread's state does not allow it";
+    Conflict = 409, "conflict", "The state of it does not allow it";
+    RunTransitionInvalid = 409, "run-transition-invalid", "The run cannot become that";
+    TaskRevMismatch = 409, "task-rev-mismatch", "The task has moved on";
+    TaskLeaseRequired = 409, "task-lease-required", "The task is leased";
+    TaskLeaseInvalid = 409, "task-lease-invalid", "The lease is not valid";
+    TaskTransitionInvalid = 409, "task-transition-invalid", "The task cannot become that";
+    WorkspaceEpochStale = 409, "workspace-epoch-stale", "The run works in another workspace by now";
+    RollbackBlocked = 409, "rollback-blocked", "Nothing was taken back";
+    LimitReached = 409, "limit-reached", "There are as many as there may be";
     InFlight = 409, "in-flight", "The same request is still in flight";
     ThreadDeleted = 410, "thread-deleted", "The thread was deleted";
-    PreconditionFailed = 412, "precondition-failed", "The thread has moved on";
+    PreconditionFailed = 412, "precondition-failed", "It has moved on";
+    PreconditionRequired = 428, "precondition-required", "A precondition is needed";
     TooLarge = 413, "too-large", "Too large";
     Invalid = 422, "invalid", "A value is not acceptable";
     UnknownField = 422, "unknown-field", "A field is unknown";
+    TaskContractInvalid = 422, "task-contract-invalid", "The task does not fit its contract";
+    TaskOutputTargetRequired = 422, "task-output-target-required", "The task does not say where it writes";
+    EventReserved = 422, "event-reserved", "Only the runtime writes such an event";
     IdempotencyMismatch = 422, "idempotency-mismatch", "The key belongs to another request";
     InboxFull = 429, "inbox-full", "The thread's inbox is full";
     Internal = 500, "internal", "A defect of the server";
@@ -241,12 +253,60 @@ impl From<JobRefused> for Problem {
     }
 }
 
+impl From<run::Refused> for Problem {
+    fn from(refused: run::Refused) -> Self {
+        use run::Refused;
+        let sentence = refused.to_string();
+        match refused {
+            Refused::Precondition { expected: _, head } => {
+                Problem::new(Code::PreconditionFailed, sentence).with("revision", head)
+            }
+            Refused::PreconditionRequired => Problem::new(Code::PreconditionRequired, sentence),
+            Refused::RunTransition { from, to } => Problem::new(Code::RunTransitionInvalid, sentence)
+                .with("current_status", json(&from))
+                .with("requested_status", json(&to)),
+            Refused::TaskRev { expected: _, task_rev } => {
+                Problem::new(Code::TaskRevMismatch, sentence).with("task_rev", task_rev)
+            }
+            Refused::LeaseRequired => Problem::new(Code::TaskLeaseRequired, sentence),
+            Refused::LeaseInvalid { why: _, fence } => {
+                Problem::new(Code::TaskLeaseInvalid, sentence).with("fence", fence)
+            }
+            Refused::TaskTransition { what: _, current, requested } => Problem::new(Code::TaskTransitionInvalid, sentence)
+                .with("current_status", json(&current))
+                .with("requested_status", json(&requested)),
+            Refused::Contract { task, field, why: _ } => {
+                Problem::new(Code::TaskContractInvalid, sentence).with("task_id", task).with("field", field)
+            }
+            Refused::OutputTarget { task } => {
+                Problem::new(Code::TaskOutputTargetRequired, sentence).with("task_id", task)
+            }
+            Refused::TaskExists { id } | Refused::EntryExists { id } => {
+                Problem::new(Code::Conflict, sentence).with("id", id)
+            }
+            Refused::RollbackOpen => Problem::new(Code::Conflict, sentence),
+            Refused::NoTask | Refused::NoEntry | Refused::NoCheckpoint => Problem::new(Code::NotFound, sentence),
+            Refused::Reserved { event } => Problem::new(Code::EventReserved, sentence).with("event", event),
+            Refused::Epoch { presented: _, current } => {
+                Problem::new(Code::WorkspaceEpochStale, sentence).with("lease_epoch", current)
+            }
+            Refused::Invalid { field, why: _ } => Problem::new(Code::Invalid, sentence).with("field", field),
+            Refused::TooLarge { field, size, limit } => {
+                Problem::new(Code::TooLarge, sentence).with("field", field).with("size", size).with("limit", limit)
+            }
+            Refused::Full { what: _, limit } => Problem::new(Code::LimitReached, sentence).with("limit", limit),
+        }
+    }
+}
+
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let sentence = error.to_string();
         match error {
             Error::Refused(refused) => refused.into(),
             Error::Job(refused) => refused.into(),
+            Error::Run(refused) => refused.into(),
+            Error::Taken(_) => Problem::new(Code::Conflict, sentence),
             Error::NotFound(_) => Problem::new(Code::NotFound, sentence),
             Error::Deleted => Problem::new(Code::ThreadDeleted, sentence),
             Error::InFlight => Problem::new(Code::InFlight, sentence),

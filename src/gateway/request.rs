@@ -13,7 +13,8 @@ use axum::{
 use futures_util::StreamExt;
 use raddle_actors::{Call, Idempotency};
 use raddle_domain::id::{
-    ApprovalId, InputId, JobId, OperationId, QuestionId, ScheduleId, Seq, TenantId, ThreadId, ThreadKey, TurnId,
+    ApprovalId, CheckpointId, InputId, JobId, OperationId, QuestionId, RunId, ScheduleId, Seq, TenantId, ThreadId,
+    ThreadKey, TurnId,
 };
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde_json::{Map, Value};
@@ -96,6 +97,14 @@ pub struct OfCheckpoint(pub ThreadKey, pub String);
 #[derive(Debug, Clone)]
 pub struct OfPermit(pub TenantId, pub String);
 
+/// A task of a run, which the path names by the id that its maker chose.
+#[derive(Debug, Clone)]
+pub struct OfTask(pub TenantId, pub RunId, pub String);
+
+/// A run's checkpoint that the path names.
+#[derive(Debug, Clone, Copy)]
+pub struct OfRunCheckpoint(pub TenantId, pub RunId, pub CheckpointId);
+
 /// Something of the caller's tenant that the path names without its thread: a person who decides knows no more.
 #[derive(Debug, Clone, Copy)]
 pub struct OfTenant<T>(pub TenantId, pub T);
@@ -126,6 +135,11 @@ impl Alone for JobId {
 impl Alone for ScheduleId {
     const NAME: &'static str = "schedule";
     const WHAT: &'static str = "schedule";
+}
+
+impl Alone for RunId {
+    const NAME: &'static str = "run";
+    const WHAT: &'static str = "run";
 }
 
 impl Alone for OperationId {
@@ -185,6 +199,24 @@ impl<T: Alone> FromRequestParts<Arc<Gateway>> for OfTenant<T> {
     async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
         let Caller { tenant } = Caller::from_request_parts(parts, gateway).await?;
         Ok(Self(tenant, in_path(parts, T::NAME, T::WHAT).await?))
+    }
+}
+
+impl FromRequestParts<Arc<Gateway>> for OfTask {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+        let OfTenant(tenant, run) = OfTenant::from_request_parts(parts, gateway).await?;
+        Ok(Self(tenant, run, in_path(parts, "task", "task").await?))
+    }
+}
+
+impl FromRequestParts<Arc<Gateway>> for OfRunCheckpoint {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+        let OfTenant(tenant, run) = OfTenant::from_request_parts(parts, gateway).await?;
+        Ok(Self(tenant, run, in_path(parts, "checkpoint", "checkpoint").await?))
     }
 }
 
@@ -299,6 +331,25 @@ impl<B: DeserializeOwned> FromRequest<Arc<Gateway>> for Verb<B> {
         });
         Ok(Self { body: typed(value)?, call: Call { idempotency, if_match } })
     }
+}
+
+/// A body that is no JSON object, and what its caller says about repeating.
+pub async fn imported(
+    headers: &HeaderMap,
+    body: Body,
+    route: &str,
+    limit: usize,
+    time: Duration,
+) -> Result<(Bytes, Call), Problem> {
+    let key = idempotency_key(headers)?;
+    let bytes = timeout(time, read(headers, body, limit)).await;
+    let bytes = bytes.map_err(|_| Problem::new(Code::BadRequest, format!("the body did not arrive within {time:?}")))??;
+    let idempotency = key.map(|key| {
+        let content: [u8; 32] = Sha256::digest(&bytes).into();
+        let content: String = content.iter().map(|byte| format!("{byte:02x}")).collect();
+        Idempotency { key: digest([Method::POST.as_str(), route, &key]), request: digest([route, &content]) }
+    });
+    Ok((bytes, Call { idempotency, if_match: None }))
 }
 
 /// Reads a body up to `limit` bytes.

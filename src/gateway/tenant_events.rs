@@ -60,18 +60,23 @@ pub async fn list_tenant_events(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let limit = params.limit()?;
-    let place = |name: &str, text: &str| cursor::decode_in(name, List::Events(tenant), text);
-    let after = params.text("after").map(|text| place("after", &text)).transpose()?;
+    let after = after(tenant, &mut params, &headers)?;
     let threads = params.text("threads").map(|text| threads(&text)).transpose()?;
     params.end()?;
-    let last = headers.get("last-event-id").map(|value| place("Last-Event-ID", value.to_str().unwrap_or_default()));
-    let after = last.transpose()?.or(after);
     if wants_stream(&headers) {
         let subscription = gateway.runtime.subscribe_tenant(tenant, after, threads).await?;
-        return Ok(stream(TenantStream { tenant, subscription }));
+        return Ok(stream(Feed { tenant, subscription }));
     }
     let page = gateway.runtime.tenant_events(tenant, after, threads, limit).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], list(tenant, page)).into_response())
+}
+
+/// Behind which event a reader of the feed wants to go on.
+pub fn after(tenant: TenantId, params: &mut Params, headers: &HeaderMap) -> Result<Option<TenantCursor>, Problem> {
+    let place = |name: &str, text: &str| cursor::decode_in(name, List::Events(tenant), text);
+    let after = params.text("after").map(|text| place("after", &text)).transpose()?;
+    let last = headers.get("last-event-id").map(|value| place("Last-Event-ID", value.to_str().unwrap_or_default()));
+    Ok(last.transpose()?.or(after))
 }
 
 /// The ids of a list. Whether there are such threads is nobody's business here.
@@ -80,19 +85,21 @@ fn threads(text: &str) -> Result<HashSet<ThreadId>, Problem> {
     ids.map_err(|_| Problem::invalid("threads", "must be ids of threads with commas between them"))
 }
 
-fn list(tenant: TenantId, page: TenantPage) -> Bytes {
+/// A page of the feed.
+pub fn list(tenant: TenantId, page: TenantPage) -> Bytes {
     let unavailable: Vec<_> = page.unavailable.into_iter().map(|(id, detail)| Unavailable { id, detail }).collect();
     let next = text(tenant, &page.next);
     let more = format!("\"next_cursor\":\"{next}\",\"unavailable\":{}", serde_json::json!(unavailable));
     frame::list(page.events.iter().map(|(_, event)| event), &more)
 }
 
-struct TenantStream {
-    tenant: TenantId,
-    subscription: TenantSubscription,
+/// The feed as a stream.
+pub struct Feed {
+    pub tenant: TenantId,
+    pub subscription: TenantSubscription,
 }
 
-impl Pieces for TenantStream {
+impl Pieces for Feed {
     async fn next(&mut self) -> Result<(Bytes, bool), Error> {
         let next = self.subscription.next().await?;
         Ok(piece(self.tenant, &next))
