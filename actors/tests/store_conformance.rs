@@ -40,6 +40,7 @@ suite! {
     an_unknown_thread_is_empty
     jobs_and_schedules_stand_in_indexes_of_their_own
     an_erased_job_is_nowhere_and_its_name_is_free
+    runs_owe_and_wake_as_threads_do_and_stand_in_no_list_of_them
 }
 
 fn view_events(store: &dyn LogStore, key: raddle_domain::id::ThreadKey, after: Seq) -> Vec<Chunk> {
@@ -103,6 +104,38 @@ fn an_erased_job_is_nowhere_and_its_name_is_free(store: &dyn LogStore) {
     drop(view);
     put(store, work(2, LogKind::Job, 0, None, Some(40))).unwrap();
     assert_eq!(store.view().unwrap().next_job(UnixMs(0)).unwrap(), Some(UnixMs(40)));
+}
+
+fn runs_owe_and_wake_as_threads_do_and_stand_in_no_list_of_them(store: &dyn LogStore) {
+    put(store, work(1, LogKind::Thread, 0, Some(5), Some(10))).unwrap();
+    // Whatever they are called.
+    for (n, since) in [(2, 3), (0xa2, 6)] {
+        put(store, work(n, LogKind::Run, 0, Some(since), Some(2 * since))).unwrap();
+    }
+    put(store, work(4, LogKind::Run, 0, None, None)).unwrap();
+    put(store, append(thread(1, 5), 0, 1)).unwrap();
+    let view = store.view().unwrap();
+    assert_eq!(view.row(thread(1, 0xa2)).unwrap().unwrap().head.kind, LogKind::Run);
+    let owing = view.owing(None, 9).unwrap();
+    assert_eq!(owing.iter().map(|place| place.thread.as_bytes()[0]).collect::<Vec<_>>(), [2, 1, 0xa2]);
+    let due = view.due(UnixMs(99), 9).unwrap();
+    assert_eq!(
+        due.iter().map(|(at, key)| (at.0, key.thread.as_bytes()[0])).collect::<Vec<_>>(),
+        [(6, 2), (10, 1), (12, 0xa2)]
+    );
+    assert_eq!(view.next_wake().unwrap(), Some(UnixMs(6)));
+    assert_eq!((view.owing_jobs(None, 9).unwrap(), view.due_jobs(UnixMs(99), 9).unwrap()), (vec![], vec![]));
+    drop(view);
+    assert_eq!(places(store, None, 9), [(101, 5), (5, 1)]);
+    // A page is not shorter for those that it passes over.
+    let (first, last) = (places(store, None, 1), Place { at: UnixMs(101), thread: thread(1, 5).thread });
+    assert_eq!((first, places(store, Some(last), 1)), (vec![(101, 5)], vec![(5, 1)]));
+    // They stay out of it when they settle.
+    for n in [2, 0xa2] {
+        put(store, work(n, LogKind::Run, 1, None, None)).unwrap();
+    }
+    assert_eq!(places(store, None, 9), [(101, 5), (5, 1)]);
+    assert_eq!(store.view().unwrap().owing(None, 9).unwrap().len(), 1);
 }
 
 fn a_step_is_read_back_whole(store: &dyn LogStore) {

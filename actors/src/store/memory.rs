@@ -332,9 +332,13 @@ impl MemoryView {
         self.0.threads.get(&key).map_or(&[], |stored| &stored.pieces)
     }
 
-    /// Logs of threads, or all others.
+    /// Logs whose work is indexed with that of threads, or all others.
     fn logs(&self, threads: bool) -> impl Iterator<Item = (&ThreadKey, &Arc<Stored>)> {
-        self.0.threads.iter().filter(move |(_, stored)| (stored.row.head.kind == LogKind::Thread) == threads)
+        let with_threads = |stored: &Stored| match stored.row.head.kind {
+            LogKind::Thread | LogKind::Run => true,
+            LogKind::Job | LogKind::Schedule => false,
+        };
+        self.0.threads.iter().filter(move |(_, stored)| with_threads(stored) == threads)
     }
 
     fn timers(&self, threads: bool) -> Vec<(UnixMs, ThreadKey)> {
@@ -427,7 +431,9 @@ impl View for MemoryView {
     }
 
     fn list(&self, tenant: TenantId, cursor: Option<Place>, limit: usize) -> Result<Vec<Listed>, StoreError> {
-        let mut list: Vec<_> = self.logs(true).filter(|(key, _)| key.tenant == tenant).collect();
+        let is_thread = |stored: &Stored| stored.row.head.kind == LogKind::Thread;
+        let of_tenant = self.0.threads.iter().filter(|(key, _)| key.tenant == tenant);
+        let mut list: Vec<_> = of_tenant.filter(|(_, stored)| is_thread(stored)).collect();
         let place = |key: &ThreadKey, stored: &Stored| {
             let head = &stored.row.head;
             Place { at: head.owes_since.unwrap_or(head.listed_at), thread: key.thread }

@@ -31,7 +31,7 @@ fn stored_head() -> Head {
     Head { head, recent_at: Some(UnixMs(1_794_000_000_000)), last_turn: 33, base: None, inherited: 0 }
 }
 
-fn job_head(kind: LogKind) -> Head {
+fn head_of(kind: LogKind) -> Head {
     let stored = stored_head();
     Head { head: RowHead { kind, archived: false, ..stored.head }, recent_at: None, last_turn: 0, ..stored }
 }
@@ -106,8 +106,9 @@ fn records_are_written_and_read_as_committed() {
     for (name, head) in [
         ("threads-f1-s2.bin", stored_head()),
         ("threads-f1-s2-fork.bin", forked_head()),
-        ("threads-f1-s2-job.bin", job_head(LogKind::Job)),
-        ("threads-f1-s2-schedule.bin", job_head(LogKind::Schedule)),
+        ("threads-f1-s2-job.bin", head_of(LogKind::Job)),
+        ("threads-f1-s2-schedule.bin", head_of(LogKind::Schedule)),
+        ("threads-f1-s2-run.bin", head_of(LogKind::Run)),
     ] {
         let bytes = same_as_golden(name, &seal_row(&key, &head, b"{\"view\":1}", b"{\"snap\":2}"));
         let (row, found) = read_row(&key, &bytes).unwrap();

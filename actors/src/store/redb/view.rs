@@ -9,7 +9,7 @@ use raddle_domain::{
     event,
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{
-        Chunk, Corrupt, Document, DocumentKind, Fed, Found, Listed, OwingPlace, Place, Receipt, RecordKind,
+        Chunk, Corrupt, Document, DocumentKind, Fed, Found, Listed, LogKind, OwingPlace, Place, Receipt, RecordKind,
         SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View,
     },
     time::UnixMs,
@@ -184,8 +184,14 @@ impl<'s> RedbView<'s> {
             let owes = place(owing.peek()) >= place(recent.peek());
             let Some(entry) = (if owes { owing.next() } else { recent.next() }) else { break };
             let ((at, thread), mark) = entry?;
+            let key = ThreadKey { tenant, thread };
+            // It owes beside the threads. As its name tells what it is, it costs no read, and is not taken for a
+            // damaged thread when its row is damaged.
+            if key.is_run() {
+                continue;
+            }
             let row = match mark {
-                Ok(()) => self.listed_row(ThreadKey { tenant, thread }, at, owes)?,
+                Ok(()) => self.listed_row(key, at, owes)?,
                 Err(corrupt) => Some(Err(corrupt)),
             };
             if let Some(row) = row {
@@ -269,7 +275,7 @@ impl<'s> RedbView<'s> {
         Ok(None)
     }
 
-    /// The row that an index names; `None` when the thread is listed elsewhere.
+    /// The row that an index names; `None` when it is no thread's, or the thread is listed elsewhere.
     fn listed_row(
         &self,
         key: ThreadKey,
@@ -283,7 +289,9 @@ impl<'s> RedbView<'s> {
             Err(other) => return Err(other),
         };
         let stands = if as_owing { head.head.owes_since } else { head.recent_at };
-        Ok(if stands != Some(at) {
+        Ok(if head.head.kind != LogKind::Thread {
+            None
+        } else if stands != Some(at) {
             Some(Err(RowKey::new(key).corrupt("an index names another time than the row")))
         } else if !as_owing && head.head.owes_since.is_some() {
             None

@@ -327,7 +327,7 @@ impl<'t> Tables<'t> {
             let log_key = LogKey::new(*key, chunk.first);
             open!(self.log, LOG).insert(log_key, codec::seal_chunk(&log_key, &chunk.events).as_slice())?;
         }
-        // While a thread owes it is listed by that, and its place in `recent` stays behind. Jobs are in no such list.
+        // While a thread owes it is listed by that, and its place in `recent` stays behind. Other logs have none.
         let is_thread = row.head.kind == LogKind::Thread;
         let stays = row.head.owes_since.is_some() || !is_thread;
         let recent_at = if stays { old.recent_at } else { Some(row.head.listed_at) };
