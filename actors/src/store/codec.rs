@@ -17,7 +17,7 @@ use raddle_domain::{
 };
 
 use super::keys::{
-    ForkKey, LogKey, MetaKey, ReceiptKey, RowKey, StoreKey, TurnIdKey, TurnKey, UnpackedKey, tenant::FeedKey,
+    ForkKey, LogKey, MetaKey, PartKey, ReceiptKey, RowKey, StoreKey, TurnIdKey, TurnKey, UnpackedKey, tenant::FeedKey,
 };
 
 /// The layout of the eight bytes before the body.
@@ -562,6 +562,27 @@ fn number<K: StoreKey>(key: &K, bytes: &[u8]) -> Result<u64, Corrupt> {
     let mut body = unseal(key, bytes)?;
     let number = body.u64().and_then(|number| body.end().map(|()| number));
     number.map_err(|why| key.corrupt(why))
+}
+
+// ---- parts ------------------------------------------------------------------------------------------
+
+pub(crate) fn seal_part(key: &PartKey, json: &[u8]) -> Vec<u8> {
+    seal_json(key, json)
+}
+
+pub(crate) fn read_part(key: &PartKey, bytes: &[u8]) -> Result<Vec<u8>, Corrupt> {
+    Ok(read_json(key, bytes)?.to_vec())
+}
+
+/// A record that is one JSON text.
+fn seal_json<K: StoreKey>(key: &K, json: &[u8]) -> Vec<u8> {
+    seal(key, 4 + json.len(), |to| put_blob(to, json))
+}
+
+fn read_json<'a, K: StoreKey>(key: &K, bytes: &'a [u8]) -> Result<&'a [u8], Corrupt> {
+    let mut body = unseal(key, bytes)?;
+    let json = body.blob().and_then(|json| body.end().map(|()| json));
+    json.map_err(|why| key.corrupt(why))
 }
 
 // ---- receipts, indexes, the store itself ------------------------------------------------------------
