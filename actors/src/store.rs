@@ -436,7 +436,8 @@ fn size(write: &Write) -> usize {
     let turns = append.settled.iter().map(|turn| turn.turn.len() + 8 * turn.items.len());
     let receipts = append.receipts.iter().map(|receipt| receipt.reply.len());
     let more = 64 * append.indexed.len() + 256 * append.spent.len() + of(&append.documents);
-    let sum = events.chain(turns).chain(receipts).sum::<usize>();
+    let parts = append.parts.iter().map(|part| 96 + part.json.as_ref().map_or(0, Vec::len));
+    let sum = events.chain(turns).chain(receipts).chain(parts).sum::<usize>();
     64 + append.row.view.len() + append.row.snapshot.len() + more + sum
 }
 

@@ -9,10 +9,14 @@ use proptest::prelude::*;
 use raddle_actors::store::{backend::MemoryMedium, memory::MemoryStore, redb::RedbStore};
 use raddle_domain::{
     id::Seq,
-    ports::{Append, Chunk, LogKind, LogStore, OwingPlace, Place, RecordKind, Write, WriteRefused},
+    ports::{
+        Append, Chunk, LogKind, LogStore, OwingPlace, Part, PartKind, PartName, Place, RecordKind, Write, WriteRefused,
+    },
     time::UnixMs,
 };
-use support::{append, commit, event, indexed, put, receipt, redb, settled, tenant, thread, turn_id};
+use support::{append, commit, event, indexed, no_part, part, put, receipt, redb, settled, tenant, thread, turn_id};
+
+use PartKind::{Entry, Task, TaskName};
 
 suite! {
     a_step_is_read_back_whole
@@ -40,6 +44,11 @@ suite! {
     an_unknown_thread_is_empty
     jobs_and_schedules_stand_in_indexes_of_their_own
     an_erased_job_is_nowhere_and_its_name_is_free
+    runs_owe_and_wake_as_threads_do_and_stand_in_no_list_of_them
+    parts_are_put_replaced_and_removed_with_the_steps_of_their_log
+    parts_of_a_kind_are_paged_in_the_order_of_their_names
+    parts_of_a_refused_step_leave_no_trace
+    an_erased_run_takes_its_parts_along_and_its_name_is_free
 }
 
 fn view_events(store: &dyn LogStore, key: raddle_domain::id::ThreadKey, after: Seq) -> Vec<Chunk> {
@@ -103,6 +112,158 @@ fn an_erased_job_is_nowhere_and_its_name_is_free(store: &dyn LogStore) {
     drop(view);
     put(store, work(2, LogKind::Job, 0, None, Some(40))).unwrap();
     assert_eq!(store.view().unwrap().next_job(UnixMs(0)).unwrap(), Some(UnixMs(40)));
+}
+
+fn runs_owe_and_wake_as_threads_do_and_stand_in_no_list_of_them(store: &dyn LogStore) {
+    put(store, work(1, LogKind::Thread, 0, Some(5), Some(10))).unwrap();
+    // Whatever they are called.
+    for (n, since) in [(2, 3), (0xa2, 6)] {
+        put(store, work(n, LogKind::Run, 0, Some(since), Some(2 * since))).unwrap();
+    }
+    put(store, work(4, LogKind::Run, 0, None, None)).unwrap();
+    put(store, append(thread(1, 5), 0, 1)).unwrap();
+    let view = store.view().unwrap();
+    assert_eq!(view.row(thread(1, 0xa2)).unwrap().unwrap().head.kind, LogKind::Run);
+    let owing = view.owing(None, 9).unwrap();
+    assert_eq!(owing.iter().map(|place| place.thread.as_bytes()[0]).collect::<Vec<_>>(), [2, 1, 0xa2]);
+    let due = view.due(UnixMs(99), 9).unwrap();
+    assert_eq!(
+        due.iter().map(|(at, key)| (at.0, key.thread.as_bytes()[0])).collect::<Vec<_>>(),
+        [(6, 2), (10, 1), (12, 0xa2)]
+    );
+    assert_eq!(view.next_wake().unwrap(), Some(UnixMs(6)));
+    assert_eq!((view.owing_jobs(None, 9).unwrap(), view.due_jobs(UnixMs(99), 9).unwrap()), (vec![], vec![]));
+    drop(view);
+    assert_eq!(places(store, None, 9), [(101, 5), (5, 1)]);
+    // A page is not shorter for those that it passes over.
+    let (first, last) = (places(store, None, 1), Place { at: UnixMs(101), thread: thread(1, 5).thread });
+    assert_eq!((first, places(store, Some(last), 1)), (vec![(101, 5)], vec![(5, 1)]));
+    // They stay out of it when they settle.
+    for n in [2, 0xa2] {
+        put(store, work(n, LogKind::Run, 1, None, None)).unwrap();
+    }
+    assert_eq!(places(store, None, 9), [(101, 5), (5, 1)]);
+    assert_eq!(store.view().unwrap().owing(None, 9).unwrap().len(), 1);
+}
+
+/// A step of the run `n` that changes parts.
+fn changes(n: u8, expected: Seq, count: u64, parts: Vec<Part>) -> Append {
+    let mut step = append(thread(1, n), expected, count);
+    step.row.head.kind = LogKind::Run;
+    Append { parts, ..step }
+}
+
+/// The parts of a kind as they would be put.
+fn parts(store: &dyn LogStore, key: raddle_domain::id::ThreadKey, kind: PartKind) -> Vec<Part> {
+    let parts = store.view().unwrap().parts(key, kind, None, 99).unwrap();
+    parts.into_iter().map(|(name, json)| Part { kind, name, json: Some(json) }).collect()
+}
+
+fn parts_are_put_replaced_and_removed_with_the_steps_of_their_log(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    let read = |kind, number| store.view().unwrap().part(key, kind, PartName::number(number)).unwrap();
+    put(store, changes(1, 0, 1, vec![part(Task, 2, "b"), part(Task, 1, "a"), part(Entry, 1, "c")])).unwrap();
+    assert_eq!(parts(store, key, Task), [part(Task, 1, "a"), part(Task, 2, "b")]);
+    assert_eq!((read(Task, 2), read(Entry, 1)), (part(Task, 2, "b").json, part(Entry, 1, "c").json));
+    assert_eq!((read(Task, 3), read(Entry, 2), read(PartKind::Image, 1)), (None, None, None));
+    // A step without events changes them too, and the last word of a step holds.
+    let before = store.view().unwrap();
+    let step = vec![part(Task, 1, "d"), no_part(Task, 2), no_part(Task, 7), part(Task, 3, "e"), part(Task, 3, "f")];
+    put(store, changes(1, 1, 0, step)).unwrap();
+    assert_eq!(parts(store, key, Task), [part(Task, 1, "d"), part(Task, 3, "f")]);
+    assert_eq!((read(Task, 2), parts(store, key, Entry)), (None, vec![part(Entry, 1, "c")]));
+    assert_eq!(before.part(key, Task, PartName::number(2)).unwrap(), part(Task, 2, "b").json);
+    assert_eq!(before.parts(key, Task, None, 9).unwrap().len(), 2);
+    // A step that says nothing about them leaves them, and those of another log are others.
+    put(store, changes(1, 1, 2, vec![])).unwrap();
+    put(store, changes(2, 0, 1, vec![part(Task, 1, "another")])).unwrap();
+    assert_eq!(parts(store, key, Task), [part(Task, 1, "d"), part(Task, 3, "f")]);
+    assert_eq!(parts(store, thread(1, 2), Task), [part(Task, 1, "another")]);
+    assert_eq!(parts(store, thread(2, 1), Task), []);
+}
+
+fn parts_of_a_kind_are_paged_in_the_order_of_their_names(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    let ends = [[0; 32], [0xff; 32]].map(|name| Part { name: PartName(name), ..part(Task, 0, "end") });
+    let [first, last] = ends.clone().map(|part| part.name);
+    let numbers = [256, 3, 1, u64::MAX, 2].map(|number| part(Task, number, "x"));
+    // What stands before and behind them is of other kinds and logs.
+    let others = [part(TaskName, 0, "y"), part(PartKind::Source, u64::MAX, "z")];
+    put(store, changes(1, 0, 1, [&numbers[..], &ends, &others].concat())).unwrap();
+    for n in [0, 2] {
+        put(store, changes(n, 0, 1, vec![part(Task, 5, "of another")])).unwrap();
+    }
+    let mut all = [&numbers[..], &ends].concat();
+    all.sort_by_key(|part| part.name);
+    assert_eq!(parts(store, key, Task), all);
+    let view = store.view().unwrap();
+    let names = |after, limit| -> Vec<PartName> {
+        view.parts(key, Task, after, limit).unwrap().into_iter().map(|(name, _)| name).collect()
+    };
+    for limit in 1..9 {
+        let mut paged = Vec::new();
+        loop {
+            let page = names(paged.last().copied(), limit);
+            if page.is_empty() {
+                break;
+            }
+            paged.extend(page);
+        }
+        assert_eq!(paged, all.iter().map(|part| part.name).collect::<Vec<_>>());
+    }
+    assert_eq!(names(Some(PartName::number(4)), 1), [PartName::number(256)]);
+    assert_eq!((names(None, 0), names(Some(last), 9)), (vec![], vec![]));
+    assert_eq!((names(None, 1), names(Some(first), 1)), (vec![first], vec![PartName::number(1)]));
+    assert_eq!(view.parts(key, TaskName, None, 9).unwrap().len(), 1);
+    assert_eq!(view.parts(key, Entry, None, 9).unwrap(), []);
+}
+
+fn parts_of_a_refused_step_leave_no_trace(store: &dyn LogStore) {
+    let key = thread(1, 1);
+    put(store, changes(1, 0, 2, vec![part(Task, 1, "a")])).unwrap();
+    let other = Append { receipts: vec![receipt(1, 50)], ..changes(2, 0, 1, vec![]) };
+    put(store, Append { indexed: vec![indexed(RecordKind::Run, 7, 1, true)], ..other }).unwrap();
+    let refused = |expected| changes(1, expected, 1, vec![part(Task, 1, "b"), part(Task, 2, "c")]);
+    let mut fenced = refused(2);
+    fenced.row.head.fence = 0;
+    let mut unfit = refused(2);
+    unfit.chunk.first = 9;
+    let repeated = Append { at: UnixMs(9), receipts: vec![receipt(1, 50)], ..refused(2) };
+    let taken = Append { indexed: vec![indexed(RecordKind::Run, 7, 3, true)], ..refused(2) };
+    for step in [refused(1), fenced, unfit, repeated, taken, changes(3, 4, 1, vec![part(Task, 1, "born")])] {
+        let neighbour = changes(4, 0, 1, vec![part(Task, 1, "stored")]);
+        let erase = Write::Erase { key: neighbour.key, fence: 1, expected: 1 };
+        let results = commit(store, &[Write::Append(neighbour.clone()), Write::Append(step)]);
+        assert!(results[0].is_ok() && results[1].is_err(), "{results:?}");
+        assert_eq!(parts(store, key, Task), [part(Task, 1, "a")]);
+        assert_eq!((parts(store, thread(1, 3), Task), parts(store, thread(1, 4), Task)), (vec![], neighbour.parts));
+        assert_eq!(commit(store, &[erase]), [Ok(())]);
+    }
+}
+
+fn an_erased_run_takes_its_parts_along_and_its_name_is_free(store: &dyn LogStore) {
+    let key = thread(1, 2);
+    let mut step = changes(2, 0, 1, (0..40).map(|number| part(Task, number, "x")).collect());
+    step.parts.extend([part(PartKind::Source, 9, "z")]);
+    (step.row.head.owes_since, step.row.head.wake_at) = (Some(UnixMs(1)), Some(UnixMs(2)));
+    put(store, step).unwrap();
+    for n in [1, 3] {
+        put(store, changes(n, 0, 1, vec![part(Task, 1, "neighbour")])).unwrap();
+    }
+    let erase = |expected| commit(store, &[Write::Erase { key, fence: 1, expected }]).remove(0);
+    assert_eq!(erase(7), Err(WriteRefused::Conflict { expected: 7, found: 1 }));
+    assert_eq!(parts(store, key, Task).len(), 40);
+    assert_eq!(erase(1), Ok(()));
+    let view = store.view().unwrap();
+    assert_eq!((view.row(key).unwrap(), view.owing(None, 9).unwrap(), view.next_wake().unwrap()), (None, vec![], None));
+    assert_eq!(view.part(key, PartKind::Source, PartName::number(9)).unwrap(), None);
+    drop(view);
+    assert_eq!((parts(store, key, Task), parts(store, key, PartKind::Source)), (vec![], vec![]));
+    for n in [1, 3] {
+        assert_eq!(parts(store, thread(1, n), Task), [part(Task, 1, "neighbour")]);
+    }
+    put(store, changes(2, 0, 1, vec![part(Task, 50, "born again")])).unwrap();
+    assert_eq!(parts(store, key, Task), [part(Task, 50, "born again")]);
 }
 
 fn a_step_is_read_back_whole(store: &dyn LogStore) {
@@ -537,6 +698,7 @@ enum Act {
     Owing { skip: usize, limit: usize },
     Due { until: u64, limit: usize },
     Receipt { n: u8, now: u64 },
+    Parts { n: u8, after: Option<u64>, limit: usize },
 }
 
 #[derive(Debug, Clone)]
@@ -551,6 +713,8 @@ struct Step {
     wake: Option<u64>,
     settle: Vec<Seq>,
     receipt: Option<(u8, u64)>,
+    /// Whether one of tasks, which one, and whether it is to be.
+    parts: Vec<(bool, u64, bool)>,
     erase: bool,
 }
 
@@ -560,8 +724,9 @@ fn steps() -> impl Strategy<Value = Step> {
     let fence = prop_oneof![12 => Just(1u64), 1 => 0u64..3];
     let settle = proptest::collection::vec(1u64..30, 0..2);
     let receipt = proptest::option::weighted(0.3, (0u8..4, 0u64..40));
-    (0u8..4, 0u64..5, wrong, fence, times, settle, receipt, proptest::bool::weighted(0.08)).prop_map(
-        |(n, count, off, fence, (listed_at, owes, wake), settle, receipt, erase)| Step {
+    let parts = proptest::collection::vec((any::<bool>(), 0u64..5, any::<bool>()), 0..4);
+    (0u8..6, 0u64..5, wrong, fence, times, settle, (receipt, parts), proptest::bool::weighted(0.08)).prop_map(
+        |(n, count, off, fence, (listed_at, owes, wake), settle, (receipt, parts), erase)| Step {
             n,
             count,
             off,
@@ -571,6 +736,7 @@ fn steps() -> impl Strategy<Value = Step> {
             wake,
             settle,
             receipt,
+            parts,
             erase,
         },
     )
@@ -582,24 +748,31 @@ fn acts() -> impl Strategy<Value = Act> {
         8 => proptest::collection::vec(steps(), 1..5).prop_map(Act::Commit),
         1 => (0u64..50, limit.clone()).prop_map(|(now, limit)| Act::Sweep { now, limit }),
         1 => prop_oneof![Just(Act::Rest), Just(Act::Reopen)],
-        4 => (0u8..4, 0u64..20, 0usize..12, 0usize..500)
+        4 => (0u8..6, 0u64..20, 0usize..12, 0usize..500)
             .prop_map(|(n, after, limit, bytes)| Act::Read { n, after, limit, bytes }),
         3 => (proptest::option::of((0u64..40, 0u8..4)), limit.clone())
             .prop_map(|(cursor, limit)| Act::List { cursor, limit }),
         1 => (0usize..4, limit.clone()).prop_map(|(skip, limit)| Act::Owing { skip, limit }),
-        1 => (0u64..50, limit).prop_map(|(until, limit)| Act::Due { until, limit }),
+        1 => (0u64..50, limit.clone()).prop_map(|(until, limit)| Act::Due { until, limit }),
+        2 => (0u8..6, proptest::option::of(0u64..6), limit)
+            .prop_map(|(n, after, limit)| Act::Parts { n, after, limit }),
         1 => (0u8..4, 0u64..50).prop_map(|(n, now)| Act::Receipt { n, now }),
     ]
 }
 
-/// Which thread: two tenants with equal thread ids.
+/// Which log: two tenants with equal ids.
 fn named(n: u8) -> raddle_domain::id::ThreadKey {
     thread(n % 2, n / 2)
 }
 
+/// The last of each tenant is a run's.
+fn kind(n: u8) -> LogKind {
+    if n < 4 { LogKind::Thread } else { LogKind::Run }
+}
+
 fn writes(store: &dyn LogStore, steps: &[Step]) -> Vec<Write> {
     let mut last =
-        [0u8, 1, 2, 3].map(|n| store.view().unwrap().row(named(n)).unwrap().map_or(0, |row| row.head.last_seq));
+        [0u8, 1, 2, 3, 4, 5].map(|n| store.view().unwrap().row(named(n)).unwrap().map_or(0, |row| row.head.last_seq));
     let write = |step: &Step| {
         let (key, expected) = (named(step.n), last[usize::from(step.n)] + step.off);
         if step.erase {
@@ -612,8 +785,14 @@ fn writes(store: &dyn LogStore, steps: &[Step]) -> Vec<Write> {
         head.listed_at = UnixMs(step.listed_at);
         head.owes_since = step.owes.map(UnixMs);
         head.wake_at = step.wake.map(UnixMs);
+        head.kind = kind(step.n);
         append.settled = step.settle.iter().map(|at| settled(*at)).collect();
         append.receipts = step.receipt.iter().map(|(n, at)| receipt(*n, *at)).collect();
+        let change = |(task, number, is): &(bool, u64, bool)| {
+            let kind = if *task { Task } else { Entry };
+            if *is { part(kind, *number, &expected.to_string()) } else { no_part(kind, *number) }
+        };
+        append.parts = step.parts.iter().map(change).collect();
         last[usize::from(step.n)] += step.count;
         Write::Append(append)
     };
@@ -646,6 +825,11 @@ fn shown(store: &dyn LogStore, act: &Act) -> String {
             format!("{:?} {:?}", view().due(UnixMs(*until), *limit), view().next_wake())
         }
         Act::Receipt { n, now } => format!("{:?}", view().receipt(tenant(0), &[*n; 32], UnixMs(*now))),
+        Act::Parts { n, after, limit } => {
+            let (view, key, after) = (view(), named(*n), after.map(PartName::number));
+            let of = |kind| (after.map(|name| view.part(key, kind, name)), view.parts(key, kind, after, *limit));
+            format!("{:?} {:?}", of(Task), of(Entry))
+        }
     }
 }
 

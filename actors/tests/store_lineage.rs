@@ -8,10 +8,10 @@ use raddle_actors::store::{backend::MemoryMedium, memory::MemoryStore, redb::Red
 use raddle_domain::{
     event::{Record, SCHEMA},
     id::{Seq, ThreadKey},
-    ports::{Append, Fork, LogStore, Reverted, SettledTurn, StoreError, View, Write, WriteRefused},
+    ports::{Append, Fork, LogStore, PartKind, Reverted, SettledTurn, StoreError, View, Write, WriteRefused},
     time::UnixMs,
 };
-use support::{append, commit, event, put, redb, settled, talk, thread, turn_id};
+use support::{append, commit, event, part, put, redb, settled, talk, thread, turn_id};
 
 suite! {
     a_fork_reads_what_it_shares_as_its_own
@@ -30,6 +30,7 @@ suite! {
     an_erased_parent_leaves_every_fork_whole
     a_writer_from_before_its_parent_was_erased_goes_on
     forks_of_a_batch_see_what_stands_before_them_in_it
+    parts_are_neither_shared_nor_inherited
 }
 
 const A: fn() -> ThreadKey = || thread(1, 1);
@@ -114,6 +115,19 @@ fn a_fork_reads_what_it_shares_as_its_own(store: &dyn LogStore) {
         assert_eq!((record.seq, record.thread), (seq, D().thread));
         assert!(!String::from_utf8_lossy(&event.json).contains(&C().thread.to_string()));
     }
+}
+
+fn parts_are_neither_shared_nor_inherited(store: &dyn LogStore) {
+    let with = |step: Append, text| Append { parts: vec![part(PartKind::Task, 1, text)], ..step };
+    let read = |key| store.view().unwrap().parts(key, PartKind::Task, None, 9).unwrap();
+    put(store, with(append(A(), 0, 3), "a")).unwrap();
+    put(store, fork(B(), A(), 2, 1)).unwrap();
+    put(store, with(fork(C(), A(), 3, 1), "c")).unwrap();
+    let own = read(C());
+    assert_eq!((read(A()).len(), read(B()), own.len()), (1, vec![], 1));
+    assert_ne!(read(A()), own);
+    erase(store, A());
+    assert_eq!((read(A()), read(B()), read(C())), (vec![], vec![], own));
 }
 
 fn what_a_thread_does_after_its_fork_left_is_not_the_forks(store: &dyn LogStore) {

@@ -17,7 +17,7 @@ use raddle_domain::{
 };
 
 use super::keys::{
-    ForkKey, LogKey, MetaKey, ReceiptKey, RowKey, StoreKey, TurnIdKey, TurnKey, UnpackedKey, tenant::FeedKey,
+    ForkKey, LogKey, MetaKey, PartKey, ReceiptKey, RowKey, StoreKey, TurnIdKey, TurnKey, UnpackedKey, tenant::FeedKey,
 };
 
 /// The layout of the eight bytes before the body.
@@ -390,9 +390,19 @@ const RECENT: u8 = 8;
 const FORKED: u8 = 16;
 /// `base` follows.
 const BASED: u8 = 32;
-/// The log of a job, or of a schedule: a build that knows of neither refuses the row.
+/// The log of a job, of a schedule, or of a run, which is both marks: a build that does not know of it refuses the row.
 const JOB: u8 = 64;
 const SCHEDULE: u8 = 128;
+const RUN: u8 = JOB | SCHEDULE;
+
+fn mark_of(kind: LogKind) -> u8 {
+    match kind {
+        LogKind::Thread => 0,
+        LogKind::Job => JOB,
+        LogKind::Schedule => SCHEDULE,
+        LogKind::Run => RUN,
+    }
+}
 
 pub(crate) fn seal_row(key: &RowKey, stored: &Head, view: &[u8], snapshot: &[u8]) -> Vec<u8> {
     let Head { head, recent_at, last_turn, base, inherited } = stored;
@@ -405,8 +415,7 @@ pub(crate) fn seal_row(key: &RowKey, stored: &Head, view: &[u8], snapshot: &[u8]
                 | bit(recent_at.is_some(), RECENT)
                 | bit(*inherited > 0, FORKED)
                 | bit(base.is_some(), BASED)
-                | bit(head.kind == LogKind::Job, JOB)
-                | bit(head.kind == LogKind::Schedule, SCHEDULE),
+                | mark_of(head.kind),
         );
         let time = |at: Option<UnixMs>| at.unwrap_or_default().0;
         let numbers = [head.last_seq, head.snapshot_seq, head.fence, head.listed_at.0];
@@ -428,16 +437,16 @@ pub(crate) fn seal_row(key: &RowKey, stored: &Head, view: &[u8], snapshot: &[u8]
 
 fn head(body: &mut Body<'_>) -> Parsed<Head> {
     let [bits] = body.array()?;
-    let later = FORKED | BASED | JOB | SCHEDULE;
+    let later = FORKED | BASED | RUN;
     let known = ARCHIVED | OWES | WAKES | RECENT | if body.schema < 2 { 0 } else { later };
     if bits & !known != 0 {
         return Err("unknown marks");
     }
-    let kind = match (bits & JOB != 0, bits & SCHEDULE != 0) {
-        (false, false) => LogKind::Thread,
-        (true, false) => LogKind::Job,
-        (false, true) => LogKind::Schedule,
-        (true, true) => return Err("a log of two kinds"),
+    let kind = match bits & RUN {
+        0 => LogKind::Thread,
+        JOB => LogKind::Job,
+        SCHEDULE => LogKind::Schedule,
+        _ => LogKind::Run,
     };
     let [last_seq, snapshot_seq, fence, listed_at] = [body.u64()?, body.u64()?, body.u64()?, body.u64()?];
     let [owes, wakes, recent, last_turn] = [body.u64()?, body.u64()?, body.u64()?, body.u64()?];
@@ -553,6 +562,27 @@ fn number<K: StoreKey>(key: &K, bytes: &[u8]) -> Result<u64, Corrupt> {
     let mut body = unseal(key, bytes)?;
     let number = body.u64().and_then(|number| body.end().map(|()| number));
     number.map_err(|why| key.corrupt(why))
+}
+
+// ---- parts ------------------------------------------------------------------------------------------
+
+pub(crate) fn seal_part(key: &PartKey, json: &[u8]) -> Vec<u8> {
+    seal_json(key, json)
+}
+
+pub(crate) fn read_part(key: &PartKey, bytes: &[u8]) -> Result<Vec<u8>, Corrupt> {
+    Ok(read_json(key, bytes)?.to_vec())
+}
+
+/// A record that is one JSON text.
+fn seal_json<K: StoreKey>(key: &K, json: &[u8]) -> Vec<u8> {
+    seal(key, 4 + json.len(), |to| put_blob(to, json))
+}
+
+fn read_json<'a, K: StoreKey>(key: &K, bytes: &'a [u8]) -> Result<&'a [u8], Corrupt> {
+    let mut body = unseal(key, bytes)?;
+    let json = body.blob().and_then(|json| body.end().map(|()| json));
+    json.map_err(|why| key.corrupt(why))
 }
 
 // ---- receipts, indexes, the store itself ------------------------------------------------------------

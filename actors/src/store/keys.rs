@@ -4,12 +4,15 @@
 //! ordered by time (`timers`, `job_timers`, `receipt_expiry`, `unpacked`) put the time before the tenant, because they are walked for
 //! everyone at once; the tenant still stands in the key.
 
-use std::cmp::Ordering;
+use std::{
+    cmp::Ordering,
+    ops::{Bound, RangeInclusive},
+};
 
 use ::redb::{Key, TableDefinition, TypeName, Value};
 use raddle_domain::{
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
-    ports::Corrupt,
+    ports::{Corrupt, PartKind, PartName},
     time::UnixMs,
 };
 
@@ -131,6 +134,8 @@ keys! {
     ForkKey[64] = "forks";
     /// (ended at, tenant, thread, started seq): whose log is to be packed, first to end first.
     UnpackedKey[64] = "unpacked";
+    /// (tenant, log, kind, name): a piece of what is true of it now.
+    PartKey[81] = "parts";
 }
 
 pub(crate) mod tenant;
@@ -144,6 +149,7 @@ pub(crate) const RECEIPTS: TableDefinition<ReceiptKey, &[u8]> = TableDefinition:
 pub(crate) const META: TableDefinition<MetaKey, &[u8]> = TableDefinition::new(MetaKey::TABLE);
 pub(crate) const FORKS: TableDefinition<ForkKey, &[u8]> = TableDefinition::new(ForkKey::TABLE);
 pub(crate) const UNPACKED: TableDefinition<UnpackedKey, &[u8]> = TableDefinition::new(UnpackedKey::TABLE);
+pub(crate) const PARTS: TableDefinition<PartKey, &[u8]> = TableDefinition::new(PartKey::TABLE);
 /// Indexes: the key is all there is, sealed so that a damaged one is noticed.
 pub(crate) const EXPIRY: TableDefinition<ExpiryKey, &[u8; 8]> = TableDefinition::new(ExpiryKey::TABLE);
 pub(crate) const OWING: TableDefinition<OwingKey, &[u8; 8]> = TableDefinition::new(OwingKey::TABLE);
@@ -163,6 +169,11 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The keys after `after`, which is one of `from..=to`; all of them without it.
+fn rest<K>(from: K, after: Option<K>, to: K) -> (Bound<K>, Bound<K>) {
+    (after.map_or(Bound::Included(from), Bound::Excluded), Bound::Included(to))
+}
+
 impl RowKey {
     pub(crate) fn new(key: ThreadKey) -> Self {
         Self::join(&[key.tenant.as_bytes(), key.thread.as_bytes()])
@@ -179,7 +190,7 @@ macro_rules! of_thread_by_seq {
                 Self::join(&[key.tenant.as_bytes(), key.thread.as_bytes(), &seq.to_be_bytes()])
             }
             /// Every key of the thread.
-            pub(crate) fn all(key: ThreadKey) -> std::ops::RangeInclusive<Self> {
+            pub(crate) fn all(key: ThreadKey) -> RangeInclusive<Self> {
                 Self::new(key, 0)..=Self::new(key, Seq::MAX)
             }
             pub(crate) fn seq(&self) -> Seq {
@@ -198,7 +209,7 @@ impl TurnIdKey {
         Self::join(&[key.tenant.as_bytes(), key.thread.as_bytes(), turn.as_bytes()])
     }
     /// Every key of the thread.
-    pub(crate) fn all(key: ThreadKey) -> std::ops::RangeInclusive<Self> {
+    pub(crate) fn all(key: ThreadKey) -> RangeInclusive<Self> {
         Self::new(key, TurnId::from_bytes(FIRST_ID))..=Self::new(key, TurnId::from_bytes(LAST_ID))
     }
     pub(crate) fn turn(&self) -> TurnId {
@@ -342,11 +353,11 @@ impl ForkKey {
         Self::join(&[parent.tenant.as_bytes(), parent.thread.as_bytes(), child.as_bytes()])
     }
     /// Every fork of the thread.
-    pub(crate) fn all(parent: ThreadKey) -> std::ops::RangeInclusive<Self> {
+    pub(crate) fn all(parent: ThreadKey) -> RangeInclusive<Self> {
         Self::new(parent, ThreadId::from_bytes(FIRST_ID))..=Self::new(parent, ThreadId::from_bytes(LAST_ID))
     }
     /// Every fork of every thread of the tenant.
-    pub(crate) fn of_tenant(tenant: TenantId) -> std::ops::RangeInclusive<Self> {
+    pub(crate) fn of_tenant(tenant: TenantId) -> RangeInclusive<Self> {
         let parent = |id| ThreadKey { tenant, thread: ThreadId::from_bytes(id) };
         Self::new(parent(FIRST_ID), ThreadId::from_bytes(FIRST_ID))
             ..=Self::new(parent(LAST_ID), ThreadId::from_bytes(LAST_ID))
@@ -378,5 +389,64 @@ impl UnpackedKey {
     fn show(&self) -> String {
         let (at, started) = (u64::from_be_bytes(self.part(0)), u64::from_be_bytes(self.part(56)));
         format!("{at}/{}/{}/{started}", tenant(self.part(8)), ThreadId::from_bytes(self.part(40)))
+    }
+}
+
+impl PartKey {
+    pub(crate) fn new(key: ThreadKey, kind: PartKind, name: PartName) -> Self {
+        Self::join(&[key.tenant.as_bytes(), key.thread.as_bytes(), &[kind as u8], &name.0])
+    }
+    pub(crate) fn after(key: ThreadKey, kind: PartKind, after: Option<PartName>) -> (Bound<Self>, Bound<Self>) {
+        let part = |name| Self::new(key, kind, name);
+        rest(part(PartName([0; 32])), after.map(part), part(PartName([0xff; 32])))
+    }
+    /// Every key of the log.
+    pub(crate) fn all(key: ThreadKey) -> RangeInclusive<Self> {
+        let end = |with: &[u8; 33]| Self::join(&[key.tenant.as_bytes(), key.thread.as_bytes(), with]);
+        end(&[0; 33])..=end(&[0xff; 33])
+    }
+    pub(crate) fn name(&self) -> PartName {
+        PartName(self.part(49))
+    }
+    fn show(&self) -> String {
+        let ([kind], thread) = (self.part(48), ThreadId::from_bytes(self.part(32)));
+        format!("{}/{thread}/{kind}/{}", tenant(self.part(0)), hex(&self.name().0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn key(tenant: &str, thread: u8) -> ThreadKey {
+        ThreadKey { tenant: tenant.parse().unwrap(), thread: ThreadId::from_bytes([thread; 16]) }
+    }
+
+    #[test]
+    fn parts_stand_in_the_order_of_logs_kinds_and_names() {
+        let part = |key, kind, number| PartKey::new(key, kind, PartName::number(number));
+        let (a, b) = (key("a", 1), key("b", 1));
+        let in_order = [
+            part(a, PartKind::Task, 1),
+            part(a, PartKind::Task, 2),
+            part(a, PartKind::Task, 256),
+            part(a, PartKind::Entry, 0),
+            part(key("a", 2), PartKind::Task, 0),
+            part(b, PartKind::Task, 0),
+        ];
+        assert!(in_order.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        // Those of a log are all of them, and no others.
+        let all = PartKey::all(a);
+        let within = |key: &PartKey| all.start().0 <= key.0 && key.0 <= all.end().0;
+        assert_eq!(in_order.map(|key| within(&key)), [true, true, true, true, false, false]);
+    }
+
+    #[test]
+    fn the_key_of_a_part_tells_what_it_was_made_of() {
+        let (of, name) = (key("acme", 7), PartName([0xab; 32]));
+        let part = PartKey::new(of, PartKind::Source, name);
+        assert_eq!((part.name(), part.is_of(of), part.is_of(key("acme", 8))), (name, true, false));
+        let shown = part.corrupt("").record;
+        assert_eq!(shown, format!("parts acme/{}/7/{}", of.thread, "ab".repeat(32)));
     }
 }

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,8 +13,9 @@ use raddle_domain::{
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     pack::{Packed, Run},
     ports::{
-        Append, Chunk, Corrupt, Document, DocumentKind, Fed, Fork, Found, Listed, LogKind, LogStore, OwingPlace, Place,
-        Receipt, RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View, Write, WriteRefused,
+        Append, Chunk, Corrupt, Document, DocumentKind, Fed, Fork, Found, Listed, LogKind, LogStore, OwingPlace, Part,
+        PartKind, PartName, Place, Receipt, RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View,
+        Write, WriteRefused,
     },
     time::UnixMs,
 };
@@ -55,6 +57,7 @@ struct Stored {
     numbers: BTreeMap<Seq, u64>,
     /// The last event that was written under another name.
     inherited: Seq,
+    parts: BTreeMap<(PartKind, PartName), Arc<[u8]>>,
 }
 
 /// Events that were stored together.
@@ -126,6 +129,15 @@ impl Stored {
         self.pieces = vec![Piece { first, places: places.into() }];
         Ok(())
     }
+
+    fn put_parts(&mut self, parts: &[Part]) {
+        for Part { kind, name, json } in parts {
+            match json {
+                Some(json) => self.parts.insert((*kind, *name), json.as_slice().into()),
+                None => self.parts.remove(&(*kind, *name)),
+            };
+        }
+    }
 }
 
 impl State {
@@ -170,11 +182,12 @@ impl State {
                 .collect(),
             turns,
             inherited: at,
+            parts: BTreeMap::new(),
         })
     }
 
     fn append(&mut self, append: &Append) -> Result<u64, WriteRefused> {
-        let Append { key, expected, at, chunk, row, settled, reverted, receipts, fork, .. } = append;
+        let Append { key, expected, at, chunk, row, settled, reverted, receipts, fork, parts, .. } = append;
         follows(append)?;
         let mut stored = match fork {
             Some(fork) => {
@@ -191,6 +204,7 @@ impl State {
                     turns: BTreeMap::new(),
                     numbers: BTreeMap::new(),
                     inherited: 0,
+                    parts: BTreeMap::new(),
                 },
             },
         };
@@ -224,6 +238,7 @@ impl State {
                 self.turns
             });
         }
+        stored.put_parts(parts);
         stored.row = row.clone();
         self.threads.insert(*key, Arc::new(stored));
         for receipt in receipts {
@@ -332,9 +347,13 @@ impl MemoryView {
         self.0.threads.get(&key).map_or(&[], |stored| &stored.pieces)
     }
 
-    /// Logs of threads, or all others.
+    /// Logs whose work is indexed with that of threads, or all others.
     fn logs(&self, threads: bool) -> impl Iterator<Item = (&ThreadKey, &Arc<Stored>)> {
-        self.0.threads.iter().filter(move |(_, stored)| (stored.row.head.kind == LogKind::Thread) == threads)
+        let with_threads = |stored: &Stored| match stored.row.head.kind {
+            LogKind::Thread | LogKind::Run => true,
+            LogKind::Job | LogKind::Schedule => false,
+        };
+        self.0.threads.iter().filter(move |(_, stored)| with_threads(stored) == threads)
     }
 
     fn timers(&self, threads: bool) -> Vec<(UnixMs, ThreadKey)> {
@@ -362,25 +381,6 @@ impl MemoryView {
 }
 
 impl View for MemoryView {
-    fn part(
-        &self,
-        _: ThreadKey,
-        _: raddle_domain::ports::PartKind,
-        _: raddle_domain::ports::PartName,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(None)
-    }
-
-    fn parts(
-        &self,
-        _: ThreadKey,
-        _: raddle_domain::ports::PartKind,
-        _: Option<raddle_domain::ports::PartName>,
-        _: usize,
-    ) -> Result<Vec<(raddle_domain::ports::PartName, Vec<u8>)>, StoreError> {
-        Ok(Vec::new())
-    }
-
     fn row(&self, key: ThreadKey) -> Result<Option<ThreadRow>, StoreError> {
         Ok(self.0.threads.get(&key).map(|stored| stored.row.clone()))
     }
@@ -427,7 +427,9 @@ impl View for MemoryView {
     }
 
     fn list(&self, tenant: TenantId, cursor: Option<Place>, limit: usize) -> Result<Vec<Listed>, StoreError> {
-        let mut list: Vec<_> = self.logs(true).filter(|(key, _)| key.tenant == tenant).collect();
+        let is_thread = |stored: &Stored| stored.row.head.kind == LogKind::Thread;
+        let of_tenant = self.0.threads.iter().filter(|(key, _)| key.tenant == tenant);
+        let mut list: Vec<_> = of_tenant.filter(|(_, stored)| is_thread(stored)).collect();
         let place = |key: &ThreadKey, stored: &Stored| {
             let head = &stored.row.head;
             Place { at: head.owes_since.unwrap_or(head.listed_at), thread: key.thread }
@@ -517,5 +519,23 @@ impl View for MemoryView {
 
     fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
         Ok(self.0.tenants.documents(tenant, kind))
+    }
+
+    fn part(&self, key: ThreadKey, kind: PartKind, name: PartName) -> Result<Option<Vec<u8>>, StoreError> {
+        let stored = self.0.threads.get(&key);
+        Ok(stored.and_then(|stored| stored.parts.get(&(kind, name))).map(|json| json.to_vec()))
+    }
+
+    fn parts(
+        &self,
+        key: ThreadKey,
+        kind: PartKind,
+        after: Option<PartName>,
+        limit: usize,
+    ) -> Result<Vec<(PartName, Vec<u8>)>, StoreError> {
+        let Some(stored) = self.0.threads.get(&key) else { return Ok(Vec::new()) };
+        let from = after.map_or(Bound::Included((kind, PartName([0; 32]))), |after| Bound::Excluded((kind, after)));
+        let parts = stored.parts.range((from, Bound::Included((kind, PartName([0xff; 32])))));
+        Ok(parts.take(limit).map(|((_, name), json)| (*name, json.to_vec())).collect())
     }
 }

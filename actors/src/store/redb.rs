@@ -42,14 +42,14 @@ use super::{
     backend::{FileMedium, Medium, MemoryMedium, Watch, Watched},
     codec,
     keys::{
-        EXPIRY, ExpiryKey, FORKS, JOB_OWING, JOB_TIMERS, LOG, META, MetaKey, OWING, RECEIPTS, RECENT, StoreKey,
+        EXPIRY, ExpiryKey, FORKS, JOB_OWING, JOB_TIMERS, LOG, META, MetaKey, OWING, PARTS, RECEIPTS, RECENT, StoreKey,
         THREADS, TIMERS, TURN_IDS, TURNS, UNPACKED,
         tenant::{DOCUMENTS, FEED, RECORD_IDS, RECORDS, SPENT},
     },
 };
 
 /// Which tables this build makes; a store that was made before there were layouts has the first one.
-const LAYOUT: u64 = 3;
+const LAYOUT: u64 = 4;
 
 /// A batch from here on is committed so that the next open is quick: it syncs twice anyway in proportion.
 const BIG_BATCH: usize = 64;
@@ -380,6 +380,7 @@ fn begin_epoch(database: &Database) -> Result<u64, Fault> {
         1: LOG THREADS TURNS TURN_IDS RECEIPTS EXPIRY OWING RECENT TIMERS META;
         2: FEED RECORD_IDS RECORDS SPENT DOCUMENTS FORKS UNPACKED;
         3: JOB_OWING JOB_TIMERS;
+        4: PARTS;
     }
     let epoch = {
         let mut meta = txn.open_table(META)?;

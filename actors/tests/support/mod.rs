@@ -23,8 +23,8 @@ use raddle_actors::store::{backend::MemoryMedium, redb::RedbStore};
 use raddle_domain::{
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{
-        Append, Chunk, Document, DocumentKind, Indexed, LogStore, Receipt, RecordKind, RowHead, SettledTurn, Spent,
-        StoredEvent, ThreadRow, Write, WriteRefused,
+        Append, Chunk, Document, DocumentKind, Indexed, LogStore, Part, PartKind, PartName, Receipt, RecordKind,
+        RowHead, SettledTurn, Spent, StoredEvent, ThreadRow, Write, WriteRefused,
     },
     price::Totals,
     time::UnixMs,
@@ -97,6 +97,17 @@ pub fn spent(day: u32, model: &str, tokens: u64) -> Spent {
 
 pub fn document(kind: DocumentKind, n: u8, text: &str) -> Document {
     Document { kind, id: [n; 32], json: format!(r#"{{"text":"{text}"}}"#).into_bytes() }
+}
+
+/// The part with this number, which is to be so.
+pub fn part(kind: PartKind, number: u64, text: &str) -> Part {
+    let json = format!(r#"{{"part":{number},"text":"{text}"}}"#).into_bytes();
+    Part { kind, name: PartName::number(number), json: Some(json) }
+}
+
+/// The part with this number, which is to be no more.
+pub fn no_part(kind: PartKind, number: u64) -> Part {
+    Part { kind, name: PartName::number(number), json: None }
 }
 
 /// Commits one write.

@@ -5,17 +5,21 @@ use std::fmt::Write as _;
 use raddle_actors::store::memory::MemoryStore;
 use raddle_domain::{
     id::{Seq, ThreadKey},
-    ports::{Append, DocumentKind, Fork, LogKind, LogStore, RecordKind, Reverted, StoreError, View, Write},
+    ports::{
+        Append, DocumentKind, Fork, LogKind, LogStore, Part, PartKind, PartName, RecordKind, Reverted, StoreError,
+        View, Write,
+    },
     time::UnixMs,
 };
 use uuid::Uuid;
 
-use super::{append, document, indexed, receipt, settled, spent, talk, tenant, thread, turn_id};
+use super::{append, document, indexed, no_part, part, receipt, settled, spent, talk, tenant, thread, turn_id};
 
-/// The last two are a job and a schedule.
-pub const THREADS: [(u8, u8); 10] = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 9), (1, 4), (1, 5), (1, 6), (1, 7), (2, 8)];
+/// The last four are a job, a schedule and two runs.
+pub const THREADS: [(u8, u8); 12] =
+    [(1, 1), (1, 2), (1, 3), (2, 1), (2, 9), (1, 4), (1, 5), (1, 6), (1, 7), (2, 8), (1, 0xa1), (2, 0xa2)];
 
-pub fn keys() -> [ThreadKey; 10] {
+pub fn keys() -> [ThreadKey; 12] {
     THREADS.map(|(tenant_no, n)| thread(tenant_no, n))
 }
 
@@ -56,7 +60,8 @@ fn talks(which: usize, expected: Seq, number: u128, fork: Option<usize>) -> Vec<
 
 /// Commits that touch every table, grow the file, fork, pack and erase.
 pub fn script() -> Vec<Act> {
-    use RecordKind::{Approval, Effect, Job, Question, Schedule};
+    use PartKind::{Entry, Task};
+    use RecordKind::{Approval, Effect, Job, Question, Run, Schedule};
     let works = |kind, record, since: Option<u64>, due: Option<u64>| {
         move |step: &mut Append| {
             let head = &mut step.row.head;
@@ -67,6 +72,14 @@ pub fn script() -> Vec<Act> {
     };
     let job = |since, due| works(LogKind::Job, Job, since, due);
     let schedule = |since, due| works(LogKind::Schedule, Schedule, since, due);
+    let run = |since, due, parts: Vec<Part>| {
+        move |step: &mut Append| {
+            works(LogKind::Run, Run, since, due)(step);
+            step.parts = parts;
+        }
+    };
+    let open = |n| part(Task, n, "open");
+    let fact = |n| part(Entry, n, "a fact");
     let owes = |at| move |step: &mut Append| step.row.head.owes_since = Some(UnixMs(at));
     let settles = |started, n| {
         move |step: &mut Append| {
@@ -115,7 +128,11 @@ pub fn script() -> Vec<Act> {
         vec![step(0, 19, 1, brings(&[(Approval, 1, false), (Approval, 9, true)], 5)), step(2, 2, 1, |_| {})],
         vec![Write::Erase { key: keys()[1], fence: 1, expected: 12 }, step(4, 71, 1, brings(&[(Effect, 5, false)], 8))],
         vec![rules(&[]), step(8, 0, 1, job(None, Some(50))), step(9, 0, 1, schedule(None, Some(40)))],
-        vec![step(8, 1, 1, job(Some(51), Some(90))), step(9, 1, 0, schedule(Some(41), Some(60)))],
+        vec![
+            step(8, 1, 1, job(Some(51), Some(90))),
+            step(9, 1, 0, schedule(Some(41), Some(60))),
+            step(10, 0, 1, run(Some(53), Some(54), (0..70).map(open).collect())),
+        ],
         vec![step(0, 20, 2, brings(&[(Approval, 9, false), (Question, 2, false)], 9)), rules(&[7])],
         [
             talks(5, 0, 1, None),
@@ -129,10 +146,23 @@ pub fn script() -> Vec<Act> {
         Vec::new(),
         [talks(6, 31, 5, None), vec![Write::Erase { key: keys()[5], fence: 1, expected: 20 }]].concat(),
         Vec::new(),
-        vec![step(8, 2, 2, job(None, Some(99))), step(9, 1, 1, schedule(None, None))],
+        vec![
+            step(8, 2, 2, job(None, Some(99))),
+            step(9, 1, 1, schedule(None, None)),
+            step(10, 1, 2, run(Some(53), None, vec![part(Task, 4, "done"), fact(2)])),
+            step(11, 0, 1, run(None, None, vec![open(4), fact(1)])),
+        ],
         vec![Write::Erase { key: keys()[8], fence: 1, expected: 4 }, step(9, 2, 0, schedule(Some(42), Some(70)))],
-        vec![step(8, 0, 1, job(Some(52), None))],
+        vec![
+            step(8, 0, 1, job(Some(52), None)),
+            step(10, 3, 0, run(None, Some(55), (9..60).map(|n| no_part(Task, n)).collect())),
+            Write::Erase { key: keys()[11], fence: 1, expected: 1 },
+        ],
         vec![step(6, 41, 1, reverts(1, 42)), Write::Erase { key: keys()[7], fence: 1, expected: 20 }],
+        vec![
+            step(10, 3, 1, run(None, None, vec![open(20), no_part(Entry, 2)])),
+            step(11, 0, 1, run(Some(56), None, vec![open(9)])),
+        ],
     ];
     commits.into_iter().map(|writes| if writes.is_empty() { Act::Pack } else { Act::Commit(writes) }).collect()
 }
@@ -207,6 +237,15 @@ pub fn lookups() -> Vec<Read> {
         reads.push(Box::new(move |view| text(view.receipt(tenant(1), &[n; 32], UnixMs(0)))));
         reads.push(Box::new(move |view| text(view.receipt(tenant(2), &[n; 32], UnixMs(0)))));
     }
+    // Of the runs.
+    for key in keys().into_iter().skip(10) {
+        for kind in [PartKind::Task, PartKind::Entry] {
+            reads.push(Box::new(move |view| text(view.parts(key, kind, None, 99))));
+            for number in [2, 4, 9, 20, 69] {
+                reads.push(Box::new(move |view| text(view.part(key, kind, PartName::number(number)))));
+            }
+        }
+    }
     reads.push(Box::new(|view| text(view.owing(None, 99))));
     reads.push(Box::new(|view| text(view.due(UnixMs(u64::MAX), 99))));
     reads.push(Box::new(|view| text(view.owing_jobs(None, 99))));
@@ -217,14 +256,14 @@ pub fn lookups() -> Vec<Read> {
 
 /// Reads of what is a tenant's.
 fn of_tenants() -> Vec<Read> {
-    use RecordKind::{Approval, Effect, Job, Question, Schedule};
+    use RecordKind::{Approval, Effect, Job, Question, Run, Schedule};
     let mut reads: Vec<Read> = Vec::new();
     for of in [1, 2].map(tenant) {
         reads.push(Box::new(move |view| text(view.feed(of, 0, 999))));
         reads.push(Box::new(move |view| text(view.feed(of, 3, 5))));
         // As a list: of a feed whose end was lost less is shown, and nothing else.
         reads.push(Box::new(move |view| text(view.feed_head(of).map(|head| (1..=head).collect::<Vec<_>>()))));
-        for kind in [Approval, Question, Effect, Job, Schedule] {
+        for kind in [Approval, Question, Effect, Job, Schedule, Run] {
             for open in [true, false] {
                 reads.push(Box::new(move |view| text(view.records(of, kind, None, open, None, 99))));
             }

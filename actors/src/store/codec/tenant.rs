@@ -12,7 +12,7 @@ use super::{
         MetaKey, StoreKey,
         tenant::{DocumentKey, FeedKey, RecordIdKey, RecordKey, SpentKey},
     },
-    Body, PACKED, Parsed, number, put_blob, seal, seal_as, unseal,
+    Body, PACKED, Parsed, number, read_json, seal, seal_as, seal_json, unseal,
 };
 
 pub(crate) fn seal_feed(key: &FeedKey, thread: ThreadId, first: Seq, last: Seq) -> Vec<u8> {
@@ -151,13 +151,11 @@ pub(crate) fn seal_spent(key: &SpentKey, rows: &[Spent]) -> Vec<u8> {
     let row = |row: &Spent| Row { engine: row.engine.clone(), model: row.model.clone(), totals: row.totals };
     // Names and numbers: nothing that JSON cannot say.
     let json = serde_json::to_vec(&rows.iter().map(row).collect::<Vec<_>>()).expect("rows are JSON");
-    seal(key, 4 + json.len(), |to| put_blob(to, &json))
+    seal_json(key, &json)
 }
 
 pub(crate) fn read_spent(key: &SpentKey, bytes: &[u8]) -> Result<Vec<Spent>, Corrupt> {
-    let mut body = unseal(key, bytes)?;
-    let blob = body.blob().and_then(|blob| body.end().map(|()| blob));
-    let rows: Vec<Row> = serde_json::from_slice(blob.map_err(|why| key.corrupt(why))?)
+    let rows: Vec<Row> = serde_json::from_slice(read_json(key, bytes)?)
         .map_err(|why| key.corrupt(format!("the rows cannot be read: {why}")))?;
     if rows.is_empty() {
         return Err(key.corrupt("nothing was spent"));
@@ -167,13 +165,11 @@ pub(crate) fn read_spent(key: &SpentKey, bytes: &[u8]) -> Result<Vec<Spent>, Cor
 }
 
 pub(crate) fn seal_document(key: &DocumentKey, json: &[u8]) -> Vec<u8> {
-    seal(key, 4 + json.len(), |to| put_blob(to, json))
+    seal_json(key, json)
 }
 
 pub(crate) fn read_document(key: &DocumentKey, bytes: &[u8]) -> Result<Vec<u8>, Corrupt> {
-    let mut body = unseal(key, bytes)?;
-    let json = body.blob().and_then(|json| body.end().map(|()| json.to_vec()));
-    json.map_err(|why| key.corrupt(why))
+    Ok(read_json(key, bytes)?.to_vec())
 }
 
 /// The layout, which says which tables there are.

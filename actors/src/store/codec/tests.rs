@@ -1,7 +1,10 @@
 use std::{fs, path::PathBuf};
 
 use proptest::prelude::*;
-use raddle_domain::id::{TenantId, ThreadId, ThreadKey};
+use raddle_domain::{
+    id::{TenantId, ThreadId, ThreadKey},
+    ports::{PartKind, PartName},
+};
 
 use super::*;
 
@@ -31,7 +34,7 @@ fn stored_head() -> Head {
     Head { head, recent_at: Some(UnixMs(1_794_000_000_000)), last_turn: 33, base: None, inherited: 0 }
 }
 
-fn job_head(kind: LogKind) -> Head {
+fn head_of(kind: LogKind) -> Head {
     let stored = stored_head();
     Head { head: RowHead { kind, archived: false, ..stored.head }, recent_at: None, last_turn: 0, ..stored }
 }
@@ -50,6 +53,10 @@ fn turn() -> TurnRecord {
         reverted: Some(50),
     };
     TurnRecord { turn, previous: 33, ended: UnixMs(1_795_000_000_009) }
+}
+
+fn part() -> PartKey {
+    PartKey::new(thread(), PartKind::Task, PartName::number(41))
 }
 
 fn receipt() -> Receipt {
@@ -106,8 +113,9 @@ fn records_are_written_and_read_as_committed() {
     for (name, head) in [
         ("threads-f1-s2.bin", stored_head()),
         ("threads-f1-s2-fork.bin", forked_head()),
-        ("threads-f1-s2-job.bin", job_head(LogKind::Job)),
-        ("threads-f1-s2-schedule.bin", job_head(LogKind::Schedule)),
+        ("threads-f1-s2-job.bin", head_of(LogKind::Job)),
+        ("threads-f1-s2-schedule.bin", head_of(LogKind::Schedule)),
+        ("threads-f1-s2-run.bin", head_of(LogKind::Run)),
     ] {
         let bytes = same_as_golden(name, &seal_row(&key, &head, b"{\"view\":1}", b"{\"snap\":2}"));
         let (row, found) = read_row(&key, &bytes).unwrap();
@@ -154,6 +162,9 @@ fn records_are_written_and_read_as_committed() {
     let key = ForkKey::new(thread(), ThreadId::from_bytes([8; 16]));
     let bytes = same_as_golden("forks-f1-s1.bin", &seal_fork(&key, 12));
     assert_eq!(read_fork(&key, &bytes).unwrap(), 12);
+
+    let bytes = same_as_golden("parts-f1-s1.bin", &seal_part(&part(), b"{\"part\":1}"));
+    assert_eq!(read_part(&part(), &bytes).unwrap(), b"{\"part\":1}");
 }
 
 #[test]
@@ -234,6 +245,15 @@ fn a_record_read_under_another_key_is_corrupt() {
     }
     // A turn and a chunk may have the same key bytes: the table's name tells them apart.
     assert!(read_turn(&TurnKey::new(thread(), 41), &bytes).is_err());
+
+    let bytes = seal_part(&part(), b"{}");
+    for key in [
+        PartKey::new(thread(), PartKind::Entry, PartName::number(41)),
+        PartKey::new(thread(), PartKind::Task, PartName::number(42)),
+        PartKey::new(other, PartKind::Task, PartName::number(41)),
+    ] {
+        assert_eq!(read_part(&key, &bytes).unwrap_err(), key.corrupt("the checksum does not match"));
+    }
 }
 
 #[test]
@@ -275,6 +295,7 @@ fn read_all(mut bytes: Vec<u8>, resealed: bool) {
     ));
     with!(ForkKey::new(thread(), ThreadId::from_bytes([8; 16])), read_fork);
     with!(UnpackedKey::new(UnixMs(5), thread(), 41), read_unpacked);
+    with!(part(), read_part);
     with!(MetaKey::epoch(), |_: &MetaKey, bytes: &[u8]| read_epoch(bytes));
 }
 
@@ -303,6 +324,7 @@ proptest! {
             seal_row(&RowKey::new(thread()), &forked_head(), b"{}", b"{}"),
             seal_turn(&TurnKey::new(thread(), 41), &turn()),
             seal_receipt(&ReceiptKey::new(thread().tenant, &[1; 32]), &receipt()),
+            seal_part(&part(), b"{}"),
         ] {
             let length = bytes.len();
             bytes[at % length] = to;

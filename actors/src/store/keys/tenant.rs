@@ -1,8 +1,6 @@
 //! Names of what is a tenant's rather than one thread's: its feed, what is found by an id across its threads, what
 //! was spent, and its documents.
 
-use std::ops::{Bound, RangeInclusive};
-
 use raddle_domain::ports::{DocumentKind, RecordKind};
 use uuid::Uuid;
 
@@ -27,11 +25,6 @@ pub(crate) const RECORD_IDS: TableDefinition<RecordIdKey, &[u8]> = TableDefiniti
 pub(crate) const RECORDS: TableDefinition<RecordKey, &[u8]> = TableDefinition::new(RecordKey::TABLE);
 pub(crate) const SPENT: TableDefinition<SpentKey, &[u8]> = TableDefinition::new(SpentKey::TABLE);
 pub(crate) const DOCUMENTS: TableDefinition<DocumentKey, &[u8]> = TableDefinition::new(DocumentKey::TABLE);
-
-/// The keys after `after`, which is one of `from..=to`; all of them without it.
-fn rest<K>(from: K, after: Option<K>, to: K) -> (Bound<K>, Bound<K>) {
-    (after.map_or(Bound::Included(from), Bound::Excluded), Bound::Included(to))
-}
 
 impl FeedKey {
     pub(crate) fn new(tenant: TenantId, position: u64) -> Self {
@@ -163,11 +156,7 @@ impl DocumentKey {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn key(tenant: &str, thread: u8) -> ThreadKey {
-        ThreadKey { tenant: tenant.parse().unwrap(), thread: ThreadId::from_bytes([thread; 16]) }
-    }
+    use super::{super::tests::key, *};
 
     #[test]
     fn keys_stand_in_the_order_of_what_they_name() {

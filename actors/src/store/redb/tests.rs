@@ -1,12 +1,15 @@
-//! What cannot be seen from outside: databases of an earlier layout, and feeds with a hole or a damaged row.
+//! What cannot be seen from outside: databases of an earlier layout, feeds with a hole or a damaged row, damaged runs.
 
 use ::redb::{Key, TableDefinition, TableHandle};
 use raddle_domain::{
-    id::{TenantId, ThreadId, ThreadKey},
-    ports::{Append, Chunk, Fed, RowHead, StoredEvent, ThreadRow},
+    id::{RunId, TenantId, ThreadId, ThreadKey},
+    ports::{Append, Chunk, Fed, LogKind, Part, PartKind, PartName, RowHead, StoredEvent, ThreadRow},
 };
 
-use super::{super::keys::tenant::FeedKey, *};
+use super::{
+    super::keys::{PartKey, RowKey, tenant::FeedKey},
+    *,
+};
 
 fn key() -> ThreadKey {
     ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::from_bytes([1; 16]) }
@@ -70,30 +73,53 @@ fn a_database_of_the_first_layout_is_opened_and_gets_the_tables_it_lacks() {
     }
 }
 
-#[test]
-fn a_database_of_the_second_layout_gets_the_indexes_of_jobs() {
+fn put_layout(txn: &WriteTransaction, layout: u64) {
+    let bytes = codec::tenant::seal_layout(layout);
+    txn.open_table(META).unwrap().insert(MetaKey::layout(), bytes.as_slice()).unwrap();
+}
+
+/// A database of an earlier layout, which lacks these tables, with one event in its log.
+fn earlier(layout: u64, lacks: &[&str]) -> MemoryMedium {
     let medium = MemoryMedium::default();
     let store = open(&medium).unwrap();
     assert!(store.commit(&[step(0)]).unwrap()[0].is_ok());
     drop(store);
     tamper(&medium, |txn| {
-        let of_jobs: Vec<_> = txn.list_tables().unwrap().filter(|table| table.name().starts_with("job_")).collect();
-        assert_eq!(of_jobs.len(), 2);
-        for table in of_jobs {
+        let later: Vec<_> = txn.list_tables().unwrap().filter(|table| lacks.contains(&table.name())).collect();
+        assert_eq!(later.len(), lacks.len());
+        for table in later {
             assert!(txn.delete_table(table).unwrap());
         }
-        let bytes = codec::tenant::seal_layout(2);
-        txn.open_table(META).unwrap().insert(MetaKey::layout(), bytes.as_slice()).unwrap();
+        put_layout(txn, layout);
     });
-    let store = open(&medium).unwrap();
+    medium
+}
+
+#[test]
+fn a_database_of_the_second_layout_gets_the_indexes_of_jobs() {
+    let store = open(&earlier(2, &["job_owing", "job_timers", "parts"])).unwrap();
     let view = store.view().unwrap();
     assert_eq!(view.row(key()).unwrap().unwrap().head.last_seq, 1);
     assert_eq!((view.owing_jobs(None, 9).unwrap(), view.due_jobs(UnixMs(u64::MAX), 9).unwrap()), (vec![], vec![]));
 }
 
 #[test]
+fn a_database_of_the_third_layout_gets_the_table_of_parts() {
+    let medium = earlier(3, &["parts"]);
+    let store = open(&medium).unwrap();
+    let parts = || store.view().unwrap().parts(key(), PartKind::Task, None, 9).unwrap();
+    assert_eq!((parts(), store.view().unwrap().row(key()).unwrap().unwrap().head.last_seq), (vec![], 1));
+    assert!(store.commit(&[run_step(key(), 1, &[1])]).unwrap()[0].is_ok());
+    assert_eq!(parts().len(), 1);
+    drop(store);
+    // From now on it is missed.
+    tamper(&medium, |txn| assert!(txn.delete_table(PARTS).unwrap()));
+    assert!(open(&medium).err().unwrap().contains("parts: the table is missing"));
+}
+
+#[test]
 fn a_table_that_was_lost_is_noticed_whichever_layout_it_came_with() {
-    for lost in ["log", "feed", "spent", "records", "job_owing", "job_timers"] {
+    for lost in ["log", "feed", "spent", "records", "job_owing", "job_timers", "parts"] {
         let medium = MemoryMedium::default();
         drop(open(&medium).unwrap());
         tamper(&medium, |txn| {
@@ -111,12 +137,7 @@ fn a_layout_that_was_lost_or_is_not_known_is_refused() {
     drop(open(&medium).unwrap());
     tamper(&medium, |txn| remove(txn, META, MetaKey::layout()));
     assert!(open(&medium).err().unwrap().contains("the layout is missing"));
-    let put = |layout| {
-        tamper(&medium, |txn| {
-            let bytes = codec::tenant::seal_layout(layout);
-            txn.open_table(META).unwrap().insert(MetaKey::layout(), bytes.as_slice()).unwrap();
-        });
-    };
+    let put = |layout| tamper(&medium, |txn| put_layout(txn, layout));
     put(LAYOUT + 1);
     let error = open(&medium).err().unwrap();
     assert!(error.contains(&format!("this build knows up to {LAYOUT}")), "{error}");
@@ -208,4 +229,74 @@ fn appends_beside_a_damaged_row_are_not_made_one_with_it() {
     assert_eq!(view.feed(key().tenant, 0, 99).unwrap().len(), 99);
     assert!(view.feed(key().tenant, 99, 1).unwrap_err().to_string().contains("feed default/100"));
     assert_eq!(view.feed(key().tenant, 100, 999).unwrap().len(), 157);
+}
+
+fn run() -> ThreadKey {
+    RunId::from_bytes([7; 16]).log(TenantId::DEFAULT)
+}
+
+/// A step of a run that owes, with tasks of these numbers.
+fn run_step(key: ThreadKey, expected: u64, tasks: &[u64]) -> Write {
+    let Write::Append(mut append) = step(expected) else { unreachable!() };
+    let head = &mut append.row.head;
+    (head.kind, head.owes_since, head.wake_at) = (LogKind::Run, Some(UnixMs(3)), Some(UnixMs(4)));
+    let task = |number: &u64| Part {
+        kind: PartKind::Task,
+        name: PartName::number(*number),
+        json: Some(number.to_string().into()),
+    };
+    Write::Append(Append { key, parts: tasks.iter().map(task).collect(), ..append })
+}
+
+/// A store with a run of three tasks, and the record under `at` is damaged.
+fn damaged_run<K: Key + Copy + for<'k> ::redb::Value<SelfType<'k> = K>>(
+    table: TableDefinition<K, &[u8]>,
+    at: K,
+) -> RedbStore {
+    let medium = MemoryMedium::default();
+    let store = open(&medium).unwrap();
+    assert!(store.commit(&[run_step(run(), 0, &[1, 2, 3])]).unwrap()[0].is_ok());
+    drop(store);
+    tamper(&medium, |txn| {
+        let mut table = txn.open_table(table).unwrap();
+        let mut bytes = table.get(at).unwrap().unwrap().value().to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        table.insert(at, bytes.as_slice()).unwrap();
+    });
+    open(&medium).unwrap()
+}
+
+#[test]
+fn a_damaged_part_is_named_and_the_others_are_read() {
+    let at = PartKey::new(run(), PartKind::Task, PartName::number(2));
+    let store = damaged_run(PARTS, at);
+    let view = store.view().unwrap();
+    let part = |number| view.part(run(), PartKind::Task, PartName::number(number));
+    let parts = |after| view.parts(run(), PartKind::Task, Some(PartName::number(after)), 9);
+    let damage = Err(StoreError::Corrupt(at.corrupt("the checksum does not match")));
+    assert_eq!([part(1), part(2), part(3)], [Ok(Some(b"1".to_vec())), damage.clone(), Ok(Some(b"3".to_vec()))]);
+    assert_eq!([parts(0).map(drop), parts(1).map(drop)], [damage.clone().map(drop), damage.map(drop)]);
+    assert_eq!(parts(2).unwrap(), [(PartName::number(3), b"3".to_vec())]);
+    // One that is written anew is whole, and one that is not goes with its log.
+    for write in [run_step(run(), 1, &[2]), Write::Erase { key: run(), fence: 1, expected: 2 }] {
+        assert!(store.commit(&[write]).unwrap()[0].is_ok());
+        assert!(store.view().unwrap().parts(run(), PartKind::Task, None, 9).is_ok());
+    }
+}
+
+#[test]
+fn a_run_whose_row_is_damaged_is_in_no_list_of_threads_and_can_be_purged_whole() {
+    let store = damaged_run(THREADS, RowKey::new(run()));
+    let view = store.view().unwrap();
+    assert!(view.row(run()).is_err());
+    assert_eq!(view.list(run().tenant, None, 9).unwrap(), []);
+    assert_eq!((view.owing(None, 9).unwrap().len(), view.next_wake().unwrap()), (1, Some(UnixMs(4))));
+    assert_eq!(view.parts(run(), PartKind::Task, None, 9).unwrap().len(), 3);
+    assert_eq!(store.commit(&[Write::Purge { key: run() }]).unwrap(), [Ok(0)]);
+    let view = store.view().unwrap();
+    assert_eq!(
+        (view.row(run()).unwrap(), view.owing(None, 9).unwrap(), view.next_wake().unwrap()),
+        (None, vec![], None)
+    );
+    assert_eq!(view.parts(run(), PartKind::Task, None, 9).unwrap(), []);
 }

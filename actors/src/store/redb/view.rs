@@ -9,8 +9,8 @@ use raddle_domain::{
     event,
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{
-        Chunk, Corrupt, Document, DocumentKind, Fed, Found, Listed, OwingPlace, Place, Receipt, RecordKind,
-        SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View,
+        Chunk, Corrupt, Document, DocumentKind, Fed, Found, Listed, LogKind, OwingPlace, PartKind, PartName, Place,
+        Receipt, RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View,
     },
     time::UnixMs,
 };
@@ -21,8 +21,8 @@ use super::{
         backend::Medium,
         codec::{self, Head, Sealed},
         keys::{
-            self, Due, JOB_OWING, JOB_TIMERS, LOG, LogKey, OWING, Owing, OwingKey, RECEIPTS, RECENT, ReceiptKey,
-            RecentKey, RowKey, StoreKey, THREADS, TIMERS, TURN_IDS, TURNS, TurnKey,
+            self, Due, JOB_OWING, JOB_TIMERS, LOG, LogKey, OWING, Owing, OwingKey, PARTS, PartKey, RECEIPTS, RECENT,
+            ReceiptKey, RecentKey, RowKey, StoreKey, THREADS, TIMERS, TURN_IDS, TURNS, TurnKey,
         },
         page::Page,
         rename::rename,
@@ -184,8 +184,14 @@ impl<'s> RedbView<'s> {
             let owes = place(owing.peek()) >= place(recent.peek());
             let Some(entry) = (if owes { owing.next() } else { recent.next() }) else { break };
             let ((at, thread), mark) = entry?;
+            let key = ThreadKey { tenant, thread };
+            // It owes beside the threads. As its name tells what it is, it costs no read, and is not taken for a
+            // damaged thread when its row is damaged.
+            if key.is_run() {
+                continue;
+            }
             let row = match mark {
-                Ok(()) => self.listed_row(ThreadKey { tenant, thread }, at, owes)?,
+                Ok(()) => self.listed_row(key, at, owes)?,
                 Err(corrupt) => Some(Err(corrupt)),
             };
             if let Some(row) = row {
@@ -269,7 +275,7 @@ impl<'s> RedbView<'s> {
         Ok(None)
     }
 
-    /// The row that an index names; `None` when the thread is listed elsewhere.
+    /// The row that an index names; `None` when it is no thread's, or the thread is listed elsewhere.
     fn listed_row(
         &self,
         key: ThreadKey,
@@ -283,13 +289,46 @@ impl<'s> RedbView<'s> {
             Err(other) => return Err(other),
         };
         let stands = if as_owing { head.head.owes_since } else { head.recent_at };
-        Ok(if stands != Some(at) {
+        Ok(if head.head.kind != LogKind::Thread {
+            None
+        } else if stands != Some(at) {
             Some(Err(RowKey::new(key).corrupt("an index names another time than the row")))
         } else if !as_owing && head.head.owes_since.is_some() {
             None
         } else {
             Some(Ok(row))
         })
+    }
+
+    fn part_of(&self, key: ThreadKey, kind: PartKind, name: PartName) -> Result<Option<Vec<u8>>, Fault> {
+        let part_key = PartKey::new(key, kind, name);
+        let parts = self.txn.open_table(PARTS)?;
+        let Some(bytes) = parts.get(part_key)? else { return Ok(None) };
+        codec::read_part(&part_key, bytes.value()).map(Some).map_err(Fault::Corrupt)
+    }
+
+    fn parts_of(
+        &self,
+        key: ThreadKey,
+        kind: PartKind,
+        mut after: Option<PartName>,
+        limit: usize,
+    ) -> Result<Vec<(PartName, Vec<u8>)>, Fault> {
+        let mut found = Vec::new();
+        for entry in self.txn.open_table(PARTS)?.range(PartKey::after(key, kind, after))?.take(limit) {
+            let (at, bytes) = entry?;
+            let at = at.value();
+            let json = codec::read_part(&at, bytes.value()).map_err(Fault::Corrupt)?;
+            let name = at.name();
+            // A damaged page can lead outside of what was asked for; one that led back would keep a reader of pages
+            // for ever.
+            if at != PartKey::new(key, kind, name) || after.is_some_and(|after| name <= after) {
+                return Err(Fault::Corrupt(at.corrupt("it stands where another part belongs")));
+            }
+            after = Some(name);
+            found.push((name, json));
+        }
+        Ok(found)
     }
 }
 
@@ -312,25 +351,6 @@ fn named_turn(head: &Head, key: ThreadKey, mut turn: SettledTurn) -> SettledTurn
 }
 
 impl View for RedbView<'_> {
-    fn part(
-        &self,
-        _: ThreadKey,
-        _: raddle_domain::ports::PartKind,
-        _: raddle_domain::ports::PartName,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(None)
-    }
-
-    fn parts(
-        &self,
-        _: ThreadKey,
-        _: raddle_domain::ports::PartKind,
-        _: Option<raddle_domain::ports::PartName>,
-        _: usize,
-    ) -> Result<Vec<(raddle_domain::ports::PartName, Vec<u8>)>, StoreError> {
-        Ok(Vec::new())
-    }
-
     fn row(&self, key: ThreadKey) -> Result<Option<ThreadRow>, StoreError> {
         self.read(|| Ok(self.row_as(key, codec::read_row)?.map(|(row, _)| row)))
     }
@@ -510,5 +530,19 @@ impl View for RedbView<'_> {
 
     fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
         self.read(|| self.documents_of(tenant, kind))
+    }
+
+    fn part(&self, key: ThreadKey, kind: PartKind, name: PartName) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read(|| self.part_of(key, kind, name))
+    }
+
+    fn parts(
+        &self,
+        key: ThreadKey,
+        kind: PartKind,
+        after: Option<PartName>,
+        limit: usize,
+    ) -> Result<Vec<(PartName, Vec<u8>)>, StoreError> {
+        self.read(|| self.parts_of(key, kind, after, limit))
     }
 }

@@ -15,8 +15,8 @@ use super::{
         codec::{self, Head, TurnRecord},
         keys::{
             EXPIRY, ExpiryKey, FORKS, ForkKey, JOB_OWING, JOB_TIMERS, JobOwingKey, JobTimerKey, LOG, LogKey, OWING,
-            OwingKey, RECEIPTS, RECENT, ReceiptKey, RecentKey, RowKey, StoreKey, THREADS, TIMERS, TURN_IDS, TURNS,
-            TimerKey, TurnIdKey, TurnKey, UNPACKED, UnpackedKey,
+            OwingKey, PARTS, PartKey, RECEIPTS, RECENT, ReceiptKey, RecentKey, RowKey, StoreKey, THREADS, TIMERS,
+            TURN_IDS, TURNS, TimerKey, TurnIdKey, TurnKey, UNPACKED, UnpackedKey,
         },
     },
     Fault,
@@ -43,6 +43,7 @@ pub(super) struct Tables<'t> {
     timers: Marks<'t, TimerKey>,
     job_owing: Marks<'t, JobOwingKey>,
     job_timers: Marks<'t, JobTimerKey>,
+    parts: Records<'t, PartKey>,
     tenant: tenant::TenantTables<'t>,
 }
 
@@ -105,6 +106,7 @@ impl<'t> Tables<'t> {
             timers: None,
             job_owing: None,
             job_timers: None,
+            parts: None,
             tenant: tenant::TenantTables::new(txn),
         }
     }
@@ -327,7 +329,7 @@ impl<'t> Tables<'t> {
             let log_key = LogKey::new(*key, chunk.first);
             open!(self.log, LOG).insert(log_key, codec::seal_chunk(&log_key, &chunk.events).as_slice())?;
         }
-        // While a thread owes it is listed by that, and its place in `recent` stays behind. Jobs are in no such list.
+        // While a thread owes it is listed by that, and its place in `recent` stays behind. Other logs have none.
         let is_thread = row.head.kind == LogKind::Thread;
         let stays = row.head.owes_since.is_some() || !is_thread;
         let recent_at = if stays { old.recent_at } else { Some(row.head.listed_at) };
@@ -368,7 +370,20 @@ impl<'t> Tables<'t> {
             let expiry_key = ExpiryKey::new(receipt.expires_at, &receipt_key);
             expiry.insert(expiry_key, &codec::seal_mark(&expiry_key))?;
         }
+        self.put_parts(append)?;
         Ok(Ok(self.tenant.append(append, planned)?))
+    }
+
+    fn put_parts(&mut self, append: &Append) -> Result<(), Fault> {
+        for part in &append.parts {
+            let part_key = PartKey::new(append.key, part.kind, part.name);
+            let parts = open!(self.parts, PARTS);
+            match &part.json {
+                Some(json) => parts.insert(part_key, codec::seal_part(&part_key, json).as_slice())?,
+                None => parts.remove(part_key)?,
+            };
+        }
+        Ok(())
     }
 
     /// Moves a log in the indexes of its kind: of what is under way, and of what is due.
@@ -437,6 +452,7 @@ impl<'t> Tables<'t> {
         open!(self.log, LOG).retain_in(LogKey::all(key), |at, _| !at.is_of(key))?;
         open!(self.turns, TURNS).retain_in(TurnKey::all(key), |at, _| !at.is_of(key))?;
         open!(self.turn_ids, TURN_IDS).retain_in(TurnIdKey::all(key), |at, _| !at.is_of(key))?;
+        open!(self.parts, PARTS).retain_in(PartKey::all(key), |at, _| !at.is_of(key))?;
         self.tenant.forget(key)?;
         Ok(())
     }

@@ -6,8 +6,8 @@ use raddle_domain::{
     id::{ItemId, TurnId},
     pack::Packed,
     ports::{
-        Chunk, Document, DocumentKind, Found, Listed, OwingPlace, Place, Receipt, RecordKind, RowHead, SettledTurn,
-        SpentBy, ThreadRow,
+        Chunk, Document, DocumentKind, Found, Listed, OwingPlace, PartKind, PartName, Place, Receipt, RecordKind,
+        RowHead, SettledTurn, SpentBy, ThreadRow,
     },
     record::ItemKind,
     time::UnixMs,
@@ -85,25 +85,6 @@ impl Fake {
 }
 
 impl View for Fake {
-    fn part(
-        &self,
-        _: ThreadKey,
-        _: raddle_domain::ports::PartKind,
-        _: raddle_domain::ports::PartName,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(None)
-    }
-
-    fn parts(
-        &self,
-        _: ThreadKey,
-        _: raddle_domain::ports::PartKind,
-        _: Option<raddle_domain::ports::PartName>,
-        _: usize,
-    ) -> Result<Vec<(raddle_domain::ports::PartName, Vec<u8>)>, StoreError> {
-        Ok(Vec::new())
-    }
-
     fn feed(&self, _: TenantId, after: u64, limit: usize) -> Result<Vec<Fed>, StoreError> {
         Ok(self.feed.iter().filter(|fed| fed.position > after).take(limit).copied().collect())
     }
@@ -199,6 +180,18 @@ impl View for Fake {
         Ok(Vec::new())
     }
     fn documents(&self, _: TenantId, _: DocumentKind) -> Result<Vec<Document>, StoreError> {
+        Ok(Vec::new())
+    }
+    fn part(&self, _: ThreadKey, _: PartKind, _: PartName) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(None)
+    }
+    fn parts(
+        &self,
+        _: ThreadKey,
+        _: PartKind,
+        _: Option<PartName>,
+        _: usize,
+    ) -> Result<Vec<(PartName, Vec<u8>)>, StoreError> {
         Ok(Vec::new())
     }
 }
