@@ -11,8 +11,8 @@ use raddle_domain::{
 };
 
 use crate::{
+    disk::{self, Loaded},
     handle::{Call, Done, Error, Runtime},
-    host::{self, Loaded},
 };
 
 /// Where a fork leaves its parent.
@@ -62,7 +62,7 @@ impl Runtime {
 fn point(view: &dyn View, key: ThreadKey, at: &ForkAt) -> Result<Result<ForkPoint, Error>, StoreError> {
     let Some(row) = view.row(key)? else { return Ok(Err(Error::NotFound("thread"))) };
     let head = row.head.last_seq;
-    let Some(loaded) = host::load(view, key)? else { return Ok(Err(Error::NotFound("thread"))) };
+    let Some(loaded) = disk::load(view, key)? else { return Ok(Err(Error::NotFound("thread"))) };
     let found = match at {
         ForkAt::Settled => match loaded.state.open() {
             Some(open) => before(view, key, &loaded, open.started_seq())?,
@@ -91,7 +91,7 @@ fn point(view: &dyn View, key: ThreadKey, at: &ForkAt) -> Result<Result<ForkPoin
                 }
             }
             Some((turn, items)) => {
-                let part = Some((host::turn(key, &turn)?, items));
+                let part = Some((disk::turn(key, &turn)?, items));
                 ForkPoint { part, ..before(view, key, &loaded, turn.started_seq)? }
             }
             None => return Ok(Err(Error::NotFound("settled item"))),
@@ -133,7 +133,7 @@ fn after(view: &dyn View, key: ThreadKey, loaded: &Loaded, at: Seq) -> Result<Fo
             context_seq = Some(settled.context_seq);
             continue;
         }
-        let turn: Turn = host::turn(key, &SettledTurn { reverted: None, ..settled.clone() })?;
+        let turn: Turn = disk::turn(key, &SettledTurn { reverted: None, ..settled.clone() })?;
         let compacts = compacts(view, key, &settled)?;
         match turn.kind {
             // It came to nothing, and knows nothing of what was taken out after it began.
@@ -154,7 +154,7 @@ fn after(view: &dyn View, key: ThreadKey, loaded: &Loaded, at: Seq) -> Result<Fo
 /// Whether a summary took the place of the conversation during a turn.
 fn compacts(view: &dyn View, key: ThreadKey, turn: &SettledTurn) -> Result<bool, StoreError> {
     let summary = |item: &Item| item.kind == ItemKind::ContextCompaction && item.status == TurnStatus::Completed;
-    Ok(host::items(view, key, turn)?.iter().any(summary))
+    Ok(disk::items(view, key, turn)?.iter().any(summary))
 }
 
 fn started(view: &dyn View, key: ThreadKey, loaded: &Loaded, turn: TurnId) -> Result<Option<Seq>, StoreError> {
@@ -171,10 +171,10 @@ fn holder(view: &dyn View, key: ThreadKey, item: ItemId) -> Result<Option<(Settl
     let mut place = Seq::MAX;
     while let Some(settled) = view.turn_before(key, place)? {
         place = settled.started_seq;
-        let turn = host::turn(key, &settled)?;
+        let turn = disk::turn(key, &settled)?;
         let Some(count) = turn.item_ids.iter().position(|known| *known == item).map(|at| at + 1) else { continue };
         let mut items =
-            host::items(view, key, &SettledTurn { items: settled.items[..count].to_vec(), ..settled.clone() })?;
+            disk::items(view, key, &SettledTurn { items: settled.items[..count].to_vec(), ..settled.clone() })?;
         // Items come to their end in another order than they began in where tools run side by side.
         items.retain(|item| item.ended_at.is_some());
         if items.last().is_none_or(|last| last.id != item) {

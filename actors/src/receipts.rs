@@ -16,7 +16,7 @@ use raddle_domain::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::host;
+use crate::disk;
 
 /// How long a reply can be repeated.
 pub(crate) const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -58,7 +58,7 @@ pub(crate) fn write(known: Idempotency, thread: ThreadId, step: &Step, now: Unix
         _ => None,
     };
     let event = step.records.iter().find(holds).map_or(last, |record| record.seq);
-    let reply = host::json(&Stub { thread, seq: last, event, active_turn });
+    let reply = disk::json(&Stub { thread, seq: last, event, active_turn });
     Receipt { key: known.key, request: known.request, reply, expires_at: now.after(LIFE) }
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn read(view: &dyn View, tenant: TenantId, receipt: &Receipt) -> Resu
     let stub: Stub = serde_json::from_slice(&receipt.reply).map_err(|why| broken(why.to_string()))?;
     let key = ThreadKey { tenant, thread: stub.thread };
     let Some(stored) = view.event(key, stub.event)? else { return Ok(None) };
-    let reply = match host::decode(key, stub.event, &stored)?.event {
+    let reply = match disk::decode(key, stub.event, &stored)?.event {
         Event::ThreadCreated(thread)
         | Event::ThreadForked(thread)
         | Event::ThreadUpdated(thread)
@@ -123,7 +123,7 @@ fn effects(view: &dyn View, key: ThreadKey, turn: TurnId, ended: Seq) -> Result<
         let chunks = view.events(key, after, 1_000, 1024 * 1024)?;
         let Some(last) = chunks.last() else { break };
         after = last.last();
-        for record in host::records(key, &chunks) {
+        for record in disk::records(key, &chunks) {
             let record = record?;
             let (Event::EffectSettled(effect) | Event::EffectUncertain(effect) | Event::EffectReconciled(effect)) =
                 record.event

@@ -17,8 +17,8 @@ use raddle_domain::{
 use tokio::sync::oneshot;
 
 use crate::{
+    disk,
     handle::Error,
-    host,
     registry::{Gauge, Slot, Ticket},
     system::Shared,
     thread::{ThreadActor, Unload},
@@ -73,7 +73,7 @@ pub(crate) struct Load {
 #[rtype(result = "()")]
 pub(crate) struct Adopt {
     pub key: ThreadKey,
-    pub loaded: host::Loaded,
+    pub loaded: disk::Loaded,
 }
 
 /// A thread has come to rest.
@@ -116,7 +116,7 @@ impl Supervisor {
     fn load(&mut self, key: ThreadKey, ctx: &mut Context<Self>) {
         let shared = self.shared();
         let store = shared.store.clone();
-        let read = shared.engines.spawn_blocking(move || host::load(&*store.view()?, key));
+        let read = shared.engines.spawn_blocking(move || disk::load(&*store.view()?, key));
         ctx.spawn(read.into_actor(self).map(move |read, this, ctx| {
             let loaded = match read {
                 Ok(Ok(Some(loaded))) => Ok(loaded),
@@ -160,7 +160,7 @@ impl Supervisor {
         }));
     }
 
-    fn start(&mut self, key: ThreadKey, loaded: host::Loaded, shared: &Arc<Shared>) -> Ticket {
+    fn start(&mut self, key: ThreadKey, loaded: disk::Loaded, shared: &Arc<Shared>) -> Ticket {
         let gauge = Gauge::new();
         let arbiter = &self.arbiters[self.next % self.arbiters.len()];
         self.next += 1;

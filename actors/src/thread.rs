@@ -27,9 +27,9 @@ use tokio::{
 
 use crate::{
     batch::Batch,
+    disk::{self, Loaded, SavedRest, Steps},
     engine::{Engine, EngineCall},
     handle::{Error, InFlight, append_error},
-    host::{self, Loaded, SavedRest, Steps},
     outbox::DELTA_BYTES,
     receipts::{self, Idempotency},
     registry::{Gauge, Ticket},
@@ -321,7 +321,7 @@ impl ThreadActor {
         if self.engine.is_some() || (self.tools.is_empty() && self.told.is_empty()) {
             return false;
         }
-        match self.shared.store.view().and_then(|view| host::load(&*view, self.key)) {
+        match self.shared.store.view().and_then(|view| disk::load(&*view, self.key)) {
             Ok(Some(Loaded { state, rest, .. })) => {
                 (self.state, self.rest) = (state, rest);
                 true

@@ -16,8 +16,8 @@ use raddle_domain::{
 use uuid::Uuid;
 
 use crate::{
+    disk,
     handle::{Call, Done, Error, Runtime, Started, replay, started, unexpected},
-    host,
     reads::Page,
 };
 
@@ -308,7 +308,7 @@ impl Runtime {
     /// The checkpoints of a thread, oldest first.
     pub async fn checkpoints(&self, key: ThreadKey) -> Result<Vec<Checkpoint>, Error> {
         let read = move |view: &dyn View| {
-            Ok(host::load(view, key)?.map(|loaded| loaded.state.checkpoints().cloned().collect::<Vec<_>>()))
+            Ok(disk::load(view, key)?.map(|loaded| loaded.state.checkpoints().cloned().collect::<Vec<_>>()))
         };
         self.read(read).await?.ok_or(Error::NotFound("thread"))
     }
@@ -360,5 +360,5 @@ fn record<T: Indexed>(
 ) -> Result<Option<T>, StoreError> {
     let key = ThreadKey { tenant, thread: found.thread };
     let Some(stored) = view.event(key, found.seq)? else { return Ok(None) };
-    Ok(T::of(host::decode(key, found.seq, &stored)?.event))
+    Ok(T::of(disk::decode(key, found.seq, &stored)?.event))
 }

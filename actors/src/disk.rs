@@ -1,4 +1,4 @@
-//! What every host of a machine does with the disk: rebuild a state from its row and the log's tail, and turn steps
+//! What is done with the disk: rebuild a state from its row and the log's tail, and turn steps
 //! into one append.
 
 use std::sync::Arc;
