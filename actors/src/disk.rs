@@ -1,75 +1,20 @@
-//! What is done with the disk: rebuild a state from its row and the log's tail, and turn steps
-//! into one append.
-
-use std::sync::Arc;
+//! Threads, and what their tenants said of calls, in the words of the store: what is stored is read as records, and
+//! records are written as what is stored.
 
 use raddle_domain::{
     event::{self, BadRecord, Event, Record},
     id::{Seq, TenantId, ThreadKey},
     policy::{Policy, TenantRules},
     ports::{
-        Append, Chunk, Corrupt, Document, DocumentKind, Indexed, LogKind, Receipt, RecordKind, Reverted, RowHead,
-        SettledTurn, Spent, StoreError, StoredEvent, ThreadRow, View,
+        Chunk, Corrupt, Document, DocumentKind, Indexed, RecordKind, SettledTurn, Spent, StoreError, StoredEvent,
+        ThreadRow, View,
     },
     price::Totals,
     record::{ApprovalStatus, Decision, EffectClass, Item, Permit, QuestionStatus, Thread, Turn, TurnStatus},
-    thread::{Rest, Settled, Snapshot, Step, ThreadState},
-    time::UnixMs,
+    thread::Settled,
 };
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
-
-/// Events read from the log at a time while a state is rebuilt.
-const PAGE: usize = 1_000;
-const PAGE_BYTES: usize = 1024 * 1024;
-
-/// A state as the store holds it.
-pub(crate) struct Loaded {
-    pub state: ThreadState,
-    pub head: RowHead,
-    /// The snapshot that the row holds, to be written again until a newer one takes its place.
-    pub rest: SavedRest,
-}
-
-/// A snapshot as bytes, and the event after which it held.
-#[derive(Clone)]
-pub(crate) struct SavedRest {
-    pub seq: Seq,
-    pub json: Arc<[u8]>,
-}
-
-/// Rebuilds a thread from its row and what its log says since.
-pub(crate) fn load(view: &dyn View, key: ThreadKey) -> Result<Option<Loaded>, StoreError> {
-    let Some(row) = view.row(key)? else { return Ok(None) };
-    let corrupt = |why: String| StoreError::Corrupt(Corrupt { record: format!("threads {key}"), why });
-    let snapshot: Snapshot = serde_json::from_slice(&row.snapshot).map_err(|why| corrupt(why.to_string()))?;
-    let mut needed = Vec::new();
-    for seq in snapshot.needs() {
-        let stored = view.event(key, seq)?.ok_or_else(|| corrupt(format!("event {seq} of the log is missing")))?;
-        needed.push(decode(key, seq, &stored)?);
-    }
-    let mut turns = Vec::new();
-    for started in snapshot.needs_turns() {
-        let found = view.turns(key, started.saturating_sub(1), 1)?.into_iter().find(|turn| turn.started_seq == started);
-        let found = found.ok_or_else(|| corrupt(format!("the turn at {started} is missing")))?;
-        turns.push(turn(key, &found)?);
-    }
-    let mut state = ThreadState::restore(snapshot, &needed, &turns).map_err(|why| corrupt(why.to_string()))?;
-    if state.seq() != row.head.snapshot_seq {
-        return Err(corrupt("the snapshot is of another place in the log".to_owned()));
-    }
-    while state.seq() < row.head.last_seq {
-        let chunks = view.events(key, state.seq(), PAGE, PAGE_BYTES)?;
-        if chunks.is_empty() {
-            return Err(corrupt(format!("the log ends at {}, the row at {}", state.seq(), row.head.last_seq)));
-        }
-        for record in records(key, &chunks) {
-            state.apply(&record?).map_err(|why| corrupt(why.to_string()))?;
-        }
-    }
-    let rest = SavedRest { seq: row.head.snapshot_seq, json: row.snapshot };
-    Ok(Some(Loaded { state, head: row.head, rest }))
-}
 
 /// The records of `chunks`.
 pub(crate) fn records(key: ThreadKey, chunks: &[Chunk]) -> impl Iterator<Item = Result<Record, StoreError>> {
@@ -84,82 +29,13 @@ pub(crate) fn decode(key: ThreadKey, seq: Seq, stored: &StoredEvent) -> Result<R
     Ok(Record::decode(event::SCHEMA, &stored.json).map_err(corrupt)?)
 }
 
-/// Steps of one thread that are saved together.
-#[derive(Default)]
-pub(crate) struct Steps {
-    events: Vec<StoredEvent>,
-    settled: Vec<SettledTurn>,
-    reverted: Vec<Reverted>,
-    rest: Option<Rest>,
-    pub receipts: Vec<Receipt>,
-    indexed: Vec<Indexed>,
-    pub spent: Vec<Spent>,
-    documents: Vec<Document>,
-}
-
-impl Steps {
-    /// Adds what a step emitted.
-    pub fn add(&mut self, step: &Step) {
-        self.events.extend(step.records.iter().map(stored));
-        self.settled.extend(step.settled.iter().map(settled));
-        self.reverted.extend(&step.reverted);
-        for record in &step.records {
-            self.indexed.extend(indexed(record));
-            self.spent.extend(spent(record));
-            self.documents.extend(document(record));
-        }
-        if step.rest.is_some() {
-            self.rest.clone_from(&step.rest);
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
-    pub fn events(&self) -> usize {
-        self.events.len()
-    }
-
-    /// The append that saves them, and the snapshot that its row holds. `state` is the state after them.
-    pub fn append(
-        self,
-        key: ThreadKey,
-        fence: u64,
-        state: &ThreadState,
-        last: Option<&SavedRest>,
-        now: UnixMs,
-    ) -> (Append, SavedRest) {
-        let expected = state.seq() - self.events.len() as Seq;
-        let rest = match (self.rest, last) {
-            (Some(rest), _) => SavedRest { seq: rest.seq, json: json(&rest.snapshot).into() },
-            (None, Some(last)) => last.clone(),
-            (None, None) => unreachable!("a thread rests when it is created"),
-        };
-        let head = RowHead {
-            last_seq: state.seq(),
-            snapshot_seq: rest.seq,
-            fence,
-            listed_at: state.view().updated_at,
-            owes_since: state.owes_since(),
-            wake_at: state.owed().wake_at,
-            archived: state.view().archived,
-            kind: LogKind::Thread,
-        };
-        let row = ThreadRow { head, view: json(state.view()).into(), snapshot: rest.json.clone() };
-        let chunk = Chunk { first: expected + 1, events: self.events };
-        let Self { settled, reverted, receipts, indexed, spent, documents, .. } = self;
-        let append = Append::new(key, expected, now, chunk, row);
-        (Append { settled, reverted, receipts, indexed, spent, documents, ..append }, rest)
-    }
-}
-
 /// An event as the bytes that are stored and streamed.
 pub(crate) fn stored(record: &Record) -> StoredEvent {
     StoredEvent { name: record.event.name().into(), json: json(record).into() }
 }
 
-fn settled(settled: &Settled) -> SettledTurn {
+/// A turn that ended, as its row.
+pub(crate) fn settled(settled: &Settled) -> SettledTurn {
     SettledTurn {
         id: settled.turn.id,
         started_seq: settled.started_seq,
@@ -204,7 +80,7 @@ pub(crate) fn turn(key: ThreadKey, settled: &SettledTurn) -> Result<Turn, StoreE
 }
 
 /// What an event says of a record that is found by its id.
-fn indexed(record: &Record) -> Option<Indexed> {
+pub(crate) fn indexed(record: &Record) -> Option<Indexed> {
     let (kind, id, open) = match &record.event {
         Event::ApprovalRequired(approval)
         | Event::ApprovalDecided(approval)
@@ -235,7 +111,7 @@ fn indexed(record: &Record) -> Option<Indexed> {
 }
 
 /// What an event says of money.
-fn spent(record: &Record) -> Option<Spent> {
+pub(crate) fn spent(record: &Record) -> Option<Spent> {
     const DAY: u64 = 24 * 60 * 60 * 1000;
     let (engine, model, totals) = match &record.event {
         Event::UsageRecorded(_, entry) => (&entry.engine, &entry.model, Totals::of_call(&entry.usage, entry.cost)),
@@ -249,7 +125,7 @@ fn spent(record: &Record) -> Option<Spent> {
 }
 
 /// The rule that a decision makes for the whole tenant.
-fn document(record: &Record) -> Option<Document> {
+pub(crate) fn document(record: &Record) -> Option<Document> {
     let Event::ApprovalDecided(approval) = &record.event else { return None };
     let permit = approval.amendment.as_ref().filter(|_| approval.decision == Some(Decision::ApprovedAlways))?;
     let id = Sha256::digest(json(permit)).into();

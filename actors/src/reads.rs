@@ -10,6 +10,7 @@ use raddle_domain::{
 use crate::{
     disk,
     handle::{Error, Runtime, beyond},
+    thread,
 };
 
 /// Rows of a listing that one call looks at before it hands over to the next page.
@@ -110,14 +111,14 @@ impl Runtime {
     /// Turns in order; the cursor is the seq at which the last one of the page started.
     pub async fn turns(&self, key: ThreadKey, after: Option<Seq>, limit: usize) -> Result<Page<Turn, Seq>, Error> {
         let read = move |view: &dyn View| {
-            let Some(loaded) = disk::load(view, key)? else { return Ok(None) };
+            let Some(state) = thread::state(view, key)? else { return Ok(None) };
             let after = after.unwrap_or(0);
             let settled = view.turns(key, after, limit.saturating_add(1))?;
             let mut turns = Vec::with_capacity(settled.len() + 1);
             for turn in &settled {
                 turns.push((turn.started_seq, disk::turn(key, turn)?));
             }
-            let open = loaded.state.open().filter(|open| open.started_seq() > after);
+            let open = state.open().filter(|open| open.started_seq() > after);
             turns.extend(open.map(|open| (open.started_seq(), open.turn().clone())));
             let more = turns.len() > limit;
             turns.truncate(limit);
@@ -136,8 +137,8 @@ impl Runtime {
             }
             // Only an active turn is worth folding the tail for.
             let active = disk::thread(key, &row)?.active_turn == Some(turn);
-            let loaded = if active { disk::load(view, key)? } else { None };
-            let open = loaded.and_then(|loaded| loaded.state.open().map(|open| open.turn().clone()));
+            let state = if active { thread::state(view, key)? } else { None };
+            let open = state.and_then(|state| state.open().map(|open| open.turn().clone()));
             Ok(open.ok_or(Error::NotFound("turn")))
         };
         self.read(read).await?
@@ -151,7 +152,7 @@ impl Runtime {
     /// Prompts that wait, in the order in which they will run.
     pub async fn inbox(&self, key: ThreadKey) -> Result<Vec<Admission>, Error> {
         let read = move |view: &dyn View| {
-            Ok(disk::load(view, key)?.map(|loaded| loaded.state.inbox().cloned().collect::<Vec<_>>()))
+            Ok(thread::state(view, key)?.map(|state| state.inbox().cloned().collect::<Vec<_>>()))
         };
         self.read(read).await?.ok_or(Error::NotFound("thread"))
     }
@@ -212,7 +213,7 @@ fn matches(thread: &Thread, query: &ThreadQuery, q: Option<&str>) -> bool {
 }
 
 fn snapshot(view: &dyn View, key: ThreadKey) -> Result<Option<Snapshot>, StoreError> {
-    let Some(loaded) = disk::load(view, key)? else { return Ok(None) };
+    let Some(state) = thread::state(view, key)? else { return Ok(None) };
     let (mut turns, mut all) = (Vec::new(), Vec::new());
     let mut after = 0;
     loop {
@@ -226,13 +227,13 @@ fn snapshot(view: &dyn View, key: ThreadKey) -> Result<Option<Snapshot>, StoreEr
             break;
         }
     }
-    if let Some(open) = loaded.state.open() {
+    if let Some(open) = state.open() {
         turns.push(open.turn().clone());
         all.extend(open.items().cloned());
     }
-    let thread = loaded.state.view().clone();
-    let inbox = loaded.state.inbox().cloned().collect();
-    let approvals = loaded.state.open().map(|open| open.approvals().cloned().collect()).unwrap_or_default();
+    let thread = state.view().clone();
+    let inbox = state.inbox().cloned().collect();
+    let approvals = state.open().map(|open| open.approvals().cloned().collect()).unwrap_or_default();
     Ok(Some(Snapshot { seq: thread.seq, thread, turns, items: all, approvals, inbox }))
 }
 
@@ -263,8 +264,8 @@ fn items(
     key: ThreadKey,
     query: &ItemQuery,
 ) -> Result<Result<Page<Item, ItemPlace>, Error>, StoreError> {
-    let Some(loaded) = disk::load(view, key)? else { return Ok(Err(Error::NotFound("thread"))) };
-    let open = loaded.state.open();
+    let Some(state) = thread::state(view, key)? else { return Ok(Err(Error::NotFound("thread"))) };
+    let open = state.open();
     let mut page = Page { data: Vec::new(), next: None };
     let from = query.after.unwrap_or(ItemPlace { turn_started: 0, items: 0 });
     // The place names a turn that is not done with, so the walk begins at it, not after it.

@@ -1,6 +1,6 @@
 //! The replies to requests that named an idempotency key.
 //!
-//! A receipt says where in the thread's log the reply stands, not what it says: so it is small, and nothing of a
+//! A thread's receipt says where in its log the reply stands, not what it says: so it is small, and nothing of a
 //! thread outlives its deletion.
 
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub struct Idempotency {
     pub request: [u8; 32],
 }
 
-/// What a receipt holds.
+/// What a receipt of a thread holds.
 #[derive(Debug, Serialize, Deserialize)]
 struct Stub {
     thread: ThreadId,
@@ -44,12 +44,12 @@ struct Stub {
 }
 
 /// A reply of before.
-pub(crate) struct Recalled {
-    pub reply: Reply,
+pub(crate) struct Recalled<R> {
+    pub reply: R,
     pub seq: Seq,
 }
 
-/// The receipt of `step`.
+/// The receipt of a thread's step.
 pub(crate) fn write(known: Idempotency, thread: ThreadId, step: &Step, now: UnixMs) -> Receipt {
     let holds = |record: &&Record| holds_reply(&record.event, &step.reply);
     let last = step.records.last().map_or(0, |record| record.seq);
@@ -83,8 +83,12 @@ fn holds_reply(event: &Event, reply: &Reply) -> bool {
     }
 }
 
-/// The reply that a receipt leads to; `None` when the thread is gone.
-pub(crate) fn read(view: &dyn View, tenant: TenantId, receipt: &Receipt) -> Result<Option<Recalled>, StoreError> {
+/// The reply that a thread's receipt leads to; `None` when the thread is gone.
+pub(crate) fn read(
+    view: &dyn View,
+    tenant: TenantId,
+    receipt: &Receipt,
+) -> Result<Option<Recalled<Reply>>, StoreError> {
     let broken = |why: String| raddle_domain::ports::Corrupt { record: format!("a receipt of {tenant}"), why };
     let stub: Stub = serde_json::from_slice(&receipt.reply).map_err(|why| broken(why.to_string()))?;
     let key = ThreadKey { tenant, thread: stub.thread };

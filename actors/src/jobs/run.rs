@@ -36,6 +36,7 @@ use crate::{
     handle::{Call, Error, Runtime, Started},
     receipts::Idempotency,
     system::Shared,
+    thread::ThreadMachine,
 };
 
 /// How long what a run says may wait to be joined by more: at first, and, as each of these is an event with the whole
@@ -472,7 +473,7 @@ async fn tell(desk: &Desk, job: &Job) -> Result<bool, Error> {
         let call = idempotency(job.id, job.run);
         // While the request is under way nobody can say; then it is asked again after a pause.
         let _alone = runtime.in_flight(key.tenant, call.idempotency)?;
-        match runtime.recall(key.tenant, call.idempotency).await {
+        match runtime.recall::<ThreadMachine>(key.tenant, call.idempotency).await {
             Ok(Some(recalled)) => match crate::handle::started(recalled.reply)? {
                 Started::Turn(started) => turn = Some(started.id),
                 Started::Queued { admission, .. } => input = Some(admission.id),
