@@ -23,7 +23,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use crate::host;
+use crate::disk;
 
 /// Tool calls of one answer.
 const TOOL_CALLS: usize = 128;
@@ -246,7 +246,7 @@ async fn tell_act(
 
 async fn rules_of(store: &Arc<dyn LogStore>, tenant: TenantId) -> Result<TenantRules, ModelError> {
     let store = store.clone();
-    let read = tokio::task::spawn_blocking(move || host::rules(&*store.view()?, tenant));
+    let read = tokio::task::spawn_blocking(move || disk::rules(&*store.view()?, tenant));
     let read = read.await.map_err(|why| broken(why.to_string()))?;
     read.map_err(|why| unreadable("the tenant's policy", &why))
 }
@@ -322,7 +322,7 @@ pub(crate) fn messages(
                 continue;
             }
             history.turn();
-            for item in host::items(&*view, key, turn)? {
+            for item in disk::items(&*view, key, turn)? {
                 history.push(&item);
             }
         }

@@ -11,8 +11,9 @@ use raddle_domain::{
 };
 
 use crate::{
-    handle::{Call, Done, Error, Runtime},
-    host::{self, Loaded},
+    disk,
+    handle::{Begun, Call, Done, Error, Runtime, thread_of},
+    thread,
 };
 
 /// Where a fork leaves its parent.
@@ -52,9 +53,9 @@ impl Runtime {
             let cx = Cx { now: shared.clock.now(), ids: &*shared.ids, limits, prices: &shared.prices, draining: false };
             let fork = raddle_domain::ports::Fork { parent: parent.thread, at: point.at };
             let (state, step) = ThreadState::fork(ThreadId::new(shared.ids.mint()), ForkPoint { title, ..point }, cx)?;
-            Ok((state, step, Some(fork)))
+            Ok(Begun::thread(parent.tenant, state, step, Some(fork)))
         };
-        self.make(parent.tenant, call, begin).await
+        self.make(parent.tenant, call, begin, thread_of).await
     }
 }
 
@@ -62,37 +63,37 @@ impl Runtime {
 fn point(view: &dyn View, key: ThreadKey, at: &ForkAt) -> Result<Result<ForkPoint, Error>, StoreError> {
     let Some(row) = view.row(key)? else { return Ok(Err(Error::NotFound("thread"))) };
     let head = row.head.last_seq;
-    let Some(loaded) = host::load(view, key)? else { return Ok(Err(Error::NotFound("thread"))) };
+    let Some(state) = thread::state(view, key)? else { return Ok(Err(Error::NotFound("thread"))) };
     let found = match at {
-        ForkAt::Settled => match loaded.state.open() {
-            Some(open) => before(view, key, &loaded, open.started_seq())?,
-            None => whole(&loaded, head),
+        ForkAt::Settled => match state.open() {
+            Some(open) => before(view, key, &state, open.started_seq())?,
+            None => whole(&state, head),
         },
-        ForkAt::BeforeTurn(turn) => match started(view, key, &loaded, *turn)? {
-            Some(started) => before(view, key, &loaded, started)?,
+        ForkAt::BeforeTurn(turn) => match started(view, key, &state, *turn)? {
+            Some(started) => before(view, key, &state, started)?,
             None => return Ok(Err(Error::NotFound("turn"))),
         },
         ForkAt::Checkpoint(name) => {
-            let mut checkpoints = loaded.state.checkpoints();
+            let mut checkpoints = state.checkpoints();
             let known = match name.as_str() {
                 LATEST => checkpoints.last(),
                 name => checkpoints.find(|known| known.name == name),
             };
             let Some(known) = known else { return Ok(Err(Error::NotFound("checkpoint"))) };
-            before(view, key, &loaded, known.seq + 1)?
+            before(view, key, &state, known.seq + 1)?
         }
         ForkAt::Item(item) => match holder(view, key, *item)? {
             Some((turn, items)) if turn.reverted.is_none() && items.len() == turn.items.len() => {
                 // Nothing of the turn is left out: so it is shared, not written again.
                 let next = view.turns(key, turn.started_seq, 1)?.first().map(|next| next.started_seq);
-                match next.or(loaded.state.open().map(|open| open.started_seq())) {
-                    Some(next) => before(view, key, &loaded, next)?,
-                    None => whole(&loaded, head),
+                match next.or(state.open().map(|open| open.started_seq())) {
+                    Some(next) => before(view, key, &state, next)?,
+                    None => whole(&state, head),
                 }
             }
             Some((turn, items)) => {
-                let part = Some((host::turn(key, &turn)?, items));
-                ForkPoint { part, ..before(view, key, &loaded, turn.started_seq)? }
+                let part = Some((disk::turn(key, &turn)?, items));
+                ForkPoint { part, ..before(view, key, &state, turn.started_seq)? }
             }
             None => return Ok(Err(Error::NotFound("settled item"))),
         },
@@ -101,26 +102,26 @@ fn point(view: &dyn View, key: ThreadKey, at: &ForkAt) -> Result<Result<ForkPoin
 }
 
 /// Everything, of a thread without an open turn.
-fn whole(loaded: &Loaded, head: Seq) -> ForkPoint {
+fn whole(state: &ThreadState, head: Seq) -> ForkPoint {
     ForkPoint {
-        parent: loaded.state.view().clone(),
+        parent: state.view().clone(),
         at: head,
-        last: loaded.state.last().cloned(),
-        context_seq: loaded.state.context_seq(),
+        last: state.last().cloned(),
+        context_seq: state.context_seq(),
         title: None,
         part: None,
     }
 }
 
 /// The place right before the turn that started, or would start, at `started`.
-fn before(view: &dyn View, key: ThreadKey, loaded: &Loaded, started: Seq) -> Result<ForkPoint, StoreError> {
+fn before(view: &dyn View, key: ThreadKey, state: &ThreadState, started: Seq) -> Result<ForkPoint, StoreError> {
     // A prompt that waited is promoted by the event before the start of its turn, which goes with it.
     let promoted = view.event(key, started - 1)?.is_some_and(|event| event.name == "prompt.promoted");
-    after(view, key, loaded, started - 1 - Seq::from(promoted))
+    after(view, key, state, started - 1 - Seq::from(promoted))
 }
 
 /// The place right after `at`, where no turn was open: as the log said then, not as it says now.
-fn after(view: &dyn View, key: ThreadKey, loaded: &Loaded, at: Seq) -> Result<ForkPoint, StoreError> {
+fn after(view: &dyn View, key: ThreadKey, state: &ThreadState, at: Seq) -> Result<ForkPoint, StoreError> {
     let reverted = |turn: &SettledTurn| turn.reverted.is_some_and(|seq| seq <= at);
     let (mut last, mut compaction, mut context_seq) = (None, None, None);
     let mut place = at + 1;
@@ -133,7 +134,7 @@ fn after(view: &dyn View, key: ThreadKey, loaded: &Loaded, at: Seq) -> Result<Fo
             context_seq = Some(settled.context_seq);
             continue;
         }
-        let turn: Turn = host::turn(key, &SettledTurn { reverted: None, ..settled.clone() })?;
+        let turn: Turn = disk::turn(key, &SettledTurn { reverted: None, ..settled.clone() })?;
         let compacts = compacts(view, key, &settled)?;
         match turn.kind {
             // It came to nothing, and knows nothing of what was taken out after it began.
@@ -148,17 +149,17 @@ fn after(view: &dyn View, key: ThreadKey, loaded: &Loaded, at: Seq) -> Result<Fo
         (last, _) => last,
     };
     let context_seq = context_seq.unwrap_or_default();
-    Ok(ForkPoint { parent: loaded.state.view().clone(), at, last, context_seq, title: None, part: None })
+    Ok(ForkPoint { parent: state.view().clone(), at, last, context_seq, title: None, part: None })
 }
 
 /// Whether a summary took the place of the conversation during a turn.
 fn compacts(view: &dyn View, key: ThreadKey, turn: &SettledTurn) -> Result<bool, StoreError> {
     let summary = |item: &Item| item.kind == ItemKind::ContextCompaction && item.status == TurnStatus::Completed;
-    Ok(host::items(view, key, turn)?.iter().any(summary))
+    Ok(disk::items(view, key, turn)?.iter().any(summary))
 }
 
-fn started(view: &dyn View, key: ThreadKey, loaded: &Loaded, turn: TurnId) -> Result<Option<Seq>, StoreError> {
-    let open = loaded.state.open().filter(|open| open.turn().id == turn).map(|open| open.started_seq());
+fn started(view: &dyn View, key: ThreadKey, state: &ThreadState, turn: TurnId) -> Result<Option<Seq>, StoreError> {
+    let open = state.open().filter(|open| open.turn().id == turn).map(|open| open.started_seq());
     match open {
         Some(started) => Ok(Some(started)),
         None => Ok(view.turn(key, turn)?.map(|settled| settled.started_seq)),
@@ -171,10 +172,10 @@ fn holder(view: &dyn View, key: ThreadKey, item: ItemId) -> Result<Option<(Settl
     let mut place = Seq::MAX;
     while let Some(settled) = view.turn_before(key, place)? {
         place = settled.started_seq;
-        let turn = host::turn(key, &settled)?;
+        let turn = disk::turn(key, &settled)?;
         let Some(count) = turn.item_ids.iter().position(|known| *known == item).map(|at| at + 1) else { continue };
         let mut items =
-            host::items(view, key, &SettledTurn { items: settled.items[..count].to_vec(), ..settled.clone() })?;
+            disk::items(view, key, &SettledTurn { items: settled.items[..count].to_vec(), ..settled.clone() })?;
         // Items come to their end in another order than they began in where tools run side by side.
         items.retain(|item| item.ended_at.is_some());
         if items.last().is_none_or(|last| last.id != item) {

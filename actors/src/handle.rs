@@ -16,12 +16,12 @@ use std::{
 use actix::dev::SendError;
 use dashmap::DashSet;
 use raddle_domain::{
-    command::{Command, Interrupt, NewThread, Refused, Reply, Request, StartTurn, ThreadPatch},
+    command::{Command, Interrupt, NewThread, Refused, Reply, StartTurn, ThreadPatch},
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     job::JobRefused,
     ports::{Append, Fork, Models, Receipt, StoreError, View, Write, WriteRefused},
     record::{Admission, Approval, ApprovalStatus, Effect, InterruptReceipt, Question, Thread, Turn},
-    thread::{Cx, Step, ThreadState},
+    thread::{Cx, ThreadState},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -31,9 +31,9 @@ use crate::{
     bus::{Barrier, Committed, Subscribe, SubscribeTenant, Watch},
     config::{Config, Ports, StartError},
     hooks::{HookFigures, HookStatus},
-    host::{Loaded, Steps},
+    host::{Answer, Envelope, Held, Loaded, Machine, Outcome, Site, Steps},
     jobs,
-    receipts::{self, Idempotency, Recalled},
+    receipts::{Idempotency, Recalled},
     registry::{Health, Ticket},
     store::AppendError,
     subscription::{
@@ -42,7 +42,7 @@ use crate::{
     },
     supervisor::{Adopt, Load},
     system::{Shared, Threads},
-    thread::{Answer, Envelope, Held, Outcome, Park},
+    thread::ThreadMachine,
 };
 
 /// Bytes of events in one page of a tenant's.
@@ -163,9 +163,17 @@ impl Drop for InFlight {
 }
 
 /// What an idempotency key leads to: a reply of before, or the right to go ahead.
-enum Known {
-    Replay(Recalled),
+enum Known<R> {
+    Replay(Recalled<R>),
     New(Option<InFlight>),
+}
+
+/// A machine that nobody knows yet, and its first step.
+pub(crate) struct Begun<M: Machine> {
+    pub key: ThreadKey,
+    pub machine: M,
+    pub step: M::Step,
+    pub fork: Option<Fork>,
 }
 
 impl Runtime {
@@ -222,59 +230,61 @@ impl Runtime {
             let limits = &shared.config.limits;
             let cx = Cx { now: shared.clock.now(), ids: &*shared.ids, limits, prices: &shared.prices, draining: false };
             let (state, step) = ThreadState::create(ThreadId::new(shared.ids.mint()), new, cx)?;
-            Ok((state, step, None))
+            Ok(Begun::thread(tenant, state, step, None))
         };
-        self.make(tenant, call, begin).await
+        self.make(tenant, call, begin, thread_of).await
     }
 
-    /// Stores the first step of a thread that nobody knows yet, so that no actor is needed to keep its order.
-    pub(crate) async fn make(
+    /// Stores the first step of a machine that nobody knows yet, so that no actor is needed to keep its order.
+    pub(crate) async fn make<M: Machine, T>(
         &self,
         tenant: TenantId,
         call: Call,
-        begin: impl Future<Output = Result<(ThreadState, Step, Option<Fork>), Error>>,
-    ) -> Result<Done<Thread>, Error> {
+        begin: impl Future<Output = Result<Begun<M>, Error>>,
+        expect: impl Fn(M::Reply) -> Result<T, Error>,
+    ) -> Result<Done<T>, Error> {
         let place = self.admit()?;
-        let in_flight = match self.known(tenant, call.idempotency).await? {
-            Known::Replay(stored) => return replay(stored, thread_of),
+        let in_flight = match self.known::<M>(tenant, call.idempotency).await? {
+            Known::Replay(stored) => return replay(stored, expect),
             Known::New(in_flight) => in_flight,
         };
-        let (state, step, fork) = begin.await?;
+        let Begun { key, mut machine, step, fork } = begin.await?;
         let shared = self.shared().clone();
-        let key = ThreadKey { tenant, thread: state.view().id };
-        let now = shared.clock.now();
+        let (now, fence) = (shared.clock.now(), shared.store.epoch());
         let mut steps = Steps::default();
-        steps.add(&step);
+        let site = Site { key, now, shared: &shared };
+        steps.receipts.extend(call.idempotency.map(|known| machine.receipt(&step, known, site)));
+        let reply = machine.keep(step, &mut steps);
         if fork.is_some() {
             // A turn that is written again was its parent's.
             steps.spent.clear();
         }
-        let seq = state.seq();
-        steps.receipts.extend(call.idempotency.map(|known| receipts::write(known, key.thread, &step, now)));
-        let (append, rest) = steps.append(key, shared.store.epoch(), &state, None, now);
-        let loaded = Loaded { state, head: append.row.head, rest };
+        let seq = machine.seq();
+        let append = steps.append(&mut machine, key, fence, now);
+        let loaded = Loaded { machine, fence };
         let saved = shared.store_handle.append(Write::Append(Append { fork, ..append }));
         // In a task of its own, so that the key stays taken until the store has answered, whoever still waits.
         let supervisor = shared.supervisor.clone();
         let saved = shared.engines.spawn(async move {
             let saved = saved.await;
             if saved.is_ok() {
-                // Before the reply, so that a command that follows it finds the thread.
+                // Before the reply, so that a command that follows it finds the machine.
                 supervisor.do_send(Adopt { key, loaded });
             }
             drop((place, in_flight));
             saved
         });
         match saved.await {
-            Ok(Ok(())) => Ok(Done { value: thread_of(step.reply)?, seq, replayed: false }),
-            Ok(Err(AppendError::Refused(WriteRefused::Repeated))) => match self.recall(tenant, call.idempotency).await?
-            {
-                Some(recalled) => replay(recalled, thread_of),
-                None => Err(Error::InFlight),
-            },
+            Ok(Ok(())) => Ok(Done { value: expect(reply)?, seq, replayed: false }),
+            Ok(Err(AppendError::Refused(WriteRefused::Repeated))) => {
+                match self.recall::<M>(tenant, call.idempotency).await? {
+                    Some(recalled) => replay(recalled, expect),
+                    None => Err(Error::InFlight),
+                }
+            }
             // Its parent was deleted meanwhile.
             Ok(Err(AppendError::Refused(WriteRefused::Conflict { .. }))) if fork.is_some() => {
-                Err(Error::NotFound("thread"))
+                Err(Error::NotFound(M::WHAT))
             }
             Ok(Err(error)) => Err(append_error(error)),
             Err(why) if why.is_cancelled() => Err(Error::Draining),
@@ -285,13 +295,13 @@ impl Runtime {
     /// Changes settings of a thread.
     pub async fn patch_thread(&self, key: ThreadKey, patch: ThreadPatch, call: Call) -> Result<Done<Thread>, Error> {
         let call = Call { idempotency: None, ..call };
-        self.command(key, Command::Patch(patch), call, thread_of).await
+        self.command::<ThreadMachine, _>(key, Command::Patch(patch), call, thread_of).await
     }
 
     /// Removes a thread with everything that was ever stored of it.
     pub async fn delete_thread(&self, key: ThreadKey, call: Call) -> Result<Done<()>, Error> {
         let call = Call { idempotency: None, ..call };
-        let deleted = self.command(key, Command::Delete, call, |reply| match reply {
+        let deleted = self.command::<ThreadMachine, _>(key, Command::Delete, call, |reply| match reply {
             Reply::Deleted => Ok(()),
             other => Err(unexpected(&other)),
         });
@@ -323,12 +333,12 @@ impl Runtime {
         let start = match self.routed(key.tenant, start).await {
             Ok(start) => start,
             // What was accepted before stays so, whatever became of the rule.
-            Err(error) => match self.recall(key.tenant, call.idempotency).await? {
+            Err(error) => match self.recall::<ThreadMachine>(key.tenant, call.idempotency).await? {
                 Some(recalled) => return replay(recalled, started),
                 None => return Err(error),
             },
         };
-        self.command(key, Command::Start(start), call, started).await
+        self.command::<ThreadMachine, _>(key, Command::Start(start), call, started).await
     }
 
     /// Ends the open turn, if it is the one that is named.
@@ -339,10 +349,11 @@ impl Runtime {
         call: Call,
     ) -> Result<Done<InterruptReceipt>, Error> {
         let turn = interrupt.turn;
-        let interrupted = self.command(key, Command::Interrupt(interrupt), call, |reply| match reply {
-            Reply::Interrupted(receipt) => Ok(*receipt),
-            other => Err(unexpected(&other)),
-        });
+        let interrupted =
+            self.command::<ThreadMachine, _>(key, Command::Interrupt(interrupt), call, |reply| match reply {
+                Reply::Interrupted(receipt) => Ok(*receipt),
+                other => Err(unexpected(&other)),
+            });
         match interrupted.await {
             // A turn that never was is told apart from one that is over.
             Err(Error::Refused(refused @ Refused::TurnNotActive { .. })) => {
@@ -353,33 +364,34 @@ impl Runtime {
         }
     }
 
-    pub(crate) async fn command<T>(
+    /// Sends a command to a machine, loaded or not, and waits for its outcome.
+    pub(crate) async fn command<M: Machine, T>(
         &self,
         key: ThreadKey,
-        command: Command,
+        command: M::Command,
         call: Call,
-        expect: impl Fn(Reply) -> Result<T, Error>,
+        expect: impl Fn(M::Reply) -> Result<T, Error>,
     ) -> Result<Done<T>, Error> {
-        let mut place = if command.ends_work() { self.place()? } else { self.admit()? };
-        let mut in_flight = match self.known(key.tenant, call.idempotency).await? {
+        let Call { idempotency, if_match } = call;
+        let mut place = if M::ends_work(&command) { self.place()? } else { self.admit()? };
+        let mut in_flight = match self.known::<M>(key.tenant, call.idempotency).await? {
             Known::Replay(stored) => return replay(stored, expect),
             Known::New(in_flight) => in_flight,
         };
-        let request = Request { command, if_match: call.if_match };
         let mut tried = false;
-        // A thread may stop between being found and being reached; then it is loaded anew. Not for ever: one that
+        // A machine may stop between being found and being reached; then it is loaded anew. Not for ever: one that
         // stops each time has something that a caller should hear of.
         for _ in 0..4 {
-            // What stopped the thread may have stored the command all the same.
+            // What stopped it may have stored the command all the same.
             if std::mem::replace(&mut tried, true)
-                && let Some(recalled) = self.recall(key.tenant, call.idempotency).await?
+                && let Some(recalled) = self.recall::<M>(key.tenant, idempotency).await?
             {
                 return replay(recalled, expect);
             }
-            let ticket = self.ticket(key).await?;
-            let addr = ticket.addr().clone();
+            let ticket = self.ticket::<M>(key).await?;
+            let addr = ticket.actor().of::<M>().ok_or(Error::NotFound(M::WHAT))?.clone();
             let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, in_flight });
-            let envelope = Envelope { request: request.clone(), idempotency: call.idempotency, answer };
+            let envelope = Envelope { command: command.clone(), if_match, idempotency, answer };
             // Closed or full: the envelope comes back, or is dropped; either way it says that it did not run.
             if let Err(SendError::Closed(unsent) | SendError::Full(unsent)) = addr.try_send(envelope) {
                 drop(unsent);
@@ -393,10 +405,10 @@ impl Runtime {
                     self.shared().registry.forget_closed(&key, &addr);
                     tokio::task::yield_now().await;
                 }
-                Err(_) => return Err(Error::Internal("a thread failed while it ran a command".to_owned())),
+                Err(_) => return Err(Error::Internal(format!("a {} failed while it ran a command", M::WHAT))),
             }
         }
-        Err(StoreError::Unavailable("the thread stops as soon as it is loaded".to_owned()).into())
+        Err(StoreError::Unavailable(format!("the {} stops as soon as it is loaded", M::WHAT)).into())
     }
 
     /// A place among the commands that are under way, unless the server is going down.
@@ -413,9 +425,9 @@ impl Runtime {
         Error::Busy { what, retry_after: Duration::from_secs(1) }
     }
 
-    async fn known(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Known, Error> {
+    async fn known<M: Machine>(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Known<M::Reply>, Error> {
         let in_flight = self.in_flight(tenant, call)?;
-        Ok(match self.recall(tenant, call).await? {
+        Ok(match self.recall::<M>(tenant, call).await? {
             None => Known::New(in_flight),
             Some(recalled) => Known::Replay(recalled),
         })
@@ -431,8 +443,12 @@ impl Runtime {
     }
 
     /// The stored reply of an equal request, if there is one.
-    pub(crate) async fn recall(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Option<Recalled>, Error> {
-        self.recall_as(tenant, call, move |view, receipt| receipts::read(view, tenant, receipt)).await
+    pub(crate) async fn recall<M: Machine>(
+        &self,
+        tenant: TenantId,
+        call: Option<Idempotency>,
+    ) -> Result<Option<Recalled<M::Reply>>, Error> {
+        self.recall_as(tenant, call, move |view, receipt| M::recall(view, tenant, receipt)).await
     }
 
     /// What `read` makes of the receipt of an equal request, if there is one.
@@ -454,7 +470,7 @@ impl Runtime {
         self.read(read).await?
     }
 
-    async fn ticket(&self, key: ThreadKey) -> Result<Ticket, Error> {
+    async fn ticket<M: Machine>(&self, key: ThreadKey) -> Result<Ticket, Error> {
         let ticket = match self.shared().registry.ticket(&key) {
             Some(ticket) => ticket,
             None => {
@@ -464,7 +480,7 @@ impl Runtime {
             }
         };
         if ticket.count() > self.shared().config.commands_per_thread {
-            return Err(self.busy("the thread's command queue"));
+            return Err(self.busy(M::QUEUE));
         }
         Ok(ticket)
     }
@@ -662,9 +678,9 @@ impl Runtime {
             );
         }
         shared.parking.store(true, SeqCst);
-        let parked = shared.registry.all().into_iter().map(|addr| {
+        let parked = shared.registry.all().into_iter().map(|actor| {
             let (done, parked) = oneshot::channel();
-            addr.do_send(Park(done));
+            actor.park(done);
             parked
         });
         let parked = futures_util::future::join_all(parked.collect::<Vec<_>>());
@@ -690,7 +706,7 @@ impl Runtime {
     }
 }
 
-pub(crate) fn replay<T>(recalled: Recalled, expect: impl Fn(Reply) -> Result<T, Error>) -> Result<Done<T>, Error> {
+pub(crate) fn replay<R, T>(recalled: Recalled<R>, expect: impl Fn(R) -> Result<T, Error>) -> Result<Done<T>, Error> {
     Ok(Done { value: expect(recalled.reply)?, seq: recalled.seq, replayed: true })
 }
 

@@ -441,7 +441,7 @@ fn now(view: &dyn View, tenant: TenantId) -> Result<TenantCursor, StoreError> {
 fn put(tenant: TenantId, hook: &Hook, progress: &Progress) -> Write {
     let Progress { at, delivered, skipped, .. } = *progress;
     let saved = Saved { hook: hook.name.to_string(), position: at.position, seq: at.seq, delivered, skipped };
-    let document = Document { kind: DocumentKind::HookCursor, id: hook.id(), json: crate::host::json(&saved) };
+    let document = Document { kind: DocumentKind::HookCursor, id: hook.id(), json: crate::disk::json(&saved) };
     Write::Put { tenant, documents: vec![document] }
 }
 

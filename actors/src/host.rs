@@ -1,313 +1,523 @@
-//! What every host of a machine does with the disk: rebuild a state from its row and the log's tail, and turn steps
-//! into one append.
+//! Hosts one machine: takes what has come, steps, saves, answers, pays what the new state owes.
+//!
+//! Which machine it is, is a [`Machine`]; what works for it beside the actor is its [`Crew`]. Nothing here knows more
+//! of the two.
+//!
+//! Whatever arrives while an append is under way is taken together in the next step; that is where commands are
+//! grouped and deltas coalesce. Nothing is answered before it is durable, and nothing runs that is not.
+//!
+//! If a save fails the state here may be ahead of the log or not: the actor stops, and the machine is rebuilt from
+//! what is stored when it is next needed.
 
-use std::sync::Arc;
+mod machine;
+#[cfg(test)]
+pub(crate) mod tests;
 
+use std::{
+    any::Any,
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use actix::prelude::*;
 use raddle_domain::{
-    event::{self, BadRecord, Event, Record},
-    id::{Seq, TenantId, ThreadKey},
-    policy::{Policy, TenantRules},
-    ports::{
-        Append, Chunk, Corrupt, Document, DocumentKind, Indexed, LogKind, Receipt, RecordKind, Reverted, RowHead,
-        SettledTurn, Spent, StoreError, StoredEvent, ThreadRow, View,
-    },
-    price::Totals,
-    record::{ApprovalStatus, Decision, EffectClass, Item, Permit, QuestionStatus, Thread, Turn, TurnStatus},
-    thread::{Rest, Settled, Snapshot, Step, ThreadState},
+    id::{Seq, ThreadKey},
+    ports::{Chunk, StoreError, Write, WriteRefused},
     time::UnixMs,
 };
-use sha2::{Digest, Sha256};
-use uuid::Uuid;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-/// Events read from the log at a time while a state is rebuilt.
-const PAGE: usize = 1_000;
-const PAGE_BYTES: usize = 1024 * 1024;
+pub(crate) use self::machine::{Crew, Loaded, Machine, Place, Said, Site, Steps};
+use crate::{
+    batch::Batch,
+    handle::{Error, InFlight, append_error},
+    receipts::Idempotency,
+    registry::{Gauge, Ticket},
+    store::AppendError,
+    supervisor::{Rested, Stopped},
+    system::Shared,
+};
 
-/// A state as the store holds it.
-pub(crate) struct Loaded {
-    pub state: ThreadState,
-    pub head: RowHead,
-    /// The snapshot that the row holds, to be written again until a newer one takes its place.
-    pub rest: SavedRest,
+/// How long a full disk is left alone before what the crew said is offered to it again.
+const FULL_PAUSE: Duration = Duration::from_millis(500);
+/// Commands that an actor at rest keeps room for.
+const PENDING: usize = 4;
+/// Commands' text that one append takes; the rest goes with the next.
+const STEP_BYTES: usize = 1024 * 1024;
+
+pub(crate) struct Host<M: Machine> {
+    key: ThreadKey,
+    shared: Arc<Shared>,
+    gauge: Arc<Gauge>,
+    machine: M,
+    crew: M::Crew,
+    pending: VecDeque<Envelope<M>>,
+    saving: bool,
+    /// Set while a full disk is left alone.
+    again: Option<SpawnHandle>,
+    linger: Option<SpawnHandle>,
+    alarm: Option<(UnixMs, SpawnHandle)>,
+    park: Option<oneshot::Sender<()>>,
+    /// Whether the log says that work is owed; the state here may be ahead of it.
+    owes: bool,
+    /// Whether the actor was told to stop.
+    dismissed: bool,
 }
 
-/// A snapshot as bytes, and the event after which it held.
-#[derive(Clone)]
-pub(crate) struct SavedRest {
-    pub seq: Seq,
-    pub json: Arc<[u8]>,
+/// One command on its way, and whoever waits for it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Envelope<M: Machine> {
+    pub command: M::Command,
+    /// See [`crate::Call`].
+    pub if_match: Option<u64>,
+    pub idempotency: Option<Idempotency>,
+    pub answer: Answer<M::Reply>,
 }
 
-/// Rebuilds a thread from its row and what its log says since.
-pub(crate) fn load(view: &dyn View, key: ThreadKey) -> Result<Option<Loaded>, StoreError> {
-    let Some(row) = view.row(key)? else { return Ok(None) };
-    let corrupt = |why: String| StoreError::Corrupt(Corrupt { record: format!("threads {key}"), why });
-    let snapshot: Snapshot = serde_json::from_slice(&row.snapshot).map_err(|why| corrupt(why.to_string()))?;
-    let mut needed = Vec::new();
-    for seq in snapshot.needs() {
-        let stored = view.event(key, seq)?.ok_or_else(|| corrupt(format!("event {seq} of the log is missing")))?;
-        needed.push(decode(key, seq, &stored)?);
+/// Whoever waits for a command, and the places it takes until it is answered. Dropped before its step went to the
+/// store it says that it did not run; dropped after that, it says nothing, for nobody knows.
+pub(crate) struct Answer<R> {
+    to: Option<oneshot::Sender<Outcome<R>>>,
+    held: Option<Held>,
+    submitted: bool,
+}
+
+/// What a command in flight holds on to, whether or not its caller still waits.
+pub(crate) struct Held {
+    /// Keeps the machine loaded.
+    pub _ticket: Ticket,
+    pub place: OwnedSemaphorePermit,
+    pub in_flight: Option<InFlight>,
+}
+
+/// How a command ended.
+pub(crate) enum Outcome<R> {
+    Done {
+        reply: R,
+        seq: Seq,
+    },
+    Failed(Error),
+    /// The actor stopped before it came to this command: it can be sent again. The places are given back.
+    NotRun(Option<Held>),
+}
+
+impl<R> Answer<R> {
+    /// An answer that somebody waits for.
+    pub fn new(held: Held) -> (Self, oneshot::Receiver<Outcome<R>>) {
+        let (to, outcome) = oneshot::channel();
+        (Self { to: Some(to), held: Some(held), submitted: false }, outcome)
     }
-    let mut turns = Vec::new();
-    for started in snapshot.needs_turns() {
-        let found = view.turns(key, started.saturating_sub(1), 1)?.into_iter().find(|turn| turn.started_seq == started);
-        let found = found.ok_or_else(|| corrupt(format!("the turn at {started} is missing")))?;
-        turns.push(turn(key, &found)?);
+
+    fn nobody() -> Self {
+        Self { to: None, held: None, submitted: false }
     }
-    let mut state = ThreadState::restore(snapshot, &needed, &turns).map_err(|why| corrupt(why.to_string()))?;
-    if state.seq() != row.head.snapshot_seq {
-        return Err(corrupt("the snapshot is of another place in the log".to_owned()));
-    }
-    while state.seq() < row.head.last_seq {
-        let chunks = view.events(key, state.seq(), PAGE, PAGE_BYTES)?;
-        if chunks.is_empty() {
-            return Err(corrupt(format!("the log ends at {}, the row at {}", state.seq(), row.head.last_seq)));
+
+    fn send(mut self, outcome: Outcome<R>) {
+        // Its key and its places are free by the time the caller hears of it.
+        self.held = None;
+        if let Some(to) = self.to.take() {
+            drop(to.send(outcome));
         }
-        for record in records(key, &chunks) {
-            state.apply(&record?).map_err(|why| corrupt(why.to_string()))?;
+    }
+}
+
+impl<R> Drop for Answer<R> {
+    fn drop(&mut self) {
+        if let Some(to) = self.to.take().filter(|_| !self.submitted) {
+            drop(to.send(Outcome::NotRun(self.held.take())));
         }
     }
-    let rest = SavedRest { seq: row.head.snapshot_seq, json: row.snapshot };
-    Ok(Some(Loaded { state, head: row.head, rest }))
 }
 
-/// The records of `chunks`.
-pub(crate) fn records(key: ThreadKey, chunks: &[Chunk]) -> impl Iterator<Item = Result<Record, StoreError>> {
-    chunks.iter().flat_map(move |chunk| {
-        chunk.events.iter().zip(chunk.first..).map(move |(stored, seq)| decode(key, seq, stored))
-    })
+impl<M: Machine> Envelope<M> {
+    /// One that nobody waits for.
+    fn internal(command: M::Command) -> Self {
+        Self { command, if_match: None, idempotency: None, answer: Answer::nobody() }
+    }
 }
 
-/// Reads one stored event.
-pub(crate) fn decode(key: ThreadKey, seq: Seq, stored: &StoredEvent) -> Result<Record, StoreError> {
-    let corrupt = |why: BadRecord| Corrupt { record: format!("log {key}/{seq}"), why: why.to_string() };
-    Ok(Record::decode(event::SCHEMA, &stored.json).map_err(corrupt)?)
+/// A command whose step is being saved.
+struct Waiting<M: Machine> {
+    answer: Answer<M::Reply>,
+    outcome: Result<(M::Reply, Seq), M::Refused>,
 }
 
-/// Steps of one thread that are saved together.
-#[derive(Default)]
-pub(crate) struct Steps {
-    events: Vec<StoredEvent>,
-    settled: Vec<SettledTurn>,
-    reverted: Vec<Reverted>,
-    rest: Option<Rest>,
-    pub receipts: Vec<Receipt>,
-    indexed: Vec<Indexed>,
-    pub spent: Vec<Spent>,
-    documents: Vec<Document>,
+/// Somebody of the crew has something to say.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Spoke;
+
+/// Stop: the machine was taken out of the registry at rest.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Unload;
+
+/// Save what the crew has said, stop it, stop. What is open continues at the next start.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Park(oneshot::Sender<()>);
+
+/// The actor of a loaded machine, for those to whom it is the same which machine it is.
+pub(crate) trait Hosted: Any + Send + Sync {
+    /// Time has passed.
+    fn tick(&self);
+    /// See [`Unload`].
+    fn unload(&self);
+    /// See [`Park`]; `done` hears of it.
+    fn park(&self, done: oneshot::Sender<()>);
 }
 
-impl Steps {
-    /// Adds what a step emitted.
-    pub fn add(&mut self, step: &Step) {
-        self.events.extend(step.records.iter().map(stored));
-        self.settled.extend(step.settled.iter().map(settled));
-        self.reverted.extend(&step.reverted);
-        for record in &step.records {
-            self.indexed.extend(indexed(record));
-            self.spent.extend(spent(record));
-            self.documents.extend(document(record));
+impl<M: Machine> Hosted for Addr<Host<M>> {
+    fn tick(&self) {
+        self.do_send(Envelope::internal(M::tick()));
+    }
+
+    fn unload(&self) {
+        self.do_send(Unload);
+    }
+
+    fn park(&self, done: oneshot::Sender<()>) {
+        self.do_send(Park(done));
+    }
+}
+
+impl dyn Hosted {
+    /// The address to which commands for `M` can be sent, if it is such a machine.
+    pub fn of<M: Machine>(&self) -> Option<&Addr<Host<M>>> {
+        (self as &dyn Any).downcast_ref()
+    }
+}
+
+impl<M: Machine> Host<M> {
+    pub fn new(key: ThreadKey, shared: Arc<Shared>, gauge: Arc<Gauge>, loaded: Loaded<M>) -> Self {
+        let Loaded { machine, fence } = loaded;
+        let first = machine.first(fence != shared.store.epoch());
+        let owes = machine.owes_since().is_some();
+        Self {
+            key,
+            shared,
+            gauge,
+            machine,
+            crew: M::Crew::default(),
+            pending: first.into_iter().map(Envelope::internal).collect(),
+            saving: false,
+            again: None,
+            linger: None,
+            alarm: None,
+            park: None,
+            owes,
+            dismissed: false,
         }
-        if step.rest.is_some() {
-            self.rest.clone_from(&step.rest);
+    }
+
+    /// Steps through everything that has come and saves it as one append.
+    fn advance(&mut self, ctx: &mut Context<Self>) {
+        if self.saving {
+            return;
         }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
-    pub fn events(&self) -> usize {
-        self.events.len()
-    }
-
-    /// The append that saves them, and the snapshot that its row holds. `state` is the state after them.
-    pub fn append(
-        self,
-        key: ThreadKey,
-        fence: u64,
-        state: &ThreadState,
-        last: Option<&SavedRest>,
-        now: UnixMs,
-    ) -> (Append, SavedRest) {
-        let expected = state.seq() - self.events.len() as Seq;
-        let rest = match (self.rest, last) {
-            (Some(rest), _) => SavedRest { seq: rest.seq, json: json(&rest.snapshot).into() },
-            (None, Some(last)) => last.clone(),
-            (None, None) => unreachable!("a thread rests when it is created"),
-        };
-        let head = RowHead {
-            last_seq: state.seq(),
-            snapshot_seq: rest.seq,
-            fence,
-            listed_at: state.view().updated_at,
-            owes_since: state.owes_since(),
-            wake_at: state.owed().wake_at,
-            archived: state.view().archived,
-            kind: LogKind::Thread,
-        };
-        let row = ThreadRow { head, view: json(state.view()).into(), snapshot: rest.json.clone() };
-        let chunk = Chunk { first: expected + 1, events: self.events };
-        let Self { settled, reverted, receipts, indexed, spent, documents, .. } = self;
-        let append = Append::new(key, expected, now, chunk, row);
-        (Append { settled, reverted, receipts, indexed, spent, documents, ..append }, rest)
-    }
-}
-
-/// An event as the bytes that are stored and streamed.
-pub(crate) fn stored(record: &Record) -> StoredEvent {
-    StoredEvent { name: record.event.name().into(), json: json(record).into() }
-}
-
-fn settled(settled: &Settled) -> SettledTurn {
-    SettledTurn {
-        id: settled.turn.id,
-        started_seq: settled.started_seq,
-        turn: json(&settled.turn),
-        items: settled.items.clone(),
-        context_seq: settled.context_seq,
-        reverted: None,
-    }
-}
-
-/// The JSON of a record of ours.
-pub(crate) fn json(value: &impl serde::Serialize) -> Vec<u8> {
-    // Records hold strings, numbers and string-keyed maps: nothing that JSON cannot say.
-    serde_json::to_vec(value).expect("records are JSON")
-}
-
-/// The items of a turn that ended, from the places in the log that it names.
-pub(crate) fn items(view: &dyn View, key: ThreadKey, turn: &SettledTurn) -> Result<Vec<Item>, StoreError> {
-    let item = |seq: &Seq| {
-        let stored = view.event(key, *seq)?;
-        let record = stored.map(|stored| decode(key, *seq, &stored)).transpose()?;
-        match record.map(|record| record.event) {
-            Some(Event::ItemCompleted(item)) => Ok(*item),
-            _ => {
-                let why = format!("event {seq} is not the end of an item");
-                Err(StoreError::Corrupt(Corrupt { record: format!("turns {key}/{}", turn.id), why }))
+        let mut steps = Steps::default();
+        let mut waiting = Vec::new();
+        let mut taken = 0;
+        let follows = self.next().is_some();
+        for command in self.said(ctx) {
+            taken += M::bytes(&command);
+            self.step(Envelope::internal(command), &mut steps, &mut waiting);
+        }
+        while let Some(envelope) = self.pending.pop_front_if(|_| taken < STEP_BYTES) {
+            taken += M::bytes(&envelope.command);
+            let erases = M::erases(&envelope.command);
+            self.step(envelope, &mut steps, &mut waiting);
+            if erases && waiting.last().is_some_and(|last| last.outcome.is_ok()) {
+                return self.erase(steps, waiting, ctx);
             }
         }
-    };
-    turn.items.iter().map(item).collect()
-}
-
-/// The record of a turn that ended.
-pub(crate) fn turn(key: ThreadKey, settled: &SettledTurn) -> Result<Turn, StoreError> {
-    let corrupt =
-        |why: serde_json::Error| Corrupt { record: format!("turns {key}/{}", settled.id), why: why.to_string() };
-    let turn: Turn = serde_json::from_slice(&settled.turn).map_err(corrupt)?;
-    Ok(match settled.reverted {
-        Some(_) => Turn { status: TurnStatus::RolledBack, ..turn },
-        None => turn,
-    })
-}
-
-/// What an event says of a record that is found by its id.
-fn indexed(record: &Record) -> Option<Indexed> {
-    let (kind, id, open) = match &record.event {
-        Event::ApprovalRequired(approval)
-        | Event::ApprovalDecided(approval)
-        | Event::ApprovalExpired(approval)
-        | Event::ApprovalCancelled(approval) => {
-            (RecordKind::Approval, approval.id.as_bytes(), approval.status == ApprovalStatus::Pending)
+        if follows && let Some(next) = self.next() {
+            self.step(Envelope::internal(next), &mut steps, &mut waiting);
         }
-        Event::QuestionAsked(question)
-        | Event::QuestionAnswered(question)
-        | Event::QuestionExpired(question)
-        | Event::QuestionCancelled(question) => {
-            (RecordKind::Question, question.id.as_bytes(), question.status == QuestionStatus::Pending)
+        if waiting.is_empty() {
+            return self.idle(ctx);
         }
-        Event::EffectUncertain(effect) => (RecordKind::Effect, effect.operation_id.as_bytes(), !effect.closed),
-        Event::EffectReconciled(effect) => (RecordKind::Effect, effect.operation_id.as_bytes(), false),
-        // What became of one that was uncertain before: it was settled by a word, or goes on with another attempt.
-        Event::EffectStarted(effect) | Event::EffectSettled(effect)
-            if effect.resolution.is_some() || (effect.attempt > 1 && effect.class != EffectClass::Read) =>
+        self.shared.registry.counters.steps.fetch_add(1, Relaxed);
+        if steps.is_empty() {
+            self.crew.saved();
+            answer(waiting);
+            self.settle(ctx);
+            return;
+        }
+        self.shared.registry.counters.events.fetch_add(steps.events.len() as u64, Relaxed);
+        let append = steps.append(&mut self.machine, self.key, self.shared.store.epoch(), self.shared.clock.now());
+        self.save(Write::Append(append), waiting, ctx, |this, ctx| this.settle(ctx));
+    }
+
+    fn step(&mut self, envelope: Envelope<M>, steps: &mut Steps, waiting: &mut Vec<Waiting<M>>) {
+        let Envelope { command, if_match, idempotency, answer } = envelope;
+        self.crew.told(&command);
+        let site = Site { key: self.key, now: self.shared.clock.now(), shared: &self.shared };
+        let outcome = self.machine.step(command, if_match, site).map(|step| {
+            steps.receipts.extend(idempotency.map(|known| self.machine.receipt(&step, known, site)));
+            let reply = self.machine.keep(step, steps);
+            (reply, self.machine.seq())
+        });
+        waiting.push(Waiting { answer, outcome });
+    }
+
+    /// Sends `write` to the store and answers when it is durable.
+    fn save(
+        &mut self,
+        write: Write,
+        mut waiting: Vec<Waiting<M>>,
+        ctx: &mut Context<Self>,
+        then: impl FnOnce(&mut Self, &mut Context<Self>) + 'static,
+    ) {
+        self.saving = true;
+        self.gauge.set_pinned(true);
+        waiting.iter_mut().for_each(|waiting| waiting.answer.submitted = true);
+        let saved = self.shared.store_handle.append(write);
+        ctx.spawn(saved.into_actor(self).map(move |saved, this, ctx| {
+            this.saving = false;
+            match saved {
+                Ok(()) => {
+                    this.crew.saved();
+                    answer(waiting);
+                    then(this, ctx);
+                }
+                Err(error) => this.broken(&error, waiting, ctx),
+            }
+        }));
+    }
+
+    /// The state may be ahead of the log or not: whoever needs the machine next gets it rebuilt.
+    fn broken(&mut self, error: &AppendError, waiting: Vec<Waiting<M>>, ctx: &mut Context<Self>) {
+        tracing::warn!(thread = %self.key, %error, "a step was not saved; the {} is rebuilt from its log", M::WHAT);
+        for Waiting { mut answer, .. } in waiting {
+            match error {
+                // Our state was stale and nothing of the step is stored: it may run on the machine as it really is.
+                AppendError::Refused(
+                    WriteRefused::Conflict { .. } | WriteRefused::Fenced { .. } | WriteRefused::Repeated,
+                ) => {
+                    answer.submitted = false;
+                }
+                error => answer.send(Outcome::Failed(append_error(error.clone()))),
+            }
+        }
+        if let AppendError::Store(error) = error {
+            // What has come meanwhile would meet the same; it did not run, and its caller may hear why.
+            for Envelope { command, answer, .. } in self.pending.drain(..) {
+                self.crew.told(&command);
+                answer.send(Outcome::Failed(error.clone().into()));
+            }
+        }
+        if *error == AppendError::Store(StoreError::Full) && self.crew.stays() && self.reload() {
+            self.tell_again(ctx);
+        } else {
+            ctx.stop();
+        }
+    }
+
+    /// Goes back to what is stored, which a full disk leaves as it is. Whether that was possible.
+    fn reload(&mut self) -> bool {
+        match self.shared.store.view().and_then(|view| M::load(&*view, self.key)) {
+            Ok(Some(Loaded { machine, .. })) => {
+                self.machine = machine;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Tries again to save what the crew said, until there is room.
+    fn tell_again(&mut self, ctx: &mut Context<Self>) {
+        self.crew.hold();
+        if self.again.is_none() {
+            self.again = Some(ctx.run_later(FULL_PAUSE, |this, ctx| {
+                this.again = None;
+                this.advance(ctx);
+            }));
+        }
+        self.pay(ctx);
+    }
+
+    /// After a step: pays what the state owes, and takes what has come meanwhile.
+    fn settle(&mut self, ctx: &mut Context<Self>) {
+        self.owes = self.machine.owes_since().is_some();
+        self.pay(ctx);
+        self.shared.registry.set_bytes(&self.gauge, self.machine.held_bytes());
+        self.gauge.set_wake_at(self.machine.wake_at());
+        if !self.pending.is_empty() || self.next().is_some() || (self.park.is_none() && self.crew.has_more()) {
+            self.advance_later(ctx);
+        } else {
+            // A parked crew's last words were saved with this step; it may not go on for ever.
+            self.idle(ctx);
+        }
+    }
+
+    /// What is to be said to the machine without anybody having asked, unless it is about to leave.
+    fn next(&self) -> Option<M::Command> {
+        if self.park.is_some() { None } else { self.machine.next() }
+    }
+
+    /// Nothing is to be saved now.
+    fn idle(&mut self, ctx: &mut Context<Self>) {
+        if self.park.is_some() {
+            self.leave(ctx);
+        } else {
+            self.pending.shrink_to(PENDING);
+            let rests = !self.crew.works();
+            self.gauge.set_pinned(!rests);
+            if rests && self.shared.registry.is_over(&self.shared.config) {
+                self.shared.supervisor.do_send(Rested(self.key));
+            }
+        }
+    }
+
+    fn advance_later(&mut self, ctx: &mut Context<Self>) {
+        // Through the mailbox, so that what waits there joins the step.
+        ctx.notify(Spoke);
+    }
+
+    /// Starts, or stops, what the state demands, or no longer demands.
+    fn pay(&mut self, ctx: &mut Context<Self>) {
+        let place = Place { key: self.key, shared: &self.shared, ctx };
+        self.crew.pay(&self.machine, self.park.is_some(), &place);
+        // What is about to be started runs too.
+        let running = self.crew.works() || self.next().is_some();
+        if self.shared.registry.set_running(&self.gauge, running) && !running {
+            self.shared.supervisor.do_send(Rested(self.key));
+        }
+        let alarm = self.machine.alarm(&self.shared.config);
+        // What is due and cannot be saved is not tried all the time.
+        let soonest = self.again.map_or(UnixMs(0), |_| self.shared.clock.now().after(FULL_PAUSE));
+        self.set_alarm(alarm.map(|at| at.max(soonest)), ctx);
+    }
+
+    fn set_alarm(&mut self, at: Option<UnixMs>, ctx: &mut Context<Self>) {
+        if self.alarm.as_ref().map(|(at, _)| *at) == at {
+            return;
+        }
+        if let Some((_, alarm)) = self.alarm.take() {
+            ctx.cancel_future(alarm);
+        }
+        self.alarm = at.map(|at| {
+            let wait = Duration::from_millis(at.since(self.shared.clock.now()));
+            let alarm = ctx.run_later(wait, |this, ctx| {
+                this.alarm = None;
+                this.gauge.set_pinned(true);
+                this.pending.push_back(Envelope::internal(M::tick()));
+                this.advance(ctx);
+            });
+            (at, alarm)
+        });
+    }
+
+    /// What the crew has said, where it is time to save it.
+    fn said(&mut self, ctx: &mut Context<Self>) -> Vec<M::Command> {
+        let hurry = !self.pending.is_empty() || self.park.is_some();
+        let Said { commands, lingers } = self.crew.said(hurry);
+        if let Some(wait) = lingers
+            && self.linger.is_none()
         {
-            (RecordKind::Effect, effect.operation_id.as_bytes(), false)
+            self.linger = Some(ctx.run_later(wait, |this, ctx| {
+                this.linger = None;
+                this.advance(ctx);
+            }));
         }
-        Event::PromptPromoted(admission) | Event::PromptWithdrawn(admission) | Event::PromptNotDelivered(admission) => {
-            (RecordKind::Input, admission.id.as_bytes(), false)
-        }
-        _ => return None,
-    };
-    Some(Indexed { kind, id: Uuid::from_bytes(*id), seq: record.seq, open })
-}
+        commands
+    }
 
-/// What an event says of money.
-fn spent(record: &Record) -> Option<Spent> {
-    const DAY: u64 = 24 * 60 * 60 * 1000;
-    let (engine, model, totals) = match &record.event {
-        Event::UsageRecorded(_, entry) => (&entry.engine, &entry.model, Totals::of_call(&entry.usage, entry.cost)),
-        Event::TurnCompleted(turn) => {
-            (&turn.settings.engine, &turn.settings.model, Totals { turns: 1, ..Totals::default() })
-        }
-        _ => return None,
-    };
-    let day = u32::try_from(record.ts.0 / DAY).unwrap_or(u32::MAX);
-    Some(Spent { day, engine: engine.clone(), model: model.clone(), totals })
-}
+    fn erase(&mut self, steps: Steps, waiting: Vec<Waiting<M>>, ctx: &mut Context<Self>) {
+        let expected = self.machine.seq() - steps.events.len() as Seq;
+        let write = Write::Erase { key: self.key, fence: self.shared.store.epoch(), expected };
+        let chunk = Chunk { first: expected + 1, events: steps.events };
+        let last = Arc::new(Batch::new(self.key, chunk, 0));
+        self.save(write, waiting, ctx, |this, ctx| {
+            this.shared.inlet.publish(&this.shared.bus, vec![last]);
+            // What was sent after the deletion finds nothing.
+            this.pending.drain(..).for_each(|envelope| envelope.answer.send(Outcome::Failed(Error::Deleted)));
+            this.leave(ctx);
+        });
+    }
 
-/// The rule that a decision makes for the whole tenant.
-fn document(record: &Record) -> Option<Document> {
-    let Event::ApprovalDecided(approval) = &record.event else { return None };
-    let permit = approval.amendment.as_ref().filter(|_| approval.decision == Some(Decision::ApprovedAlways))?;
-    let id = Sha256::digest(json(permit)).into();
-    Some(Document { kind: DocumentKind::PolicyRule, id, json: json(permit) })
-}
-
-/// What the tenant has said about calls.
-///
-/// What it says of a layer that cannot be read may have been a denial: until somebody writes it anew, everything is
-/// asked, and nothing that was allowed before passes.
-pub(crate) fn rules(view: &dyn View, tenant: TenantId) -> Result<TenantRules, StoreError> {
-    match policy(view, tenant) {
-        Ok(policy) => Ok(TenantRules { policy, permits: permits(view, tenant)? }),
-        Err(StoreError::Corrupt(why)) => {
-            tracing::error!(%tenant, %why, "the tenant's policy cannot be read: everything is asked");
-            Ok(TenantRules { policy: Policy::unreadable(), permits: Vec::new() })
+    fn leave(&mut self, ctx: &mut Context<Self>) {
+        self.dismissed = true;
+        self.crew = M::Crew::default();
+        if let Some(parked) = self.park.take() {
+            // Nobody waits any more: the deadline of a shutdown may have passed.
+            let _ = parked.send(());
         }
-        Err(why) => Err(why),
+        ctx.stop();
     }
 }
 
-/// The tenant's own layer.
-pub(crate) fn policy(view: &dyn View, tenant: TenantId) -> Result<Policy, StoreError> {
-    let corrupt = |why: serde_json::Error| Corrupt { record: format!("the policy of {tenant}"), why: why.to_string() };
-    let documents = view.documents(tenant, DocumentKind::Policy)?;
-    let Some(document) = documents.first() else { return Ok(Policy::default()) };
-    Ok(serde_json::from_slice(&document.json).map_err(corrupt)?)
+fn answer<M: Machine>(waiting: Vec<Waiting<M>>) {
+    for Waiting { answer, outcome } in waiting {
+        answer.send(match outcome {
+            Ok((reply, seq)) => Outcome::Done { reply, seq },
+            Err(refused) => Outcome::Failed(refused.into()),
+        });
+    }
 }
 
-/// How a permit's rule is named: by the beginning of its document's id.
-pub(crate) fn permit_name(id: &[u8; 32]) -> String {
-    id[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+/// Nothing in it is pinned.
+impl<M: Machine> Unpin for Host<M> {}
+
+impl<M: Machine> Actor for Host<M> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.advance(ctx);
+    }
 }
 
-/// The calls that the tenant approved for ever, by the names of their rules.
-pub(crate) fn permits(view: &dyn View, tenant: TenantId) -> Result<Vec<(String, Permit)>, StoreError> {
-    // What cannot be read permits nothing: then somebody is asked, and the tenant's turns go on.
-    let unreadable =
-        |why: &dyn std::fmt::Display| tracing::error!(%tenant, %why, "a rule of the policy is passed over");
-    let documents = match view.documents(tenant, DocumentKind::PolicyRule) {
-        Err(StoreError::Corrupt(corrupt)) => {
-            unreadable(&corrupt);
-            Vec::new()
+impl<M: Machine> Handler<Envelope<M>> for Host<M> {
+    type Result = ();
+
+    fn handle(&mut self, envelope: Envelope<M>, ctx: &mut Self::Context) {
+        self.gauge.set_pinned(true);
+        let first = self.pending.is_empty();
+        self.pending.push_back(envelope);
+        if first && !self.saving {
+            self.advance_later(ctx);
         }
-        documents => documents?,
-    };
-    let permit = |document: &Document| match serde_json::from_slice(&document.json) {
-        Ok(permit) => Some((permit_name(&document.id), permit)),
-        Err(why) => {
-            unreadable(&why);
-            None
-        }
-    };
-    Ok(documents.iter().filter_map(permit).collect())
+    }
 }
 
-/// The record of a thread, as its row holds it.
-pub(crate) fn thread(key: ThreadKey, row: &ThreadRow) -> Result<Thread, StoreError> {
-    let corrupt = |why: serde_json::Error| Corrupt { record: format!("threads {key}"), why: why.to_string() };
-    Ok(serde_json::from_slice(&row.view).map_err(corrupt)?)
+impl<M: Machine> Handler<Spoke> for Host<M> {
+    type Result = ();
+
+    fn handle(&mut self, _: Spoke, ctx: &mut Self::Context) {
+        self.advance(ctx);
+    }
+}
+
+impl<M: Machine> Handler<Unload> for Host<M> {
+    type Result = ();
+
+    fn handle(&mut self, _: Unload, ctx: &mut Self::Context) {
+        // An alarm may have rung since the machine was taken out: then it does not go quietly.
+        self.dismissed = !self.saving && self.pending.is_empty() && !self.crew.works();
+        ctx.stop();
+    }
+}
+
+impl<M: Machine> Handler<Park> for Host<M> {
+    type Result = ();
+
+    fn handle(&mut self, Park(done): Park, ctx: &mut Self::Context) {
+        self.park = Some(done);
+        self.advance(ctx);
+    }
+}
+
+impl<M: Machine> Drop for Host<M> {
+    /// However the actor ended, also by a panic, its place is free and somebody knows.
+    fn drop(&mut self) {
+        self.shared.registry.forget(&self.key, &self.gauge);
+        if !self.dismissed {
+            // A step that was not saved, or not yet known to be, may have begun work.
+            let owes = self.owes || self.machine.owes_since().is_some();
+            self.shared.supervisor.do_send(Stopped { key: self.key, owes });
+        }
+    }
 }

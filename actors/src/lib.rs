@@ -3,10 +3,10 @@
 //! ```text
 //!   Runtime (any tokio program)                                 one OS thread runs the actix System
 //!     │  command, admitted under bounds                           ├─ store arbiter:  StoreActor
-//!     ├──────────────▶ ThreadActor ──append──▶ StoreActor         ├─ bus arbiter:    Supervisor, EventBusActor, Timers, Jobs
-//!     │ miss: load        │   ▲                   │ committed     ├─ N arbiters:     ThreadActors
-//!     ├──▶ Supervisor     │   └── engine task     ▼               └─ a tokio runtime for engines and reads
-//!     └──▶ reads: short MVCC views          EventBusActor ──▶ Subscriptions
+//!     ├──────────────▶ Host ──append──▶ StoreActor                ├─ bus arbiter:    Supervisor, EventBusActor, Timers, Jobs
+//!     │ miss: load      │   ▲              │ committed            ├─ N arbiters:     Hosts, one for each loaded thread
+//!     ├──▶ Supervisor   │   └── crew       ▼                      └─ a tokio runtime for engines and reads
+//!     └──▶ reads: short MVCC views   EventBusActor ──▶ Subscriptions
 //! ```
 //!
 //! Actors only write. Every read is made from the store, whose last commit holds whatever was acknowledged.
@@ -17,6 +17,7 @@ pub mod batch;
 mod bus;
 mod clock;
 mod config;
+mod disk;
 mod engine;
 mod fork;
 mod handle;

@@ -12,8 +12,8 @@ use raddle_domain::{
 };
 
 use crate::{
+    disk,
     handle::{Error, Runtime},
-    host,
 };
 
 /// A call that somebody wonders about.
@@ -26,7 +26,7 @@ pub enum Wondered {
 impl Runtime {
     /// The tenant's own layer.
     pub async fn policy(&self, tenant: TenantId) -> Result<Policy, Error> {
-        self.read(move |view| host::policy(view, tenant)).await
+        self.read(move |view| disk::policy(view, tenant)).await
     }
 
     /// Replaces it.
@@ -38,7 +38,7 @@ impl Runtime {
 
     /// The calls that the tenant approved for ever, by the names of their rules.
     pub async fn permits(&self, tenant: TenantId) -> Result<Vec<(String, Permit)>, Error> {
-        self.read(move |view| host::permits(view, tenant)).await
+        self.read(move |view| disk::permits(view, tenant)).await
     }
 
     /// Takes such an approval back.
@@ -47,7 +47,7 @@ impl Runtime {
         let ids =
             self.read(move |view| Ok(view.documents(tenant, kind)?.into_iter().map(|document| document.id).collect()));
         let ids: Vec<[u8; 32]> = ids.await?;
-        let id = ids.into_iter().find(|id| host::permit_name(id) == rule).ok_or(Error::NotFound("permit"))?;
+        let id = ids.into_iter().find(|id| disk::permit_name(id) == rule).ok_or(Error::NotFound("permit"))?;
         self.write(Write::Forget { tenant, kind, id }).await
     }
 
@@ -63,7 +63,7 @@ impl Runtime {
             Some(_) => Some(self.thread(key).await?),
             None => None,
         };
-        let rules = self.read(move |view| host::rules(view, tenant)).await?;
+        let rules = self.read(move |view| disk::rules(view, tenant)).await?;
         let settings = settings(on.as_ref());
         let on = on.as_ref();
         let scene = Scene {

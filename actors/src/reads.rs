@@ -8,8 +8,9 @@ use raddle_domain::{
 };
 
 use crate::{
+    disk,
     handle::{Error, Runtime, beyond},
-    host,
+    thread,
 };
 
 /// Rows of a listing that one call looks at before it hands over to the next page.
@@ -93,7 +94,7 @@ pub struct Events {
 impl Runtime {
     /// A thread's record.
     pub async fn thread(&self, key: ThreadKey) -> Result<Thread, Error> {
-        let found = self.read(move |view| view.row(key)?.map(|row| host::thread(key, &row)).transpose()).await?;
+        let found = self.read(move |view| view.row(key)?.map(|row| disk::thread(key, &row)).transpose()).await?;
         found.ok_or(Error::NotFound("thread"))
     }
 
@@ -110,14 +111,14 @@ impl Runtime {
     /// Turns in order; the cursor is the seq at which the last one of the page started.
     pub async fn turns(&self, key: ThreadKey, after: Option<Seq>, limit: usize) -> Result<Page<Turn, Seq>, Error> {
         let read = move |view: &dyn View| {
-            let Some(loaded) = host::load(view, key)? else { return Ok(None) };
+            let Some(state) = thread::state(view, key)? else { return Ok(None) };
             let after = after.unwrap_or(0);
             let settled = view.turns(key, after, limit.saturating_add(1))?;
             let mut turns = Vec::with_capacity(settled.len() + 1);
             for turn in &settled {
-                turns.push((turn.started_seq, host::turn(key, turn)?));
+                turns.push((turn.started_seq, disk::turn(key, turn)?));
             }
-            let open = loaded.state.open().filter(|open| open.started_seq() > after);
+            let open = state.open().filter(|open| open.started_seq() > after);
             turns.extend(open.map(|open| (open.started_seq(), open.turn().clone())));
             let more = turns.len() > limit;
             turns.truncate(limit);
@@ -132,12 +133,12 @@ impl Runtime {
         let read = move |view: &dyn View| {
             let Some(row) = view.row(key)? else { return Ok(Err(Error::NotFound("thread"))) };
             if let Some(settled) = view.turn(key, turn)? {
-                return host::turn(key, &settled).map(Ok);
+                return disk::turn(key, &settled).map(Ok);
             }
             // Only an active turn is worth folding the tail for.
-            let active = host::thread(key, &row)?.active_turn == Some(turn);
-            let loaded = if active { host::load(view, key)? } else { None };
-            let open = loaded.and_then(|loaded| loaded.state.open().map(|open| open.turn().clone()));
+            let active = disk::thread(key, &row)?.active_turn == Some(turn);
+            let state = if active { thread::state(view, key)? } else { None };
+            let open = state.and_then(|state| state.open().map(|open| open.turn().clone()));
             Ok(open.ok_or(Error::NotFound("turn")))
         };
         self.read(read).await?
@@ -151,7 +152,7 @@ impl Runtime {
     /// Prompts that wait, in the order in which they will run.
     pub async fn inbox(&self, key: ThreadKey) -> Result<Vec<Admission>, Error> {
         let read = move |view: &dyn View| {
-            Ok(host::load(view, key)?.map(|loaded| loaded.state.inbox().cloned().collect::<Vec<_>>()))
+            Ok(thread::state(view, key)?.map(|state| state.inbox().cloned().collect::<Vec<_>>()))
         };
         self.read(read).await?.ok_or(Error::NotFound("thread"))
     }
@@ -187,7 +188,7 @@ fn list(view: &dyn View, tenant: TenantId, query: &ThreadQuery) -> Result<Thread
             examined += 1;
             after = Some(listed.place);
             let key = ThreadKey { tenant, thread: listed.place.thread };
-            match listed.row.map_err(StoreError::from).and_then(|row| host::thread(key, &row)) {
+            match listed.row.map_err(StoreError::from).and_then(|row| disk::thread(key, &row)) {
                 Ok(thread) if matches(&thread, query, q.as_deref()) => page.data.push(thread),
                 Ok(_) => {}
                 Err(error) => page.unavailable.push((key.thread, error.to_string())),
@@ -212,27 +213,27 @@ fn matches(thread: &Thread, query: &ThreadQuery, q: Option<&str>) -> bool {
 }
 
 fn snapshot(view: &dyn View, key: ThreadKey) -> Result<Option<Snapshot>, StoreError> {
-    let Some(loaded) = host::load(view, key)? else { return Ok(None) };
+    let Some(state) = thread::state(view, key)? else { return Ok(None) };
     let (mut turns, mut all) = (Vec::new(), Vec::new());
     let mut after = 0;
     loop {
         let settled = view.turns(key, after, TURNS)?;
         for turn in &settled {
             after = turn.started_seq;
-            turns.push(host::turn(key, turn)?);
-            all.extend(host::items(view, key, turn)?);
+            turns.push(disk::turn(key, turn)?);
+            all.extend(disk::items(view, key, turn)?);
         }
         if settled.len() < TURNS {
             break;
         }
     }
-    if let Some(open) = loaded.state.open() {
+    if let Some(open) = state.open() {
         turns.push(open.turn().clone());
         all.extend(open.items().cloned());
     }
-    let thread = loaded.state.view().clone();
-    let inbox = loaded.state.inbox().cloned().collect();
-    let approvals = loaded.state.open().map(|open| open.approvals().cloned().collect()).unwrap_or_default();
+    let thread = state.view().clone();
+    let inbox = state.inbox().cloned().collect();
+    let approvals = state.open().map(|open| open.approvals().cloned().collect()).unwrap_or_default();
     Ok(Some(Snapshot { seq: thread.seq, thread, turns, items: all, approvals, inbox }))
 }
 
@@ -252,7 +253,7 @@ impl Listed<'_> {
 
     fn items(&self, view: &dyn View, key: ThreadKey) -> Result<Vec<Item>, StoreError> {
         match self {
-            Self::Settled(turn) => host::items(view, key, turn),
+            Self::Settled(turn) => disk::items(view, key, turn),
             Self::Open(turn) => Ok(turn.items().cloned().collect()),
         }
     }
@@ -263,8 +264,8 @@ fn items(
     key: ThreadKey,
     query: &ItemQuery,
 ) -> Result<Result<Page<Item, ItemPlace>, Error>, StoreError> {
-    let Some(loaded) = host::load(view, key)? else { return Ok(Err(Error::NotFound("thread"))) };
-    let open = loaded.state.open();
+    let Some(state) = thread::state(view, key)? else { return Ok(Err(Error::NotFound("thread"))) };
+    let open = state.open();
     let mut page = Page { data: Vec::new(), next: None };
     let from = query.after.unwrap_or(ItemPlace { turn_started: 0, items: 0 });
     // The place names a turn that is not done with, so the walk begins at it, not after it.

@@ -1,6 +1,6 @@
 //! The replies to requests that named an idempotency key.
 //!
-//! A receipt says where in the thread's log the reply stands, not what it says: so it is small, and nothing of a
+//! A thread's receipt says where in its log the reply stands, not what it says: so it is small, and nothing of a
 //! thread outlives its deletion.
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use raddle_domain::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::host;
+use crate::disk;
 
 /// How long a reply can be repeated.
 pub(crate) const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -30,7 +30,7 @@ pub struct Idempotency {
     pub request: [u8; 32],
 }
 
-/// What a receipt holds.
+/// What a receipt of a thread holds.
 #[derive(Debug, Serialize, Deserialize)]
 struct Stub {
     thread: ThreadId,
@@ -44,12 +44,12 @@ struct Stub {
 }
 
 /// A reply of before.
-pub(crate) struct Recalled {
-    pub reply: Reply,
+pub(crate) struct Recalled<R> {
+    pub reply: R,
     pub seq: Seq,
 }
 
-/// The receipt of `step`.
+/// The receipt of a thread's step.
 pub(crate) fn write(known: Idempotency, thread: ThreadId, step: &Step, now: UnixMs) -> Receipt {
     let holds = |record: &&Record| holds_reply(&record.event, &step.reply);
     let last = step.records.last().map_or(0, |record| record.seq);
@@ -58,7 +58,7 @@ pub(crate) fn write(known: Idempotency, thread: ThreadId, step: &Step, now: Unix
         _ => None,
     };
     let event = step.records.iter().find(holds).map_or(last, |record| record.seq);
-    let reply = host::json(&Stub { thread, seq: last, event, active_turn });
+    let reply = disk::json(&Stub { thread, seq: last, event, active_turn });
     Receipt { key: known.key, request: known.request, reply, expires_at: now.after(LIFE) }
 }
 
@@ -83,13 +83,17 @@ fn holds_reply(event: &Event, reply: &Reply) -> bool {
     }
 }
 
-/// The reply that a receipt leads to; `None` when the thread is gone.
-pub(crate) fn read(view: &dyn View, tenant: TenantId, receipt: &Receipt) -> Result<Option<Recalled>, StoreError> {
+/// The reply that a thread's receipt leads to; `None` when the thread is gone.
+pub(crate) fn read(
+    view: &dyn View,
+    tenant: TenantId,
+    receipt: &Receipt,
+) -> Result<Option<Recalled<Reply>>, StoreError> {
     let broken = |why: String| raddle_domain::ports::Corrupt { record: format!("a receipt of {tenant}"), why };
     let stub: Stub = serde_json::from_slice(&receipt.reply).map_err(|why| broken(why.to_string()))?;
     let key = ThreadKey { tenant, thread: stub.thread };
     let Some(stored) = view.event(key, stub.event)? else { return Ok(None) };
-    let reply = match host::decode(key, stub.event, &stored)?.event {
+    let reply = match disk::decode(key, stub.event, &stored)?.event {
         Event::ThreadCreated(thread)
         | Event::ThreadForked(thread)
         | Event::ThreadUpdated(thread)
@@ -123,7 +127,7 @@ fn effects(view: &dyn View, key: ThreadKey, turn: TurnId, ended: Seq) -> Result<
         let chunks = view.events(key, after, 1_000, 1024 * 1024)?;
         let Some(last) = chunks.last() else { break };
         after = last.last();
-        for record in host::records(key, &chunks) {
+        for record in disk::records(key, &chunks) {
             let record = record?;
             let (Event::EffectSettled(effect) | Event::EffectUncertain(effect) | Event::EffectReconciled(effect)) =
                 record.event

@@ -1,6 +1,7 @@
-//! Which threads are loaded, and the counts that bounds and metrics are made of.
+//! Which threads are loaded, and the counts that bounds and metrics are made of. Whatever machine has a host is called
+//! a thread here.
 //!
-//! Invariant: a slot is taken out only while nobody holds a [`Ticket`] for it and its engine rests, and a ticket is
+//! Invariant: a slot is taken out only while nobody holds a [`Ticket`] for it and its crew rests, and a ticket is
 //! made under the same map entry; so a command that found a thread always reaches it.
 //!
 //! A map guard never lives across an await or another call on the map: what is found is cloned out.
@@ -15,7 +16,10 @@ use dashmap::DashMap;
 use raddle_domain::{event::Event, id::ThreadKey, record::TurnStatus, thread::Step, time::UnixMs};
 use tokio::sync::Notify;
 
-use crate::{config::Config, thread::ThreadActor};
+use crate::{
+    config::Config,
+    host::{Host, Hosted, Machine},
+};
 
 /// The loaded threads.
 #[derive(Default)]
@@ -106,14 +110,14 @@ pub struct Health {
 /// A loaded thread, as its callers find it.
 #[derive(Clone)]
 pub(crate) struct Slot {
-    pub addr: Addr<ThreadActor>,
+    pub actor: Arc<dyn Hosted>,
     pub gauge: Arc<Gauge>,
 }
 
 /// What a thread's actor tells of itself, and what is known of its use.
 pub(crate) struct Gauge {
     tickets: AtomicUsize,
-    /// Set while the actor has anything under way: an engine, an append, a command.
+    /// Set while the actor has anything under way: its crew, an append, a command.
     pinned: AtomicBool,
     running: AtomicBool,
     used: AtomicU64,
@@ -164,8 +168,8 @@ impl Registry {
     }
 
     /// Forgets a thread whose actor can no longer be reached, before the actor's end says so.
-    pub fn forget_closed(&self, key: &ThreadKey, addr: &Addr<ThreadActor>) {
-        self.slots.remove_if(key, |_, slot| slot.addr == *addr && !slot.addr.connected());
+    pub fn forget_closed<M: Machine>(&self, key: &ThreadKey, addr: &Addr<Host<M>>) {
+        self.slots.remove_if(key, |_, slot| slot.actor.of() == Some(addr) && !addr.connected());
     }
 
     /// When a loaded thread was last used, in logical time.
@@ -199,11 +203,11 @@ impl Registry {
     }
 
     /// The loaded threads, now.
-    pub fn all(&self) -> Vec<Addr<ThreadActor>> {
-        self.slots.iter().map(|entry| entry.addr.clone()).collect()
+    pub fn all(&self) -> Vec<Arc<dyn Hosted>> {
+        self.slots.iter().map(|entry| entry.actor.clone()).collect()
     }
 
-    /// Notes whether a thread's engine or tools run; says whether that is news.
+    /// Notes whether anybody works for a thread; says whether that is news.
     pub fn set_running(&self, gauge: &Gauge, running: bool) -> bool {
         let before = gauge.running.swap(running, SeqCst);
         match (before, running) {
@@ -258,8 +262,8 @@ impl Gauge {
 }
 
 impl Ticket {
-    pub fn addr(&self) -> &Addr<ThreadActor> {
-        &self.0.addr
+    pub fn actor(&self) -> &dyn Hosted {
+        &*self.0.actor
     }
 
     /// Commands of this thread that are under way, this one included.

@@ -1,4 +1,5 @@
 //! Loads threads, keeps the loaded ones under their caps, and brings back those that stopped while they owed work.
+//! Whatever machine has a host is called a thread here: it has such a key, and counts against the same caps.
 //!
 //! The least recently used thread at rest is unloaded first, until both caps hold again. A thread that has anything
 //! under way is passed over and counts as used now.
@@ -18,10 +19,10 @@ use tokio::sync::oneshot;
 
 use crate::{
     handle::Error,
-    host,
+    host::{Host, Loaded, Machine},
     registry::{Gauge, Slot, Ticket},
     system::Shared,
-    thread::{ThreadActor, Unload},
+    thread::ThreadMachine,
     timers::Rearm,
 };
 
@@ -71,9 +72,9 @@ pub(crate) struct Load {
 /// A thread was just created, and this is its state: its first command mostly follows at once, and need not read it.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct Adopt {
+pub(crate) struct Adopt<M: Machine> {
     pub key: ThreadKey,
-    pub loaded: host::Loaded,
+    pub loaded: Loaded<M>,
 }
 
 /// A thread has come to rest.
@@ -112,15 +113,24 @@ impl Supervisor {
         self.shared.clone().expect("`Begin` is the first message")
     }
 
-    /// Reads a thread and starts its actor; whoever asked meanwhile gets a ticket before anybody can unload it.
+    /// Loads the machine that `key` names.
     fn load(&mut self, key: ThreadKey, ctx: &mut Context<Self>) {
+        #[cfg(test)]
+        if crate::host::tests::is_counter(&key) {
+            return self.load_as::<crate::host::tests::Counter>(key, ctx);
+        }
+        self.load_as::<ThreadMachine>(key, ctx);
+    }
+
+    /// Reads a thread and starts its actor; whoever asked meanwhile gets a ticket before anybody can unload it.
+    fn load_as<M: Machine>(&mut self, key: ThreadKey, ctx: &mut Context<Self>) {
         let shared = self.shared();
         let store = shared.store.clone();
-        let read = shared.engines.spawn_blocking(move || host::load(&*store.view()?, key));
+        let read = shared.engines.spawn_blocking(move || M::load(&*store.view()?, key));
         ctx.spawn(read.into_actor(self).map(move |read, this, ctx| {
             let loaded = match read {
                 Ok(Ok(Some(loaded))) => Ok(loaded),
-                Ok(Ok(None)) => Err(Error::NotFound("thread")),
+                Ok(Ok(None)) => Err(Error::NotFound(M::WHAT)),
                 Ok(Err(StoreError::Corrupt(corrupt))) => Err(Error::ThreadUnavailable(corrupt.to_string())),
                 Ok(Err(error)) => Err(error.into()),
                 Err(panic) => Err(Error::Internal(panic.to_string())),
@@ -128,7 +138,7 @@ impl Supervisor {
             let asking = this.loading.remove(&key).unwrap_or_default();
             match loaded {
                 Ok(loaded) => {
-                    if loaded.state.open().is_none() {
+                    if loaded.machine.rests() {
                         this.failures.remove(&key);
                     }
                     let first = this.start(key, loaded, &shared);
@@ -160,13 +170,13 @@ impl Supervisor {
         }));
     }
 
-    fn start(&mut self, key: ThreadKey, loaded: host::Loaded, shared: &Arc<Shared>) -> Ticket {
+    fn start<M: Machine>(&mut self, key: ThreadKey, loaded: Loaded<M>, shared: &Arc<Shared>) -> Ticket {
         let gauge = Gauge::new();
         let arbiter = &self.arbiters[self.next % self.arbiters.len()];
         self.next += 1;
         let (theirs, ours) = (shared.clone(), gauge.clone());
-        let addr = ThreadActor::start_in_arbiter(arbiter, move |_| ThreadActor::new(key, theirs, ours, loaded));
-        let ticket = shared.registry.insert(key, Slot { addr, gauge });
+        let addr = Host::start_in_arbiter(arbiter, move |_| Host::new(key, theirs, ours, loaded));
+        let ticket = shared.registry.insert(key, Slot { actor: Arc::new(addr), gauge });
         if let Some(used) = shared.registry.last_use(&key) {
             self.order.insert(used, key);
         }
@@ -191,7 +201,7 @@ impl Supervisor {
                 }
                 Some(_) => match registry.evict(&key) {
                     Some(slot) => {
-                        slot.addr.do_send(Unload);
+                        slot.actor.unload();
                         self.failures.remove(&key);
                         if let Some(at) = slot.gauge.wake_at() {
                             shared.timers.do_send(Rearm(at));
@@ -297,10 +307,10 @@ impl Handler<Load> for Supervisor {
     }
 }
 
-impl Handler<Adopt> for Supervisor {
+impl<M: Machine> Handler<Adopt<M>> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Adopt { key, loaded }: Adopt, ctx: &mut Self::Context) {
+    fn handle(&mut self, Adopt { key, loaded }: Adopt<M>, ctx: &mut Self::Context) {
         let shared = self.shared();
         // Somebody may have found it in a list and asked for it already.
         let known = shared.registry.contains(&key) || self.loading.contains_key(&key);

@@ -9,10 +9,10 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use raddle_domain::{command::Command, id::ThreadKey, ports::StoreError, time::UnixMs};
+use raddle_domain::{id::ThreadKey, ports::StoreError, time::UnixMs};
 use tokio::sync::oneshot;
 
-use crate::{supervisor::Load, system::Shared, thread::Envelope};
+use crate::{supervisor::Load, system::Shared};
 
 /// Threads woken at a time.
 const BATCH: usize = 64;
@@ -92,7 +92,7 @@ impl Timers {
                         match shared.registry.ticket(&key) {
                             // Its own alarm may be late: it counts no time in which the machine slept, or by which
                             // the clock was set forward.
-                            Some(ticket) => ticket.addr().do_send(Envelope::internal(Command::Tick)),
+                            Some(ticket) => ticket.actor().tick(),
                             None => {
                                 rung.insert((at, key));
                                 if !this.rung.contains(&(at, key)) {

@@ -15,7 +15,7 @@ use raddle_domain::{
 };
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
-use crate::host;
+use crate::disk;
 
 /// What the tool says.
 pub(crate) type Outbox = crate::outbox::Outbox<(), ToolEnd>;
@@ -75,7 +75,7 @@ impl ToolTask {
 /// changed.
 async fn confined(mut invocation: Invocation, store: Arc<dyn LogStore>) -> Invocation {
     let tenant = invocation.key.tenant;
-    let read = tokio::task::spawn_blocking(move || Ok::<_, StoreError>(host::rules(&*store.view()?, tenant)?.policy));
+    let read = tokio::task::spawn_blocking(move || Ok::<_, StoreError>(disk::rules(&*store.view()?, tenant)?.policy));
     let policy = match read.await {
         Ok(Ok(policy)) => policy,
         _ => Policy { sandbox: Some(SandboxMode::ReadOnly), ..Policy::default() },

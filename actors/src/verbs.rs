@@ -16,9 +16,10 @@ use raddle_domain::{
 use uuid::Uuid;
 
 use crate::{
+    disk,
     handle::{Call, Done, Error, Runtime, Started, replay, started, unexpected},
-    host,
     reads::Page,
+    thread::{self, ThreadMachine},
 };
 
 /// Which approvals, questions or effects to list; oldest first.
@@ -99,7 +100,7 @@ impl Runtime {
     /// Gives the model of an open turn something to see at its next step.
     pub async fn steer(&self, key: ThreadKey, steer: Steer, call: Call) -> Result<Done<Admission>, Error> {
         let turn = steer.turn;
-        let steered = self.command(key, Command::Steer(steer), call, |reply| match reply {
+        let steered = self.command::<ThreadMachine, _>(key, Command::Steer(steer), call, |reply| match reply {
             Reply::Queued { admission, .. } => Ok(*admission),
             other => Err(unexpected(&other)),
         });
@@ -121,7 +122,7 @@ impl Runtime {
     ) -> Result<Done<(Admission, u32)>, Error> {
         let input = edit.input;
         let call = Call { idempotency: None, ..call };
-        let edited = self.command(key, Command::EditPrompt(edit), call, |reply| match reply {
+        let edited = self.command::<ThreadMachine, _>(key, Command::EditPrompt(edit), call, |reply| match reply {
             Reply::Admission(admission, position) => Ok((*admission, position)),
             other => Err(unexpected(&other)),
         });
@@ -131,7 +132,7 @@ impl Runtime {
     /// Takes a prompt back that waits.
     pub async fn withdraw_prompt(&self, key: ThreadKey, input: InputId, call: Call) -> Result<Done<()>, Error> {
         let call = Call { idempotency: None, ..call };
-        let withdrawn = self.command(key, Command::Withdraw(input), call, |reply| match reply {
+        let withdrawn = self.command::<ThreadMachine, _>(key, Command::Withdraw(input), call, |reply| match reply {
             Reply::Withdrawn => Ok(()),
             other => Err(unexpected(&other)),
         });
@@ -164,22 +165,22 @@ impl Runtime {
         };
         let start = match self.routed(key.tenant, start).await {
             Ok(start) => start,
-            Err(error) => match self.recall(key.tenant, call.idempotency).await? {
+            Err(error) => match self.recall::<ThreadMachine>(key.tenant, call.idempotency).await? {
                 Some(recalled) => return replay(recalled, turn_of),
                 None => return Err(error),
             },
         };
-        self.command(key, Command::Edit(start), call, turn_of).await
+        self.command::<ThreadMachine, _>(key, Command::Edit(start), call, turn_of).await
     }
 
     /// Replaces the conversation so far by a summary, in a turn of its own.
     pub async fn compact(&self, key: ThreadKey, compact: Compact, call: Call) -> Result<Done<Started>, Error> {
-        self.command(key, Command::Compact(compact), call, started).await
+        self.command::<ThreadMachine, _>(key, Command::Compact(compact), call, started).await
     }
 
     /// Names the thread's last settled moment.
     pub async fn save_checkpoint(&self, key: ThreadKey, name: String, call: Call) -> Result<Done<Checkpoint>, Error> {
-        self.command(key, Command::SaveCheckpoint(name), call, |reply| match reply {
+        self.command::<ThreadMachine, _>(key, Command::SaveCheckpoint(name), call, |reply| match reply {
             Reply::Checkpoint(checkpoint) => Ok(*checkpoint),
             other => Err(unexpected(&other)),
         })
@@ -189,10 +190,11 @@ impl Runtime {
     /// Forgets a name.
     pub async fn delete_checkpoint(&self, key: ThreadKey, name: String, call: Call) -> Result<Done<()>, Error> {
         let call = Call { idempotency: None, ..call };
-        let deleted = self.command(key, Command::DeleteCheckpoint(name), call, |reply| match reply {
-            Reply::Noted => Ok(()),
-            other => Err(unexpected(&other)),
-        });
+        let deleted =
+            self.command::<ThreadMachine, _>(key, Command::DeleteCheckpoint(name), call, |reply| match reply {
+                Reply::Noted => Ok(()),
+                other => Err(unexpected(&other)),
+            });
         match deleted.await {
             Err(Error::Refused(Refused::NoCheckpoint { .. })) => Err(Error::NotFound("checkpoint")),
             done => done,
@@ -213,7 +215,7 @@ impl Runtime {
         let id = Uuid::from_bytes(*approval.as_bytes());
         let key = self.whose::<Approval>(tenant, id).await?;
         let command = Command::Decide(Decide { approval, decision, reason });
-        let decided = self.command(key, command, call, |reply| match reply {
+        let decided = self.command::<ThreadMachine, _>(key, command, call, |reply| match reply {
             Reply::Approval(approval) => Ok(*approval),
             other => Err(unexpected(&other)),
         });
@@ -241,7 +243,7 @@ impl Runtime {
         let id = Uuid::from_bytes(*question.as_bytes());
         let key = self.whose::<Question>(tenant, id).await?;
         let command = Command::Answer(Answer { question, answer });
-        let answered = self.command(key, command, call, |reply| match reply {
+        let answered = self.command::<ThreadMachine, _>(key, command, call, |reply| match reply {
             Reply::Question(question) => Ok(*question),
             other => Err(unexpected(&other)),
         });
@@ -269,7 +271,7 @@ impl Runtime {
         let id = Uuid::from_bytes(*operation.as_bytes());
         let key = self.whose::<Effect>(tenant, id).await?;
         let command = Command::Resolve(Resolve { operation, resolution, output });
-        let resolved = self.command(key, command, call, |reply| match reply {
+        let resolved = self.command::<ThreadMachine, _>(key, command, call, |reply| match reply {
             Reply::Effect(effect) => Ok(*effect),
             other => Err(unexpected(&other)),
         });
@@ -308,7 +310,7 @@ impl Runtime {
     /// The checkpoints of a thread, oldest first.
     pub async fn checkpoints(&self, key: ThreadKey) -> Result<Vec<Checkpoint>, Error> {
         let read = move |view: &dyn View| {
-            Ok(host::load(view, key)?.map(|loaded| loaded.state.checkpoints().cloned().collect::<Vec<_>>()))
+            Ok(thread::state(view, key)?.map(|state| state.checkpoints().cloned().collect::<Vec<_>>()))
         };
         self.read(read).await?.ok_or(Error::NotFound("thread"))
     }
@@ -360,5 +362,5 @@ fn record<T: Indexed>(
 ) -> Result<Option<T>, StoreError> {
     let key = ThreadKey { tenant, thread: found.thread };
     let Some(stored) = view.event(key, found.seq)? else { return Ok(None) };
-    Ok(T::of(host::decode(key, found.seq, &stored)?.event))
+    Ok(T::of(disk::decode(key, found.seq, &stored)?.event))
 }

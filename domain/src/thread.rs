@@ -300,20 +300,28 @@ impl ThreadState {
     /// What must happen while this state lasts.
     pub fn owed(&self) -> Owed {
         let Some(open) = &self.open else { return Owed::default() };
-        let mut owed = Owed { wake_at: open.wake_at(), ..Owed::default() };
+        let mut owed = Owed { wake_at: self.wake_at(), begin: self.begins(), ..Owed::default() };
         if open.calls.is_empty() && open.retry_at.is_none() {
             owed.call = Some((open.turn.id, open.call));
             owed.verdicts.clone_from(&open.verdicts);
         }
         for (effect, reconcile) in open.due() {
-            match effect.status {
-                EffectStatus::Started => {
-                    owed.tools.push(Due { operation: effect.operation_id, attempt: effect.attempt, reconcile });
-                }
-                _ => owed.begin = true,
+            if effect.status == EffectStatus::Started {
+                owed.tools.push(Due { operation: effect.operation_id, attempt: effect.attempt, reconcile });
             }
         }
         owed
+    }
+
+    /// [`Owed::wake_at`].
+    pub fn wake_at(&self) -> Option<UnixMs> {
+        self.open.as_ref().and_then(OpenTurn::wake_at)
+    }
+
+    /// [`Owed::begin`].
+    pub fn begins(&self) -> bool {
+        let mut due = self.open.iter().flat_map(OpenTurn::due);
+        due.any(|(effect, _)| effect.status != EffectStatus::Started)
     }
 
     /// Since when the thread has had work that must go on by itself.

@@ -17,8 +17,8 @@ use tokio::sync::Mutex;
 
 use super::{Look, Stop, Tend};
 use crate::{
+    disk,
     handle::{Error, append_error},
-    host,
     receipts::Idempotency,
     store::AppendError,
     system::Shared,
@@ -110,7 +110,7 @@ impl Stub {
         Receipt {
             key: known.key,
             request: known.request,
-            reply: host::json(self),
+            reply: disk::json(self),
             expires_at: now.after(crate::receipts::LIFE),
         }
     }
@@ -125,13 +125,13 @@ pub(super) fn append(
     events: Vec<StoredEvent>,
     indexed: Indexed,
 ) -> Append {
-    let row = ThreadRow { head, view: host::json(record).into(), snapshot: Arc::from(&b""[..]) };
+    let row = ThreadRow { head, view: disk::json(record).into(), snapshot: Arc::from(&b""[..]) };
     let indexed = if events.is_empty() { Vec::new() } else { vec![indexed] };
     Append { indexed, ..Append::new(key, expected, now, Chunk { first: expected + 1, events }, row) }
 }
 
 pub(super) fn stored(name: &'static str, record: &impl Serialize) -> StoredEvent {
-    StoredEvent { name: name.into(), json: host::json(record).into() }
+    StoredEvent { name: name.into(), json: disk::json(record).into() }
 }
 
 pub(super) fn retention(shared: &Shared) -> u64 {

@@ -32,10 +32,11 @@ use super::{
 };
 use crate::{
     bus::Subscribe,
+    disk,
     handle::{Call, Error, Runtime, Started},
-    host,
     receipts::Idempotency,
     system::Shared,
+    thread::ThreadMachine,
 };
 
 /// How long what a run says may wait to be joined by more: at first, and, as each of these is an event with the whole
@@ -265,10 +266,10 @@ pub(super) fn run_of(
         None => None,
         Some(thread) => {
             let key = ThreadKey { tenant, thread };
-            view.row(key)?.map(|row| host::thread(key, &row)).transpose()?
+            view.row(key)?.map(|row| disk::thread(key, &row)).transpose()?
         }
     };
-    Ok(JobRun { tenant, job, run, at, work: work.clone(), thread, rules: host::rules(view, tenant)? })
+    Ok(JobRun { tenant, job, run, at, work: work.clone(), thread, rules: disk::rules(view, tenant)? })
 }
 
 async fn other(desk: &Desk, job: &Job, output: Arc<Said>) -> Result<End, Error> {
@@ -422,13 +423,13 @@ fn look(view: &dyn View, key: ThreadKey, input: Option<InputId>, turn: Option<Tu
     let Some(row) = view.row(key)? else { return failed("its thread is gone".to_owned(), false) };
     let Some(turn) = turn else { return prompt(view, key, input) };
     let Some(settled) = view.turn(key, turn)? else {
-        let waits = host::thread(key, &row)?.status == ThreadStatus::AwaitingApproval;
+        let waits = disk::thread(key, &row)?.status == ThreadStatus::AwaitingApproval;
         return Ok(Seen::Open { waits });
     };
-    let record = host::turn(key, &settled)?;
+    let record = disk::turn(key, &settled)?;
     match record.status {
         TurnStatus::Completed | TurnStatus::RolledBack => {
-            let items = host::items(view, key, &settled)?;
+            let items = disk::items(view, key, &settled)?;
             let said = items.into_iter().rev().find(|item| item.kind == ItemKind::AgentMessage);
             let text = said.map(|item| item.detail).unwrap_or_default();
             ended(End::Of(JobEnd::Done(json!({ "turn_id": turn, "text": text }))))
@@ -448,7 +449,7 @@ fn prompt(view: &dyn View, key: ThreadKey, input: Option<InputId>) -> Result<See
     let Some(found) = view.record(key.tenant, RecordKind::Input, id)? else { return Ok(Seen::Open { waits: false }) };
     let Some(stored) = view.event(key, found.seq)? else { return Ok(Seen::Open { waits: false }) };
     use raddle_domain::event::Event;
-    let admission = match host::decode(key, found.seq, &stored)?.event {
+    let admission = match disk::decode(key, found.seq, &stored)?.event {
         Event::PromptPromoted(admission) | Event::PromptWithdrawn(admission) | Event::PromptNotDelivered(admission) => {
             admission
         }
@@ -472,7 +473,7 @@ async fn tell(desk: &Desk, job: &Job) -> Result<bool, Error> {
         let call = idempotency(job.id, job.run);
         // While the request is under way nobody can say; then it is asked again after a pause.
         let _alone = runtime.in_flight(key.tenant, call.idempotency)?;
-        match runtime.recall(key.tenant, call.idempotency).await {
+        match runtime.recall::<ThreadMachine>(key.tenant, call.idempotency).await {
             Ok(Some(recalled)) => match crate::handle::started(recalled.reply)? {
                 Started::Turn(started) => turn = Some(started.id),
                 Started::Queued { admission, .. } => input = Some(admission.id),

@@ -1,0 +1,149 @@
+//! Who works for a thread: the engine of the model call that is due, and the tools that are.
+//!
+//! Streamed text waits a moment to be joined by more. What tools said is kept until it is saved: how a tool ended is
+//! told once, and if the disk is full then, nobody else knows.
+
+use std::time::Duration;
+
+use raddle_domain::{
+    command::{Command, ToolReport},
+    id::TurnId,
+    thread::Due,
+};
+use tokio::time::Instant;
+
+use super::ThreadMachine;
+use crate::{
+    engine::{Engine, EngineCall},
+    host::{Crew, Place, Said},
+    outbox::DELTA_BYTES,
+    system::Shared,
+    tool::ToolTask,
+};
+
+/// How long streamed text may wait to be joined by more, unless there is enough of it. It only matters while no
+/// append is under way.
+const DELTA_LINGER: Duration = Duration::from_millis(30);
+
+#[derive(Default)]
+pub(crate) struct ThreadCrew {
+    engine: Option<Engine>,
+    /// When streamed text was last saved.
+    spoke: Option<Instant>,
+    tools: Vec<ToolTask>,
+    /// What tools said in the step that is being saved.
+    told: Vec<ToolReport>,
+    /// What tools said in a step for which there was no room: it goes before whatever they say next.
+    held: Vec<ToolReport>,
+}
+
+impl Crew<ThreadMachine> for ThreadCrew {
+    fn pay(&mut self, machine: &ThreadMachine, leaving: bool, place: &Place<'_, ThreadMachine>) {
+        let owed = machine.state.owed();
+        let runs = self.engine.as_ref().map(|engine| (engine.turn, engine.call));
+        if runs != owed.call {
+            self.engine = None;
+            self.spoke = None;
+            if let (Some((turn, call)), false) = (owed.call, leaving) {
+                self.engine = Some(start_engine(machine, turn, call, place));
+            }
+        }
+        if let Some(engine) = &mut self.engine {
+            engine.tell(&owed.verdicts);
+        }
+        self.tools.retain(|tool| owed.tools.contains(&tool.due));
+        if !leaving {
+            for due in &owed.tools {
+                if !self.tools.iter().any(|tool| tool.due == *due) {
+                    self.tools.extend(start_tool(machine, *due, place));
+                }
+            }
+        }
+    }
+
+    fn works(&self) -> bool {
+        self.engine.is_some() || !self.tools.is_empty()
+    }
+
+    fn said(&mut self, hurry: bool) -> Said<Command> {
+        let mut commands: Vec<_> = self.held.drain(..).map(Command::ToolReport).collect();
+        let mut lingers: Option<Duration> = None;
+        let mut is_due = |(bytes, ended): (usize, bool), spoke: Option<Instant>| {
+            if bytes == 0 && !ended {
+                return false;
+            }
+            let lingered = spoke.map_or(DELTA_LINGER, |spoke| spoke.elapsed());
+            let due = hurry || ended || bytes >= DELTA_BYTES || lingered >= DELTA_LINGER;
+            if !due {
+                let left = DELTA_LINGER - lingered;
+                lingers = Some(lingers.map_or(left, |known| known.min(left)));
+            }
+            due
+        };
+        if let Some(engine) = &self.engine
+            && is_due(engine.outbox.waiting(), self.spoke)
+        {
+            self.spoke = Some(Instant::now());
+            commands.extend(engine.take().into_iter().map(Command::Report));
+        }
+        for tool in &mut self.tools {
+            if is_due(tool.outbox.waiting(), tool.spoke) {
+                commands.extend(tool.take().map(Command::ToolReport));
+            }
+        }
+        Said { commands, lingers }
+    }
+
+    fn has_more(&self) -> bool {
+        let tools = self.tools.iter().map(|tool| tool.outbox.waiting());
+        let mut waiting = tools.chain(self.engine.iter().map(|engine| engine.outbox.waiting()));
+        waiting.any(|(bytes, ended)| bytes > 0 || ended)
+    }
+
+    fn told(&mut self, command: &Command) {
+        if let Command::ToolReport(report) = command {
+            self.told.push(report.clone());
+        }
+    }
+
+    fn saved(&mut self) {
+        self.told.clear();
+    }
+
+    /// An outcome that is known must not become one that nobody knows; a model call can be made again.
+    fn stays(&self) -> bool {
+        self.engine.is_none() && !(self.tools.is_empty() && self.told.is_empty())
+    }
+
+    fn hold(&mut self) {
+        self.held.append(&mut self.told);
+    }
+}
+
+fn start_engine(machine: &ThreadMachine, turn: TurnId, call: u32, place: &Place<'_, ThreadMachine>) -> Engine {
+    let Shared { store, models, tools, engines, config, .. } = &**place.shared;
+    let state = &machine.state;
+    let open = state.open();
+    let call = EngineCall {
+        key: place.key,
+        turn,
+        call,
+        settings: open.map(|open| open.turn().settings.clone()).expect("a call is owed by an open turn"),
+        system_prompt: state.view().system_prompt.clone(),
+        workspace: state.view().workspace.clone(),
+        policy: state.view().policy.clone(),
+        items: open.map(|open| open.items().cloned().collect()).unwrap_or_default(),
+        tool_bytes: config.limits.item_bytes,
+        // Only the thread's creation stands before the first turn's start.
+        is_first: open.is_some_and(|open| open.started_seq() == 2),
+        context_seq: state.context_seq(),
+        compaction: open.and_then(|open| open.compacting().cloned()),
+    };
+    Engine::start(call, store.clone(), models.clone(), tools.clone(), engines, place.wake())
+}
+
+fn start_tool(machine: &ThreadMachine, due: Due, place: &Place<'_, ThreadMachine>) -> Option<ToolTask> {
+    let (invocation, class) = machine.state.invocation(place.key, due)?;
+    let Shared { store, tools, engines, .. } = &**place.shared;
+    Some(ToolTask::start(due, class, invocation, store.clone(), tools.clone(), engines, place.wake()))
+}
