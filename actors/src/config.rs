@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use raddle_domain::{
     command::Limits,
-    ports::{Clock, Ids, JobRunner, LogStore, Models, NoRunner, NoTools, StoreError, Tools},
+    ports::{Clock, Files, Ids, JobRunner, LogStore, Models, NoFiles, NoRunner, NoTools, StoreError, Tools},
     price::Prices,
 };
 
@@ -75,6 +75,8 @@ pub struct Ports {
     pub models: Arc<dyn Models>,
     pub tools: Arc<dyn Tools>,
     pub jobs: Arc<dyn JobRunner>,
+    /// Who knows what tools did to files.
+    pub files: Arc<dyn Files>,
     pub prices: Arc<Prices>,
     /// Where events go, beside those who ask for them.
     pub hooks: Vec<Hook>,
@@ -91,6 +93,7 @@ impl Ports {
             models,
             tools: Arc::new(NoTools),
             jobs: Arc::new(NoRunner),
+            files: Arc::new(NoFiles),
             prices: Arc::default(),
             hooks: Vec::new(),
             clock: Arc::new(SystemClock),

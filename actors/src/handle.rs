@@ -37,8 +37,8 @@ use crate::{
     registry::{Health, Ticket},
     store::AppendError,
     subscription::{
-        Follow, Next, OfTenant, OfThread, Subscription, TenantCursor, TenantPage, TenantSubscription, tenant_now,
-        tenant_page,
+        Follow, Next, OfTenant, OfThread, Subscription, TenantCursor, TenantPage, TenantSubscription, Wanted,
+        tenant_now, tenant_page,
     },
     supervisor::{Adopt, Load},
     system::{Shared, Threads},
@@ -82,7 +82,7 @@ struct Inner {
 pub struct Call {
     /// For verbs that make something. Patching and deleting can be repeated as they are, and take no notice of it.
     pub idempotency: Option<Idempotency>,
-    /// Refuse unless the thread's log ends here.
+    /// Refuse unless the thread's log ends here, or the run has this revision.
     pub if_match: Option<Seq>,
 }
 
@@ -90,7 +90,7 @@ pub struct Call {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Done<T> {
     pub value: T,
-    /// Where the thread's log ended with this step.
+    /// What a precondition names the state by that the step led to: where the thread's log ended, the run's revision.
     pub seq: Seq,
     /// Whether this is the stored reply of an earlier, equal request.
     pub replayed: bool,
@@ -129,6 +129,10 @@ pub enum Error {
     AlreadyResolved(Box<Effect>),
     #[error(transparent)]
     Job(#[from] JobRefused),
+    #[error(transparent)]
+    Run(#[from] raddle_domain::run::Refused),
+    #[error("there is a {0} of this name already")]
+    Taken(&'static str),
     #[error("the server is shutting down")]
     Draining,
     /// One thread's records cannot be used; the sentence names the record.
@@ -259,7 +263,7 @@ impl Runtime {
             // A turn that is written again was its parent's.
             steps.spent.clear();
         }
-        let seq = machine.seq();
+        let seq = machine.version();
         let append = steps.append(&mut machine, key, fence, now);
         let loaded = Loaded { machine, fence };
         let saved = shared.store_handle.append(Write::Append(Append { fork, ..append }));
@@ -286,6 +290,8 @@ impl Runtime {
             Ok(Err(AppendError::Refused(WriteRefused::Conflict { .. }))) if fork.is_some() => {
                 Err(Error::NotFound(M::WHAT))
             }
+            // A caller chose the name.
+            Ok(Err(AppendError::Refused(WriteRefused::Conflict { .. }))) => Err(Error::Taken(M::WHAT)),
             Ok(Err(error)) => Err(append_error(error)),
             Err(why) if why.is_cancelled() => Err(Error::Draining),
             Err(why) => Err(Error::Internal(why.to_string())),
@@ -513,11 +519,20 @@ impl Runtime {
         after: Option<TenantCursor>,
         threads: Option<HashSet<ThreadId>>,
     ) -> Result<TenantSubscription, Error> {
+        self.subscribe_feed(tenant, after, threads.into()).await
+    }
+
+    pub(crate) async fn subscribe_feed(
+        &self,
+        tenant: TenantId,
+        after: Option<TenantCursor>,
+        wanted: Wanted,
+    ) -> Result<TenantSubscription, Error> {
         let place =
             self.inner.subscribers.clone().try_acquire_owned().map_err(|_| self.busy("the list of watchers"))?;
         let watch = self.watch_tenant(tenant).await?;
         let after = self.place_in_feed(tenant, after).await?;
-        let source = OfTenant { tenant, threads: threads.map(Arc::new) };
+        let source = OfTenant { tenant, wanted };
         Ok(TenantSubscription(Follow::new(self.clone(), source, after, watch, place)))
     }
 
@@ -530,9 +545,18 @@ impl Runtime {
         threads: Option<HashSet<ThreadId>>,
         limit: usize,
     ) -> Result<TenantPage, Error> {
+        self.feed_events(tenant, after, threads.into(), limit).await
+    }
+
+    pub(crate) async fn feed_events(
+        &self,
+        tenant: TenantId,
+        after: Option<TenantCursor>,
+        wanted: Wanted,
+        limit: usize,
+    ) -> Result<TenantPage, Error> {
         let place = self.place_in_feed(tenant, after).await?;
-        let source = OfTenant { tenant, threads: threads.map(Arc::new) };
-        self.feed_page(source, place, limit, FEED_PAGE_BYTES).await
+        self.feed_page(OfTenant { tenant, wanted }, place, limit, FEED_PAGE_BYTES).await
     }
 
     /// The place that a caller names, if the feed has reached it; now if they name none.
@@ -554,12 +578,12 @@ impl Runtime {
 
     pub(crate) async fn feed_page(
         &self,
-        OfTenant { tenant, threads }: OfTenant,
+        OfTenant { tenant, wanted }: OfTenant,
         after: TenantCursor,
         limit: usize,
         bytes: usize,
     ) -> Result<TenantPage, Error> {
-        self.read(move |view| tenant_page(view, tenant, after, threads.as_deref(), limit, bytes)).await
+        self.read(move |view| tenant_page(view, tenant, after, &wanted, limit, bytes)).await
     }
 
     /// The turn, once it is terminal or `timeout` has passed.

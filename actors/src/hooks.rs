@@ -45,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     batch::Batch,
     store::AppendError,
-    subscription::{TenantCursor, TenantPage, tenant_now, tenant_page},
+    subscription::{TenantCursor, TenantPage, Wanted, tenant_now, tenant_page},
 };
 
 /// Events of a tenant that may be delivered twice after a crash.
@@ -527,10 +527,11 @@ impl Courier {
     /// Carries one page of a tenant's feed, or as much of it as is taken.
     async fn page(&self, tenant: TenantId) {
         let from = self.board.of(tenant, |progress| progress.at);
-        let page = match self.read(move |view| tenant_page(view, tenant, from, None, PAGE, PAGE_BYTES)).await {
-            Ok(page) => page,
-            Err(error) => return self.failed(tenant, &error.to_string(), None),
-        };
+        let page =
+            match self.read(move |view| tenant_page(view, tenant, from, &Wanted::Everyones, PAGE, PAGE_BYTES)).await {
+                Ok(page) => page,
+                Err(error) => return self.failed(tenant, &error.to_string(), None),
+            };
         let TenantPage { events, unavailable, next, more } = page;
         let wanted = events.into_iter().filter(|(_, event)| self.board.hook.events.wants(&event.name));
         let mut wanted =

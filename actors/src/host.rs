@@ -258,7 +258,7 @@ impl<M: Machine> Host<M> {
         let outcome = self.machine.step(command, if_match, site).map(|step| {
             steps.receipts.extend(idempotency.map(|known| self.machine.receipt(&step, known, site)));
             let reply = self.machine.keep(step, steps);
-            (reply, self.machine.seq())
+            (reply, self.machine.version())
         });
         waiting.push(Waiting { answer, outcome });
     }

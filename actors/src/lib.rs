@@ -30,6 +30,8 @@ mod reads;
 mod receipts;
 mod registry;
 mod routing;
+mod run;
+mod runs;
 pub mod store;
 mod subscription;
 mod supervisor;
@@ -52,6 +54,10 @@ pub use self::{
     receipts::Idempotency,
     registry::Health,
     routing::{MAX_RULE_BYTES, MAX_RULES, RoutingRule, RulesError},
+    runs::{
+        Board, Exported, LedgerEntry, LedgerPage, Replayed, RollbackAsked, RollbackEnded, RollbackEntry, RollbackWhat,
+        RunQuery, RunWhole, TaskQuery,
+    },
     subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
     usage::{GroupBy, UsageKey, UsageQuery, UsageReport},
     verbs::RecordQuery,

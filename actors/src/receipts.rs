@@ -49,6 +49,11 @@ pub(crate) struct Recalled<R> {
     pub seq: Seq,
 }
 
+/// A receipt that holds `reply`.
+pub(crate) fn of(known: Idempotency, reply: Vec<u8>, now: UnixMs) -> Receipt {
+    Receipt { key: known.key, request: known.request, reply, expires_at: now.after(LIFE) }
+}
+
 /// The receipt of a thread's step.
 pub(crate) fn write(known: Idempotency, thread: ThreadId, step: &Step, now: UnixMs) -> Receipt {
     let holds = |record: &&Record| holds_reply(&record.event, &step.reply);
@@ -58,8 +63,7 @@ pub(crate) fn write(known: Idempotency, thread: ThreadId, step: &Step, now: Unix
         _ => None,
     };
     let event = step.records.iter().find(holds).map_or(last, |record| record.seq);
-    let reply = disk::json(&Stub { thread, seq: last, event, active_turn });
-    Receipt { key: known.key, request: known.request, reply, expires_at: now.after(LIFE) }
+    of(known, disk::json(&Stub { thread, seq: last, event, active_turn }), now)
 }
 
 fn holds_reply(event: &Event, reply: &Reply) -> bool {

@@ -12,9 +12,7 @@ use raddle_domain::{
         StoreError, StoredEvent, ThreadRow, View,
     },
     run::{
-        Command, Image, Record, Refused, Reply, Request, RestoreDue, RunState, Step,
-        command::RestoreReport,
-        event,
+        Command, Image, Record, Refused, Reply, Request, RestoreDue, RunState, Step, command::RestoreReport, event,
         image::BadPart,
     },
     time::UnixMs,
@@ -146,11 +144,7 @@ impl Machine for RunMachine {
             archived: false,
             kind: LogKind::Run,
         };
-        ThreadRow {
-            head,
-            view: disk::json(self.state.run()).into(),
-            snapshot: disk::json(&self.state.rest()).into(),
-        }
+        ThreadRow { head, view: disk::json(self.state.run()).into(), snapshot: disk::json(&self.state.rest()).into() }
     }
 
     fn receipt(&self, step: &Step, known: Idempotency, site: Site<'_>) -> Receipt {

@@ -13,8 +13,8 @@ use raddle_domain::{
     run::{
         Checkpoint, Command, Entry, Refused, Reply, Rollback, Run, RunState, Task,
         command::{
-            AskRollback, Claim, Claimed, Driven, Journal, LeaseReply, NewRun, NewTask, Patch, Replace, SyncTodos,
-            Tell, Transition, ValidateLease,
+            AskRollback, Claim, Claimed, Driven, Journal, LeaseReply, NewRun, NewTask, Patch, Replace, SyncTodos, Tell,
+            Transition, ValidateLease,
         },
         event::RollbackBlocked,
     },
@@ -25,7 +25,7 @@ pub use self::{
     transfer::Exported,
 };
 use crate::{
-    handle::{Call, Done, Error, Runtime},
+    handle::{Begun, Call, Done, Error, Runtime},
     run::RunMachine,
 };
 
@@ -122,9 +122,9 @@ impl Runtime {
     ) -> Result<Done<Run>, Error> {
         let begin = async {
             let (state, step) = begin.await?;
-            Ok((RunMachine::new(state), step))
+            Ok(Begun { key: id.log(tenant), machine: RunMachine::new(state), step, fork: None })
         };
-        self.make::<RunMachine, Run>(id.log(tenant), call, begin, reply!(Reply::Run(run) => *run)).await
+        self.make(tenant, call, begin, reply!(Reply::Run(run) => *run)).await
     }
 
     async fn run_verb<T>(
@@ -142,7 +142,13 @@ impl Runtime {
     }
 
     /// Puts another record in the place of the run's.
-    pub async fn replace_run(&self, tenant: TenantId, run: RunId, replace: Replace, call: Call) -> Result<Done<Run>, Error> {
+    pub async fn replace_run(
+        &self,
+        tenant: TenantId,
+        run: RunId,
+        replace: Replace,
+        call: Call,
+    ) -> Result<Done<Run>, Error> {
         let command = Command::Replace(Box::new(replace));
         self.run_verb(tenant, run, command, call, reply!(Reply::Run(run) => *run)).await
     }
@@ -159,13 +165,25 @@ impl Runtime {
     }
 
     /// Makes a todo list the plan of the run.
-    pub async fn sync_todos(&self, tenant: TenantId, run: RunId, todos: SyncTodos, call: Call) -> Result<Done<Run>, Error> {
+    pub async fn sync_todos(
+        &self,
+        tenant: TenantId,
+        run: RunId,
+        todos: SyncTodos,
+        call: Call,
+    ) -> Result<Done<Run>, Error> {
         let command = Command::SyncTodos(todos);
         self.run_verb(tenant, run, command, call, reply!(Reply::Run(run) => *run)).await
     }
 
     /// Says what comes next, and unless `dry_run` begins it.
-    pub async fn drive_run(&self, tenant: TenantId, run: RunId, dry_run: bool, call: Call) -> Result<Done<Driven>, Error> {
+    pub async fn drive_run(
+        &self,
+        tenant: TenantId,
+        run: RunId,
+        dry_run: bool,
+        call: Call,
+    ) -> Result<Done<Driven>, Error> {
         let command = Command::Drive { dry_run };
         self.run_verb(tenant, run, command, call, reply!(Reply::Driven(driven) => *driven)).await
     }
@@ -199,7 +217,13 @@ impl Runtime {
     }
 
     /// Hands out the task that is next, with the token of its lease.
-    pub async fn claim_task(&self, tenant: TenantId, run: RunId, claim: Claim, call: Call) -> Result<Done<Claimed>, Error> {
+    pub async fn claim_task(
+        &self,
+        tenant: TenantId,
+        run: RunId,
+        claim: Claim,
+        call: Call,
+    ) -> Result<Done<Claimed>, Error> {
         let command = Command::Claim(claim);
         self.run_verb(tenant, run, command, call, reply!(Reply::Claimed(claimed) => *claimed)).await
     }

@@ -24,7 +24,7 @@ pub use self::{
 };
 pub(crate) use self::{
     feed::{tenant_now, tenant_page},
-    tenant::OfTenant,
+    tenant::{OfTenant, Wanted},
     thread::OfThread,
 };
 use crate::{

@@ -21,6 +21,7 @@ use crate::{
     handle::Error,
     host::{Host, Loaded, Machine},
     registry::{Gauge, Slot, Ticket},
+    run::RunMachine,
     system::Shared,
     thread::ThreadMachine,
     timers::Rearm,
@@ -119,7 +120,7 @@ impl Supervisor {
         if crate::host::tests::is_counter(&key) {
             return self.load_as::<crate::host::tests::Counter>(key, ctx);
         }
-        self.load_as::<ThreadMachine>(key, ctx);
+        if key.is_run() { self.load_as::<RunMachine>(key, ctx) } else { self.load_as::<ThreadMachine>(key, ctx) }
     }
 
     /// Reads a thread and starts its actor; whoever asked meanwhile gets a ticket before anybody can unload it.

@@ -11,7 +11,7 @@ use std::{
 
 use actix::{System, prelude::*};
 use raddle_domain::{
-    ports::{Clock, Ids, JobRunner, LogStore, Models, Tools},
+    ports::{Clock, Files, Ids, JobRunner, LogStore, Models, Tools},
     price::Prices,
 };
 use tokio::{runtime::Handle, sync::oneshot};
@@ -48,6 +48,7 @@ pub(crate) struct Shared {
     pub timers: Addr<Timers>,
     pub jobs: Addr<Jobs>,
     pub runner: Arc<dyn JobRunner>,
+    pub files: Arc<dyn Files>,
     /// Runs of webhooks and commands: a shutdown waits for them as it does for turns.
     pub at_work: AtomicUsize,
     pub job_locks: Locks,
@@ -208,6 +209,7 @@ fn tree(
         timers,
         jobs,
         runner: ports.jobs,
+        files: ports.files,
         at_work: AtomicUsize::new(0),
         job_locks: Locks::default(),
         registry,

@@ -77,7 +77,12 @@ impl IntoParams for Once {
 impl IntoParams for IfMatch {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let text = text().pattern(Some("^(\"[0-9]+\"|\\*)$"));
-        vec![optional(ParameterIn::Header, "If-Match", "The `ETag` that the caller saw: a `seq` or a `revision`, in quotes", text)]
+        vec![optional(
+            ParameterIn::Header,
+            "If-Match",
+            "The `ETag` that the caller saw: a `seq` or a `revision`, in quotes",
+            text,
+        )]
     }
 }
 

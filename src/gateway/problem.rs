@@ -272,9 +272,11 @@ impl From<run::Refused> for Problem {
             Refused::LeaseInvalid { why: _, fence } => {
                 Problem::new(Code::TaskLeaseInvalid, sentence).with("fence", fence)
             }
-            Refused::TaskTransition { what: _, current, requested } => Problem::new(Code::TaskTransitionInvalid, sentence)
-                .with("current_status", json(&current))
-                .with("requested_status", json(&requested)),
+            Refused::TaskTransition { what: _, current, requested } => {
+                Problem::new(Code::TaskTransitionInvalid, sentence)
+                    .with("current_status", json(&current))
+                    .with("requested_status", json(&requested))
+            }
             Refused::Contract { task, field, why: _ } => {
                 Problem::new(Code::TaskContractInvalid, sentence).with("task_id", task).with("field", field)
             }

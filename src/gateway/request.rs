@@ -343,7 +343,8 @@ pub async fn imported(
 ) -> Result<(Bytes, Call), Problem> {
     let key = idempotency_key(headers)?;
     let bytes = timeout(time, read(headers, body, limit)).await;
-    let bytes = bytes.map_err(|_| Problem::new(Code::BadRequest, format!("the body did not arrive within {time:?}")))??;
+    let bytes =
+        bytes.map_err(|_| Problem::new(Code::BadRequest, format!("the body did not arrive within {time:?}")))??;
     let idempotency = key.map(|key| {
         let content: [u8; 32] = Sha256::digest(&bytes).into();
         let content: String = content.iter().map(|byte| format!("{byte:02x}")).collect();

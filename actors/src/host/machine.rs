@@ -96,6 +96,11 @@ pub(crate) trait Machine: Sized + Send + 'static {
     /// The newest event.
     fn seq(&self) -> Seq;
 
+    /// What callers know its state by: a precondition names it.
+    fn version(&self) -> u64 {
+        self.seq()
+    }
+
     /// Since when it has had work that must go on by itself.
     fn owes_since(&self) -> Option<UnixMs>;
 

@@ -251,7 +251,8 @@ impl Runtime {
         let read = |view: &dyn View, key, run: Run, _| {
             let mut summaries = Summaries::default();
             for part in parts(view, key, PartKind::Summary)? {
-                let text = if part.0.as_number() == 0 { &mut summaries.rolling } else { &mut summaries.latest_context_pack };
+                let text =
+                    if part.0.as_number() == 0 { &mut summaries.rolling } else { &mut summaries.latest_context_pack };
                 *text = read(key, &part)?;
             }
             let (entries, tasks) = (all(view, key, PartKind::Entry)?, all(view, key, PartKind::Task)?);
@@ -349,9 +350,8 @@ impl Runtime {
         let kept = self.of_run(tenant, run, |view, key, _, _| image(view, key)).await?;
         let (kept, head) = kept.ok_or(Error::NotFound("run"))?;
         let upto = upto.unwrap_or(head.last_seq);
-        let beyond = |field, why: String| {
-            Err(raddle_domain::run::Refused::Invalid { field: String::from(field), why }.into())
-        };
+        let beyond =
+            |field, why: String| Err(raddle_domain::run::Refused::Invalid { field: String::from(field), why }.into());
         if upto > head.last_seq || upto == 0 {
             return beyond("upto_seq", format!("must be from 1 to {}, the newest event", head.last_seq));
         }
@@ -395,8 +395,7 @@ impl Runtime {
         after: Seq,
         limit: usize,
     ) -> Result<LedgerPage, Error> {
-        let (head, summary) =
-            self.of_run(tenant, run, |_, _, run, rest| Ok((run.last_event_seq, rest.ledger))).await?;
+        let (head, summary) = self.of_run(tenant, run, |_, _, run, rest| Ok((run.last_event_seq, rest.ledger))).await?;
         let found = self.named(run.log(tenant), (after, head), limit, |name| name == "tool_effect_recorded").await?;
         let (records, next) = found;
         let entries = records.into_iter().filter_map(|record| match record.event {

@@ -11,9 +11,7 @@ use raddle_domain::{
     },
 };
 
-use crate::{
-    handle::{Call, Done, Error, Runtime},
-};
+use crate::handle::{Call, Done, Error, Runtime};
 
 /// Bytes of lines that are made at a time.
 const PIECE: usize = 256 * 1024;

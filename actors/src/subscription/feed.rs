@@ -5,14 +5,14 @@
 //! appends, and between them may stand events of other threads. Such a delta is cut at the end of its append, so that
 //! a reader may stop and go on at any place.
 
-use std::collections::HashSet;
-
 use raddle_domain::{
     event,
     id::{Seq, TenantId, ThreadId, ThreadKey},
     pack,
     ports::{Corrupt, Fed, StoreError, StoredEvent, View},
 };
+
+use super::tenant::Wanted;
 
 /// Appends that one page looks at.
 const ROWS: usize = 1_000;
@@ -49,12 +49,12 @@ pub(crate) fn tenant_now(view: &dyn View, tenant: TenantId) -> Result<TenantCurs
     Ok(TenantCursor { position: head, seq: last.unwrap_or(0) })
 }
 
-/// Events after `after` of the tenant's `threads`, or of all: at most `limit`, and about `bytes` bytes.
+/// Events of a tenant after `after`, as far as they are wanted: at most `limit`, and about `bytes` bytes.
 pub(crate) fn tenant_page(
     view: &dyn View,
     tenant: TenantId,
     after: TenantCursor,
-    threads: Option<&HashSet<ThreadId>>,
+    wanted: &Wanted,
     limit: usize,
     bytes: usize,
 ) -> Result<TenantPage, StoreError> {
@@ -66,7 +66,7 @@ pub(crate) fn tenant_page(
     let mut reading = Reading { view, tenant, page, limit, bytes };
     // Steps that follow each other in the feed and in their log are read at once.
     for run in rows.chunk_by(|row, next| row.thread == next.thread && row.last + 1 == next.first) {
-        if threads.is_none_or(|threads| threads.contains(&run[0].thread)) && !reading.run(run, after)? {
+        if wanted.has(ThreadKey { tenant, thread: run[0].thread }) && !reading.run(run, after)? {
             reading.page.more = true;
             break;
         }

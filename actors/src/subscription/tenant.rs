@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use raddle_domain::{
-    id::{TenantId, ThreadId},
+    id::{TenantId, ThreadId, ThreadKey},
     ports::StoredEvent,
 };
 
@@ -81,17 +81,36 @@ impl TenantSubscription {
     }
 }
 
+/// Whose events of a tenant are wanted.
+#[derive(Clone)]
+pub(crate) enum Wanted {
+    Everyones,
+    /// Those of these logs.
+    These(Arc<HashSet<ThreadId>>),
+    /// Those of runs.
+    Runs,
+}
+
+impl Wanted {
+    pub fn has(&self, key: ThreadKey) -> bool {
+        match self {
+            Self::Everyones => true,
+            Self::These(logs) => logs.contains(&key.thread),
+            Self::Runs => key.is_run(),
+        }
+    }
+}
+
+impl From<Option<HashSet<ThreadId>>> for Wanted {
+    fn from(threads: Option<HashSet<ThreadId>>) -> Self {
+        threads.map_or(Self::Everyones, |threads| Self::These(Arc::new(threads)))
+    }
+}
+
 #[derive(Clone)]
 pub(crate) struct OfTenant {
     pub tenant: TenantId,
-    /// Whose events are wanted; `None`: everyone's.
-    pub threads: Option<Arc<HashSet<ThreadId>>>,
-}
-
-impl OfTenant {
-    fn wants(&self, batch: &Batch) -> bool {
-        self.threads.as_ref().is_none_or(|threads| threads.contains(&batch.key.thread))
-    }
+    pub wanted: Wanted,
 }
 
 impl Source for OfTenant {
@@ -135,7 +154,7 @@ impl Source for OfTenant {
             if batch.position > 0 {
                 *after = TenantCursor { position: batch.position, seq: batch.chunk.last() };
             }
-            if self.wants(batch) {
+            if self.wanted.has(batch.key) {
                 news.push(batch.clone());
             }
         }
@@ -145,10 +164,7 @@ impl Source for OfTenant {
 
 #[cfg(test)]
 mod tests {
-    use raddle_domain::{
-        id::{Seq, ThreadKey},
-        ports::Chunk,
-    };
+    use raddle_domain::{id::Seq, ports::Chunk};
 
     use super::*;
 
@@ -160,10 +176,10 @@ mod tests {
 
     /// What is heard from position 4 on: threads and positions, where the cursor is then, and what comes next.
     fn hear(threads: Option<&[u8]>, committed: &[Arc<Batch>]) -> (Vec<(u8, u64)>, (u64, Seq), Phase) {
-        let threads =
-            threads.map(|threads| Arc::new(threads.iter().map(|thread| ThreadId::from_bytes([*thread; 16])).collect()));
+        let threads: Option<HashSet<_>> =
+            threads.map(|threads| threads.iter().map(|thread| ThreadId::from_bytes([*thread; 16])).collect());
         let mut after = TenantCursor { position: 4, seq: 9 };
-        let heard = OfTenant { tenant: TenantId::DEFAULT, threads }.hear(&mut after, committed.into());
+        let heard = OfTenant { tenant: TenantId::DEFAULT, wanted: threads.into() }.hear(&mut after, committed.into());
         let news = heard.news.unwrap_or_default();
         let news = news.iter().map(|batch| (batch.key.thread.as_bytes()[0], batch.position)).collect();
         (news, (after.position, after.seq), heard.then)

@@ -11,7 +11,9 @@ use axum::{
 use raddle_actors::{RollbackAsked, RollbackEnded, RollbackEntry, RollbackWhat};
 use raddle_domain::{
     id::{OperationId, RunId, Seq},
-    run::{LedgerRecord, LedgerSummary, Mutation, RollbackPreview, command::AskRollback, event::RollbackBlocked, event_id},
+    run::{
+        LedgerRecord, LedgerSummary, Mutation, RollbackPreview, command::AskRollback, event::RollbackBlocked, event_id,
+    },
     time::UnixMs,
 };
 use serde::{Deserialize, Serialize};
