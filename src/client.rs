@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use raddle_actors::RoutingRule;
 use raddle_domain::{
     command::IfIdle,
-    id::{Seq, TurnId},
+    id::{RunId, Seq, TurnId},
     job::Job,
     policy::{Policy, decide::Decided},
     record::{
@@ -110,6 +110,8 @@ pub struct NewThread<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace: Option<&'a str>,
     pub allow_shell: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<RunId>,
 }
 
 /// What of a thread is changed; what is absent stays.
@@ -121,6 +123,9 @@ pub struct PatchThread<'a> {
     pub archived: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_paused: Option<bool>,
+    /// An inner `None` is sent as `null`, which clears it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<Option<RunId>>,
 }
 
 /// What a turn is started with.

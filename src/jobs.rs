@@ -190,6 +190,8 @@ impl JobRunner for Runner {
                     workspace: thread.workspace.clone(),
                     policy: thread.policy.clone(),
                     trusted: thread.trust_mode,
+                    // A job is in the ledger of no run, whatever its thread works for.
+                    run: None,
                 };
                 let at_work = self.tools.run(invocation, output);
                 Box::pin(async move {

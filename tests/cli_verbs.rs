@@ -48,6 +48,8 @@ async fn mistakes_are_told_before_a_server_is_asked() {
         &["threads", "fork", "t", "--before-turn", "u", "--checkpoint", "c"],
         &["threads", "steer", "t"],
         &["threads", "checkpoint"],
+        &["threads", "bind", "t"],
+        &["threads", "bind", "t", "--run", "r"],
         &["approvals", "approve", "a", "--session", "--always"],
         &["approvals", "ls", "--all", "--status", "pending"],
         &["approvals", "ls", "--limit", "0"],
@@ -156,6 +158,25 @@ async fn an_open_turn_is_steered_and_interrupted_and_its_queue_paused() {
     api.rest(&thread).await;
     let paused = json_of(&ask(&server, &["threads", "pause", &thread, "--json"]));
     assert_eq!(paused["queue_paused"], true);
+}
+
+#[tokio::test]
+async fn a_thread_is_bound_to_a_run_and_unbound() {
+    let (server, _dir) = server().await;
+    let path = format!("/v1/threads/{}", server.api.create(json!({})).await);
+    let thread = path.rsplit('/').next().unwrap();
+    let id = "run_01905d3c-7e57-7abc-8def-000000000001";
+    let bound = json_of(&ask(&server, &["threads", "bind", thread, "--run", id, "--json"]));
+    assert_eq!(bound["run_id"], id);
+    assert!(ask(&server, &["threads", "show", thread]).out.contains(id));
+    let unbound = ask(&server, &["threads", "unbind", thread]);
+    assert_eq!((unbound.code, unbound.out.trim_end()), (Some(0), format!("{thread}  works for no run").as_str()));
+    assert_eq!(server.api.get(&path).await.expect(200).get("run_id"), None);
+    // A new one is made for it.
+    let chat = run(raddle().args(["chat", "--run", id]).env("RADDLE_SERVER", &server.url), "hello\n");
+    assert_eq!(chat.code, Some(0), "{}", chat.said);
+    let listed = server.api.list("/v1/threads", 10).await;
+    assert_eq!(listed.iter().filter(|thread| thread["run_id"] == id).count(), 1);
 }
 
 #[tokio::test]

@@ -466,6 +466,52 @@ async fn a_fork_of_a_working_thread_has_its_settled_past_and_outlives_it() {
     assert_eq!(world.ledger().len(), 2);
 }
 
+/// The effects of a thread, the newest form of each, oldest first.
+async fn effects(world: &Equipped, thread: &str) -> Vec<Value> {
+    let mut effects: Vec<Value> = Vec::new();
+    for event in world.log(thread).await {
+        if event["event"].as_str().is_some_and(|name| name.starts_with("effect.")) {
+            let effect = event["payload"]["effect"].clone();
+            effects.retain(|known| known["operation_id"] != effect["operation_id"]);
+            effects.push(effect);
+        }
+    }
+    effects
+}
+
+#[tokio::test]
+async fn what_a_thread_does_for_a_run_is_marked_until_it_works_for_none_and_a_fork_works_for_none() {
+    const RUN: &str = "run_01905d3c-7e57-7abc-8def-000000000001";
+    let mut world = Equipped::start(&[]).await;
+    let thread = world.api().create(json!({"auto_approve": true, "run_id": RUN})).await;
+    let path = format!("/v1/threads/{thread}");
+    assert_eq!(world.api().get(&path).await.expect(200)["run_id"], RUN);
+    let put = call("demo_put", json!({"name": "file", "text": "x"}));
+    world.say(&thread, &put).await;
+    world.crash().await;
+    let fork = world.api().post(&format!("{path}/fork"), json!({})).await.expect(201);
+    assert_eq!(fork.get("run_id"), None);
+    assert_eq!(world.api().get(&path).await.expect(200)["run_id"], RUN);
+    let freed = world.api().patch(&path, json!({"run_id": null})).await.expect(200);
+    assert_eq!(freed.get("run_id"), None);
+    world.say(&thread, &put).await;
+    let [marked, plain] = <[Value; 2]>::try_from(effects(&world, &thread).await).expect("two effects");
+    assert_eq!((&marked["run_id"], &marked["status"]), (&json!(RUN), &json!("settled")));
+    let detail = &world.items(&thread).await[1].2;
+    assert_eq!(marked["output_bytes"], detail.len());
+    assert!(["arguments_sha256", "output_sha256"].iter().all(|of| marked[of].as_str().unwrap().len() == 64));
+    let unmarked = ["run_id", "arguments_sha256", "output_sha256", "output_bytes"];
+    assert!(unmarked.iter().all(|name| plain.get(name).is_none()), "{plain}");
+    // What names no run is refused, and changes nothing.
+    for bad in [json!("run_1"), json!("thr_01905d3c-7e57-7abc-8def-000000000001"), json!("")] {
+        let body = json!({ "run_id": bad });
+        for refused in [world.api().post("/v1/threads", body.clone()).await, world.api().patch(&path, body).await] {
+            assert_eq!(refused.problem(422, "invalid")["field"], "run_id");
+        }
+    }
+    assert_eq!(world.api().get(&path).await.expect(200)["seq"], world.log(&thread).await.len());
+}
+
 /// The texts of the summaries, oldest first.
 async fn summaries(world: &Equipped, thread: &str) -> Vec<String> {
     let items = world.api().list(&format!("/v1/threads/{thread}/items?kind=context_compaction"), 50).await;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{ApprovalId, InputId, OperationId, QuestionId, Seq, TurnId},
+    id::{ApprovalId, InputId, OperationId, QuestionId, RunId, Seq, TurnId},
     policy::Policy,
     ports::{Act, Answered, ModelError, ToolEnd},
     record::{
@@ -79,6 +79,7 @@ pub struct NewThread {
     pub trust_mode: bool,
     pub on_restart: OnRestart,
     pub policy: Option<Policy>,
+    pub run_id: Option<RunId>,
     pub metadata: Metadata,
 }
 
@@ -96,6 +97,7 @@ impl NewThread {
             trust_mode: false,
             on_restart: OnRestart::default(),
             policy: None,
+            run_id: None,
             metadata: Metadata::new(),
         }
     }
@@ -114,6 +116,7 @@ pub struct ThreadPatch {
     pub trust_mode: Option<bool>,
     pub on_restart: Option<OnRestart>,
     pub policy: Option<Option<Policy>>,
+    pub run_id: Option<Option<RunId>>,
     pub archived: Option<bool>,
     /// Whether queued prompts wait although no turn is open.
     pub queue_paused: Option<bool>,

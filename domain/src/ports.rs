@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     history::{Message, ToolCall},
-    id::{JobId, OperationId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    id::{JobId, OperationId, RunId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
     job::Work,
     policy::{Policy, TenantRules, decide::Decided},
     price::Totals,
@@ -365,6 +365,8 @@ pub struct Invocation {
     pub policy: Option<Policy>,
     /// Whether the turn is trusted.
     pub trusted: bool,
+    /// The run whose ledger the effect is in: what is changed for a run can be taken back.
+    pub run: Option<RunId>,
 }
 
 /// How an attempt ended.

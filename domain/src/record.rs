@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    id::{ApprovalId, InputId, ItemId, OperationId, QuestionId, Seq, ThreadId, TurnId},
+    id::{ApprovalId, InputId, ItemId, OperationId, QuestionId, RunId, Seq, ThreadId, TurnId},
     policy::Policy,
     price::{Cost, Price},
     time::UnixMs,
@@ -34,6 +34,9 @@ pub struct Thread {
     /// The thread's own layer of the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
+    /// The run that it works for: what its tools do from then on is in that run's ledger.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<RunId>,
     pub archived: bool,
     pub active_turn: Option<TurnId>,
     /// Prompts that wait in the inbox.
@@ -543,10 +546,23 @@ pub struct Effect {
     pub call_id: String,
     pub tool: String,
     pub class: EffectClass,
+    /// The run whose ledger it is in: the one that its thread worked for when it was intended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<RunId>,
+    /// In a ledger: over the canonical form (RFC 8785) of its arguments, in lower-case hex. Absent of what an agent did
+    /// without asking.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments_sha256: Option<String>,
     pub status: EffectStatus,
     /// Times it was started.
     pub attempt: u32,
     pub outcome: Option<EffectOutcome>,
+    /// In a ledger: over its output as its item holds it, in lower-case hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_sha256: Option<String>,
+    /// The length of what that is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_bytes: Option<u64>,
     /// Why it is uncertain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -355,6 +355,8 @@ impl ThreadState {
             workspace: self.view.workspace.clone(),
             policy: self.view.policy.clone(),
             trusted: open.turn.settings.trust_mode,
+            // The thread may work for another one by now; the effect is in this one's ledger.
+            run: effect.run_id,
         };
         Some((invocation, effect.class))
     }

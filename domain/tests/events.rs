@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use raddle_domain::{
     event::{self, Event, ItemDelta, Record, Retrying, SCHEMA},
-    id::{ApprovalId, InputId, ItemId, OperationId, QuestionId, ThreadId, TurnId},
+    id::{ApprovalId, InputId, ItemId, OperationId, QuestionId, RunId, ThreadId, TurnId},
     price::{Cost, Price},
     record::{
         Admission, AdmissionStatus, Approval, ApprovalStatus, Checkpoint, Compaction, DecidedBy, Decision, Delivery,
@@ -24,6 +24,8 @@ use uuid::Uuid;
 /// Before steers, approvals, effects, compactions, checkpoints, forks and prices had words.
 const FIRST: &str = include_str!("golden/events-1.jsonl");
 const TODAY: &str = include_str!("golden/events-2.jsonl");
+/// What threads say more that work for a run.
+const OF_A_RUN: &str = include_str!("golden/events-3.jsonl");
 
 fn uuid(n: u128) -> Uuid {
     Uuid::from_u128(0x0190_5d3c_7e57_7abc_8def_0000_0000_0000 + n)
@@ -48,6 +50,7 @@ fn thread() -> Box<Thread> {
         trust_mode: false,
         on_restart: OnRestart::Interrupt,
         policy: None,
+        run_id: None,
         archived: false,
         active_turn: Some(TurnId::new(uuid(2))),
         queued: 1,
@@ -233,9 +236,13 @@ fn effect(status: EffectStatus) -> Box<Effect> {
         call_id: "c1".into(),
         tool: "exec_shell".into(),
         class: EffectClass::Reconcilable,
+        run_id: None,
+        arguments_sha256: None,
         status,
         attempt: u32::from(started),
         outcome: (status == EffectStatus::Settled).then_some(EffectOutcome::Succeeded),
+        output_sha256: None,
+        output_bytes: None,
         reason: (status == EffectStatus::Uncertain).then(|| "lost".into()),
         resolution: None,
         resolved_by: None,
@@ -336,6 +343,27 @@ fn today() -> Vec<Event> {
     events
 }
 
+/// The words in which a thread that works for a run says more than another.
+fn of_a_run() -> Vec<Event> {
+    let run_id = Some(RunId::new(uuid(10)));
+    let thread = || Box::new(Thread { run_id, ..*thread() });
+    let effect = |status| {
+        let arguments_sha256 = Some("cd".repeat(32));
+        Box::new(Effect { run_id, arguments_sha256, ..*effect(status) })
+    };
+    let (output_sha256, output_bytes) = (Some("ef".repeat(32)), Some(12));
+    let settled = Effect { output_sha256, output_bytes, ..*effect(EffectStatus::Settled) };
+    vec![
+        Event::ThreadCreated(thread()),
+        Event::ThreadUpdated(thread()),
+        Event::EffectIntended(effect(EffectStatus::Intended)),
+        Event::EffectStarted(effect(EffectStatus::Started)),
+        Event::EffectSettled(Box::new(settled)),
+        Event::EffectUncertain(effect(EffectStatus::Uncertain)),
+        Event::EffectReconciled(effect(EffectStatus::Started)),
+    ]
+}
+
 /// The place of a word among all words: a new one does not compile before it has a line of its own.
 fn word(event: &Event) -> usize {
     match event {
@@ -395,16 +423,20 @@ fn read(golden: &str) -> Vec<Record> {
 fn whatever_schema_1_stored_is_read_as_it_was_meant() {
     assert_eq!(read(FIRST), records(first()));
     assert_eq!(read(TODAY), records(today()));
+    assert_eq!(read(OF_A_RUN), records(of_a_run()));
 }
 
 #[test]
 fn today_writes_what_the_golden_file_says() {
     assert_eq!(SCHEMA, 1, "a new schema gets a golden file of its own");
-    let written: Vec<String> = records(today()).iter().map(|record| serde_json::to_string(record).unwrap()).collect();
-    for (line, golden) in written.iter().zip(TODAY.lines()) {
-        assert_eq!(line, golden);
+    for (events, golden) in [(today(), TODAY), (of_a_run(), OF_A_RUN)] {
+        let records = records(events);
+        let written: Vec<String> = records.iter().map(|record| serde_json::to_string(record).unwrap()).collect();
+        for (line, golden) in written.iter().zip(golden.lines()) {
+            assert_eq!(line, golden);
+        }
+        assert_eq!(written.len(), golden.lines().count());
     }
-    assert_eq!(written.len(), TODAY.lines().count());
 }
 
 #[test]

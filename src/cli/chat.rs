@@ -13,7 +13,7 @@ use std::{
 
 use clap::Args;
 use raddle_domain::{
-    id::{InputId, Seq},
+    id::{InputId, RunId, Seq},
     record::{Approval, Effect, Question, Undelivered},
 };
 use serde::de::DeserializeOwned;
@@ -45,6 +45,9 @@ pub struct Chat {
     /// Let the model of a new thread ask for commands to be run
     #[arg(long, conflicts_with = "thread")]
     shell: bool,
+    /// The run that a new thread works for
+    #[arg(long, value_name = "ID", conflicts_with = "thread")]
+    run: Option<RunId>,
     #[command(flatten)]
     remote: Remote,
 }
@@ -56,8 +59,9 @@ impl Chat {
         let thread = match &self.thread {
             Some(thread) => client.thread(thread).await?,
             None => {
-                let (workspace, allow_shell) = (self.workspace.as_deref(), self.shell);
-                client.create_thread(&NewThread { model, workspace, allow_shell }).await?
+                let workspace = self.workspace.as_deref();
+                let new = NewThread { model, workspace, allow_shell: self.shell, run_id: self.run };
+                client.create_thread(&new).await?
             }
         };
         let (id, mut after) = (thread.id.to_string(), thread.seq);

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use raddle_domain::{
     command::IfIdle,
-    id::Seq,
+    id::{RunId, Seq},
     record::{Delivery, Thread, Turn, Undelivered},
 };
 use serde_json::{Value, json};
@@ -122,6 +122,20 @@ enum Verb {
     },
     /// Let queued prompts run again
     Resume {
+        thread: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Let a thread work for a run: what its tools do from then on is in that run's ledger
+    Bind {
+        thread: String,
+        #[arg(long, value_name = "ID")]
+        run: RunId,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Let a thread work for no run
+    Unbind {
         thread: String,
         #[command(flatten)]
         remote: Remote,
@@ -262,6 +276,8 @@ impl Threads {
             }
             Verb::Pause { thread, remote } => pause(&remote, &thread, true).await,
             Verb::Resume { thread, remote } => pause(&remote, &thread, false).await,
+            Verb::Bind { thread, run, remote } => bind(&remote, &thread, Some(run)).await,
+            Verb::Unbind { thread, remote } => bind(&remote, &thread, None).await,
             Verb::Checkpoint(checkpoint) => checkpoint.run().await,
             Verb::Rm { thread, remote } => {
                 remote.client()?.delete_thread(&thread).await?;
@@ -296,6 +312,16 @@ async fn pause(remote: &Remote, thread: &str, queue_paused: bool) -> Result<(), 
     }
     let how = if thread.queue_paused { "paused" } else { "not paused" };
     say(&format!("{}  {how}, {} queued", thread.id, thread.queued))
+}
+
+async fn bind(remote: &Remote, thread: &str, run: Option<RunId>) -> Result<(), Failure> {
+    let patch = PatchThread { run_id: Some(run), ..PatchThread::default() };
+    let thread = remote.client()?.patch_thread(thread, &patch).await?;
+    match thread.run_id {
+        _ if remote.json => say_json(&thread),
+        Some(run) => say(&format!("{}  works for {run}", thread.id)),
+        None => say(&format!("{}  works for no run", thread.id)),
+    }
 }
 
 async fn list(remote: &Remote, filter: Parameters, limit: usize) -> Result<(), Failure> {
@@ -333,6 +359,9 @@ fn show(snapshot: &Value) -> Result<(), Failure> {
         text(&thread["model"]),
         snapshot["seq"]
     ))?;
+    if let Some(run) = thread["run_id"].as_str() {
+        say(&format!("works for {}", plain(run)))?;
+    }
     let items = rows("items");
     for turn in rows("turns") {
         say(&format!("\n{}  {}", text(&turn["id"]), text(&turn["status"])))?;

@@ -6,7 +6,7 @@
 use raddle_actors::ForkAt;
 use raddle_domain::{
     command::{self, IfIdle, ThreadPatch},
-    id::{InputId, ItemId, Seq, ThreadId, TurnId},
+    id::{InputId, ItemId, RunId, Seq, ThreadId, TurnId},
     policy::Policy,
     ports::{Models, UnknownModel},
     record::{
@@ -37,6 +37,8 @@ pub struct NewThread {
     pub on_restart: Option<OnRestart>,
     /// Rules of this thread alone, beside those of the tenant and of the installation: the strictest wins.
     pub policy: Option<Policy>,
+    /// The run that the thread works for: what its tools do is in that run's ledger. A fork does not take it over.
+    pub run_id: Option<RunId>,
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Metadata>,
 }
@@ -55,6 +57,7 @@ impl NewThread {
             trust_mode: self.trust_mode.unwrap_or_default(),
             on_restart: self.on_restart.unwrap_or_default(),
             policy: self.policy,
+            run_id: self.run_id,
             metadata: self.metadata.unwrap_or_default(),
             ..command::NewThread::with(choice)
         })
@@ -66,7 +69,8 @@ fn checked(policy: &Policy) -> Result<(), Problem> {
     crate::policy::check(policy).map_err(|bad| Problem::bad_rule("policy.rules", bad))
 }
 
-/// Settings of a thread to change; what is absent stays. `null` clears `title`, `system_prompt`, `workspace`, `policy`.
+/// Settings of a thread to change; what is absent stays. `null` clears `title`, `system_prompt`, `workspace`, `policy`,
+/// `run_id`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PatchThread {
@@ -88,6 +92,9 @@ pub struct PatchThread {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<Policy>)]
     pub policy: Option<Option<Policy>>,
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<RunId>)]
+    pub run_id: Option<Option<RunId>>,
     pub archived: Option<bool>,
     /// Whether queued prompts go on waiting when no turn is open.
     pub queue_paused: Option<bool>,
@@ -111,6 +118,7 @@ impl PatchThread {
             trust_mode: self.trust_mode,
             on_restart: self.on_restart,
             policy: self.policy,
+            run_id: self.run_id,
             archived: self.archived,
             queue_paused: self.queue_paused,
             metadata: self.metadata,

@@ -46,5 +46,6 @@ pub(crate) fn invocation(tool: &str, number: u8, attempt: u32, arguments: Value)
         workspace: None,
         policy: None,
         trusted: false,
+        run: None,
     }
 }

@@ -28,6 +28,7 @@ fn thread_record(key: ThreadKey, seq: Seq, title: &str) -> Thread {
         trust_mode: false,
         on_restart: OnRestart::Resume,
         policy: None,
+        run_id: None,
         archived: false,
         active_turn: None,
         queued: 0,

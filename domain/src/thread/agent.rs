@@ -17,15 +17,15 @@
 
 use serde_json::json;
 
-use super::{OpenAct, OpenCall, step::Stepper};
+use super::{OpenAct, OpenCall, step::Stepper, tools::Intent};
 use crate::{
     event::Event,
     history::{AGENT, CALL, SUPERSEDED, ToolCall},
     id::{ItemId, OperationId, TurnId},
     ports::{Act, ActStep, ModelError, ModelErrorKind, Planned},
     record::{
-        ApprovalStatus, DecidedBy, Decision, Effect, EffectClass, EffectOutcome, EffectStatus, Item, ItemKind,
-        TurnError, TurnStatus, summarize,
+        ApprovalStatus, DecidedBy, Decision, EffectClass, EffectOutcome, Item, ItemKind, TurnError, TurnStatus,
+        summarize,
     },
 };
 
@@ -120,8 +120,9 @@ impl Stepper<'_> {
         if asked_already {
             return;
         }
+        let arguments_sha256 = planned.arguments_sha256.clone();
         if self.gate(item, &asked_by(act), operation(item), planned) {
-            self.set_off(item);
+            self.set_off(item, Some(arguments_sha256));
         }
     }
 
@@ -147,19 +148,20 @@ impl Stepper<'_> {
             Some(OpenCall::Effect { .. }) => {}
             // It did not wait for the answer.
             Some(OpenCall::Approval(approval)) if approval.status == ApprovalStatus::Pending => {
+                let arguments_sha256 = approval.arguments_sha256.clone();
                 self.cancel(*approval);
-                self.set_off(&item);
+                self.set_off(&item, Some(arguments_sha256));
             }
-            _ => self.set_off(&item),
+            _ => self.set_off(&item, None),
         }
         item
     }
 
     /// Writes down that an act is about to happen, and that it may have.
-    pub(super) fn set_off(&mut self, item: &Item) {
+    pub(super) fn set_off(&mut self, item: &Item, arguments_sha256: Option<String>) {
         let text = |key: &str| item.metadata.get(key).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
-        let operation = operation(item);
-        self.intend(item, text("call_id"), text("tool"), operation, EffectClass::Once);
+        let (call_id, tool, operation) = (text("call_id"), text("tool"), operation(item));
+        self.intend(item, Intent { call_id, tool, operation, class: EffectClass::Once, arguments_sha256 });
         let intended = self.state.open.as_ref().and_then(|open| open.act_effect(item.id)).cloned();
         if let Some(effect) = intended {
             self.start_again(effect);
@@ -172,10 +174,7 @@ impl Stepper<'_> {
             true => (EffectOutcome::Succeeded, TurnStatus::Completed),
             false => (EffectOutcome::Failed, TurnStatus::Failed),
         };
-        let (outcome, ended_at) = (Some(outcome), Some(self.cx.now));
-        let settled = Effect { status: EffectStatus::Settled, outcome, ended_at, ..effect };
-        self.emit(Event::EffectSettled(Box::new(settled)));
-        let output = self.capped(output);
+        let output = self.settled(effect, outcome, output);
         self.close_item(item.clone(), status, |item| {
             // What it was is often only known by now.
             item.summary = summarize(&act.title);

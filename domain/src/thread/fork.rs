@@ -39,7 +39,7 @@ impl Last {
 
 impl ThreadState {
     /// Makes a thread that continues another one's log, and the step that says so. Nothing that is open, waits, or
-    /// was granted comes along.
+    /// was granted comes along, nor the run that the other one works for.
     pub fn fork(id: ThreadId, from: ForkPoint, cx: Cx<'_>) -> Result<(Self, Step), Refused> {
         let ForkPoint { parent, at, last, context_seq, title, part } = from;
         fits("title", title.as_deref().unwrap_or_default(), cx.limits.field_bytes)?;
@@ -52,6 +52,9 @@ impl ThreadState {
             queued: 0,
             queue_paused: false,
             pending_approvals: 0,
+            // Nobody has set the fork to work for the parent's run. What it did would be on that run's account, and
+            // could be rolled back with it, without a word of whoever made the fork.
+            run_id: None,
             forked_from: Some(ForkedFrom { thread_id: parent.id, seq: at }),
             created_at: cx.now,
             updated_at: cx.now,

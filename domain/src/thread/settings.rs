@@ -25,6 +25,7 @@ impl ThreadState {
             trust_mode: new.trust_mode,
             on_restart: new.on_restart,
             policy: new.policy,
+            run_id: new.run_id,
             archived: false,
             active_turn: None,
             queued: 0,
@@ -67,6 +68,7 @@ impl Stepper<'_> {
         set(&mut view.trust_mode, patch.trust_mode);
         set(&mut view.on_restart, patch.on_restart);
         set(&mut view.policy, patch.policy);
+        set(&mut view.run_id, patch.run_id);
         set(&mut view.archived, patch.archived);
         set(&mut view.queue_paused, patch.queue_paused);
         set(&mut view.metadata, patch.metadata);

@@ -4,6 +4,7 @@ mod agent;
 mod compaction;
 mod forks;
 mod inbox;
+mod ledger;
 mod settings;
 mod tools;
 mod turns;

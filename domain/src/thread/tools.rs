@@ -17,6 +17,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::{OpenCall, settings::fits, step::Stepper};
 use crate::{
@@ -30,6 +31,27 @@ use crate::{
         ItemKind, Question, QuestionStatus, Resolution, ResolvedBy, TurnError, TurnStatus, summarize,
     },
 };
+
+/// A call that may happen now: nobody has to be asked, or whoever was asked has agreed.
+pub(super) struct Intent {
+    pub call_id: String,
+    pub tool: String,
+    pub operation: OperationId,
+    pub class: EffectClass,
+    pub arguments_sha256: Option<String>,
+}
+
+impl From<&Approval> for Intent {
+    fn from(approval: &Approval) -> Self {
+        Self {
+            call_id: approval.call_id.clone(),
+            tool: approval.tool.clone(),
+            operation: approval.operation_id,
+            class: approval.effect_class,
+            arguments_sha256: Some(approval.arguments_sha256.clone()),
+        }
+    }
+}
 
 impl Stepper<'_> {
     /// Takes a tool call of the model's answer.
@@ -66,9 +88,10 @@ impl Stepper<'_> {
             }
             Judgement::Question { question, options } => self.ask(&item, asked, question, options),
             Judgement::Run(planned) => {
-                let class = planned.class;
+                let (class, arguments_sha256) = (planned.class, Some(planned.arguments_sha256.clone()));
                 if self.gate(&item, &asked, operation, *planned) {
-                    self.intend(&item, asked.call_id, asked.name, operation, class);
+                    let ToolCall { call_id, name: tool, .. } = asked;
+                    self.intend(&item, Intent { call_id, tool, operation, class, arguments_sha256 });
                 }
             }
         }
@@ -159,14 +182,9 @@ impl Stepper<'_> {
         }
     }
 
-    pub(super) fn intend(
-        &mut self,
-        item: &Item,
-        call_id: String,
-        tool: String,
-        operation: OperationId,
-        class: EffectClass,
-    ) {
+    pub(super) fn intend(&mut self, item: &Item, intent: Intent) {
+        let Intent { call_id, tool, operation, class, arguments_sha256 } = intent;
+        let run_id = self.state.view.run_id;
         let effect = Effect {
             operation_id: operation,
             thread_id: self.state.id(),
@@ -175,9 +193,14 @@ impl Stepper<'_> {
             call_id,
             tool,
             class,
+            run_id,
+            // Where there is no ledger nobody asks for it.
+            arguments_sha256: arguments_sha256.filter(|_| run_id.is_some()),
             status: EffectStatus::Intended,
             attempt: 0,
             outcome: None,
+            output_sha256: None,
+            output_bytes: None,
             reason: None,
             resolution: None,
             resolved_by: None,
@@ -214,11 +237,8 @@ impl Stepper<'_> {
         self.emit(Event::ApprovalDecided(Box::new(approval.clone())));
         let is_act = self.is_act(item.id);
         match approval.status {
-            ApprovalStatus::Approved if is_act => self.set_off(&item),
-            ApprovalStatus::Approved => {
-                let (call_id, tool) = (approval.call_id.clone(), approval.tool.clone());
-                self.intend(&item, call_id, tool, approval.operation_id, approval.effect_class);
-            }
+            ApprovalStatus::Approved if is_act => self.set_off(&item, Some(approval.arguments_sha256.clone())),
+            ApprovalStatus::Approved => self.intend(&item, Intent::from(&approval)),
             ApprovalStatus::Denied => {
                 let why = approval.decision_reason.as_deref().map_or(String::new(), |reason| format!(": {reason}"));
                 self.fail(item, format!("denied{why}"));
@@ -487,11 +507,22 @@ impl Stepper<'_> {
 
     fn settle(&mut self, effect: Effect, outcome: EffectOutcome, status: TurnStatus, output: String) {
         let Some(item) = self.open_item(effect.item_id) else { return };
-        let (outcome, ended_at) = (Some(outcome), Some(self.cx.now));
-        let settled = Effect { status: EffectStatus::Settled, outcome, ended_at, ..effect };
-        self.emit(Event::EffectSettled(Box::new(settled)));
-        let output = self.capped(output);
+        let output = self.settled(effect, outcome, output);
         self.close_item(item, status, |item| item.detail = output);
+    }
+
+    /// Says of an effect that it came to its end. Returns its output as its item is to hold it, which is what a ledger
+    /// has the digest of: whoever can read the item can check it.
+    pub(super) fn settled(&mut self, effect: Effect, outcome: EffectOutcome, output: String) -> String {
+        let output = self.capped(output);
+        let (outcome, ended_at) = (Some(outcome), Some(self.cx.now));
+        let mut settled = Effect { status: EffectStatus::Settled, outcome, ended_at, ..effect };
+        if settled.run_id.is_some() {
+            settled.output_sha256 = Some(sha256(&output));
+            settled.output_bytes = Some(output.len() as u64);
+        }
+        self.emit(Event::EffectSettled(Box::new(settled)));
+        output
     }
 
     fn lose(&mut self, effect: Effect, why: String, closed: bool) {
@@ -525,4 +556,8 @@ impl Stepper<'_> {
     pub(super) fn open_item(&self, item: ItemId) -> Option<Item> {
         self.state.open.as_ref().and_then(|open| open.item(item)).filter(|item| item.ended_at.is_none()).cloned()
     }
+}
+
+fn sha256(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }

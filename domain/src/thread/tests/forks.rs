@@ -77,6 +77,19 @@ fn a_fork_has_the_past_and_nothing_that_waits_or_was_granted() {
 }
 
 #[test]
+fn a_fork_works_for_no_run_until_somebody_says_so() {
+    let mut bench = Bench::new();
+    let run_id = Some(crate::id::RunId::new(Uuid::from_u128(1)));
+    bench.ask(Command::Patch(ThreadPatch { run_id: Some(run_id), ..ThreadPatch::default() })).unwrap();
+    let mut fork = bench.fork(bench.whole());
+    assert_eq!((bench.state.view().run_id, fork.state.view().run_id), (run_id, None));
+    assert_eq!((fork.replayed(), fork.reloaded()), (fork.state.clone(), fork.state.clone()));
+    fork.start("p").unwrap();
+    fork.call(vec![free("t", Once)]);
+    assert_eq!(fork.effect("t").run_id, None);
+}
+
+#[test]
 fn a_fork_goes_its_own_way() {
     let mut bench = Bench::new();
     bench.start("p").unwrap();
