@@ -44,10 +44,6 @@ impl RunMachine {
     pub fn new(state: RunState) -> Self {
         Self { state, listed: None }
     }
-
-    pub const fn state(&self) -> &RunState {
-        &self.state
-    }
 }
 
 /// What a receipt of a run holds: the reply itself, for a lease's token stands nowhere else.

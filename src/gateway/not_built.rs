@@ -25,11 +25,10 @@ pub struct Part {
 enum Verb {
     Get,
     Post,
-    Put,
     Patch,
     Delete,
 }
-use Verb::{Delete, Get, Patch, Post, Put};
+use Verb::{Delete, Get, Patch, Post};
 
 /// Everything that is missing.
 pub const TABLE: &[Part] = &[
@@ -59,7 +58,6 @@ pub fn mount<S: Clone + Send + Sync + 'static>(mut router: OpenApiRouter<S>) -> 
             let (filter, method) = match verb {
                 Get => (MethodFilter::GET, HttpMethod::Get),
                 Post => (MethodFilter::POST, HttpMethod::Post),
-                Put => (MethodFilter::PUT, HttpMethod::Put),
                 Patch => (MethodFilter::PATCH, HttpMethod::Patch),
                 Delete => (MethodFilter::DELETE, HttpMethod::Delete),
             };
