@@ -107,7 +107,12 @@ impl Bed {
     pub fn ports(&self) -> Ports {
         let open = |medium: &MemoryMedium| RedbStore::open_medium(Arc::new(medium.clone()), 1 << 20, 0).unwrap();
         let store = self.medium.as_ref().map(|medium| Arc::new(open(medium)) as Arc<dyn LogStore>);
-        Ports { clock: self.clock.clone(), store, ..tool_ports(&self.model, &self.tools) }
+        Ports { store, ..self.ports_without_store() }
+    }
+
+    /// For a store that the test opens itself.
+    pub fn ports_without_store(&self) -> Ports {
+        Ports { clock: self.clock.clone(), ..tool_ports(&self.model, &self.tools) }
     }
 
     pub async fn start(&self) -> Runtime {
