@@ -1,4 +1,7 @@
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 use raddle_domain::{
@@ -324,10 +327,10 @@ fn what_nobody_asked_for_takes_no_room_and_is_passed() {
     for n in [1, 2, 2, 1, 2] {
         fake.append(n, &texts(&["a", "b"]));
     }
-    let only = Wanted::from(Some(HashSet::from([thread(1)])));
+    let only = Wanted::These(Arc::new(HashSet::from([thread(1)])));
     let page = tenant_page(&fake, TENANT, START, &only, 4, 9_999).unwrap();
     assert_eq!(page.events.iter().map(|(cursor, _)| cursor.position).collect::<Vec<_>>(), [1, 1, 4, 4]);
     assert_eq!((page.next, page.more), (TenantCursor { position: 5, seq: 6 }, false));
-    let nobody = tenant_page(&fake, TENANT, START, &Wanted::from(Some(HashSet::new())), 4, 9_999).unwrap();
+    let nobody = tenant_page(&fake, TENANT, START, &Wanted::These(Arc::default()), 4, 9_999).unwrap();
     assert_eq!((nobody.events.len(), nobody.next), (0, page.next));
 }
