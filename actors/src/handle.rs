@@ -198,6 +198,7 @@ impl Runtime {
                 threads: std::sync::Mutex::new(Some(threads)),
             }),
         };
+        drop(runtime.shared().way_to_runs.set(runtime.downgrade()));
         jobs.do_send(jobs::Begin(runtime.shared().clone(), runtime.downgrade()));
         Ok(runtime)
     }

@@ -4,6 +4,7 @@
 //! Each verb is a function of its own: what only the runtime may say, a ledger's entries and how a rollback ended, no
 //! caller can say by any of them.
 
+pub(crate) mod journal;
 mod reads;
 mod transfer;
 mod watch;
