@@ -8,6 +8,7 @@ pub(crate) mod journal;
 mod reads;
 mod transfer;
 mod watch;
+pub(crate) mod worker;
 
 use raddle_domain::{
     id::{CheckpointId, RunId, Seq, TenantId},
@@ -24,6 +25,7 @@ use raddle_domain::{
 pub use self::{
     reads::{Board, LedgerEntry, LedgerPage, Replayed, RollbackEntry, RollbackWhat, RunQuery, RunWhole, TaskQuery},
     transfer::Exported,
+    worker::WorkEnd,
 };
 use crate::{
     handle::{Begun, Call, Done, Error, Runtime},
