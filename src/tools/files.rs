@@ -17,6 +17,7 @@
 //! the old one or the new one, never a part. Absent on purpose: a tool to remove or rename (`apply_patch` does both).
 
 mod change;
+mod disk;
 mod edit;
 mod grep;
 mod list;

@@ -20,18 +20,19 @@
 //! Notes are kept for a month after their operation, longer than anybody waits to go on after a crash.
 
 use std::{
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use cap_std::fs::{Dir, MetadataExt};
 use raddle_domain::id::OperationId;
-use rustix::fs::{Access, AtFlags, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, Mode};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::place::{Fault, Held, Named};
+use super::{
+    disk::{self, crash, digest, sync},
+    place::{Fault, Held, Named},
+};
 use crate::{tools::blocking::Stop, workspace::Workspace};
 
 /// The note of a change that is decided.
@@ -43,12 +44,6 @@ const UNDO: &str = "undo";
 /// What the names of staged files begin with, for either.
 const AFTER: &str = "";
 const BEFORE: &str = "before-";
-
-/// How long notes are kept.
-const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-
-/// New files: what the process's mask leaves of it.
-const NEW_FILE: Mode = Mode::from_raw_mode(0o666);
 
 /// What one file is to become. Paths are those that [`super::place::real`] gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -236,7 +231,7 @@ impl Desk {
         match drawer.create_dir(&name) {
             Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why),
             Err(_) => {}
-            Ok(()) => sweep(&drawer, &name),
+            Ok(()) => disk::sweep(&drawer, &name),
         }
         Ok(Self(drawer.open_dir(&name)?))
     }
@@ -253,21 +248,10 @@ impl Desk {
         for (number, file) in files.iter().enumerate() {
             crash::may();
             if let Some(bytes) = &file.after {
-                self.write(&format!("{staged}{number}"), bytes, file.mode)?;
+                disk::write(&self.0, &format!("{staged}{number}"), bytes, file.mode)?;
             }
         }
         Ok(())
-    }
-
-    /// Writes a file, to the disk.
-    fn write(&self, name: &str, bytes: &[u8], mode: Option<Mode>) -> io::Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut file = std::fs::File::from(rustix::fs::openat(&self.0, name, flags, NEW_FILE)?);
-        file.write_all(bytes)?;
-        if let Some(mode) = mode {
-            rustix::fs::fchmod(&file, mode & Mode::from_raw_mode(0o777))?;
-        }
-        file.sync_all()
     }
 
     fn decide(&self, name: &str, workspace: &Workspace, files: &[FileChange], said: &str) -> io::Result<Note> {
@@ -277,7 +261,7 @@ impl Desk {
             after: file.after.as_deref().map(digest),
         });
         let note = Note { workspace: workspace.path().to_owned(), files: files.collect(), said: said.to_owned() };
-        self.write("unnoted", &serde_json::to_vec(&note)?, None)?;
+        disk::write(&self.0, "unnoted", &serde_json::to_vec(&note)?, None)?;
         crash::may();
         rustix::fs::renameat(&self.0, "unnoted", &self.0, name)?;
         sync(&self.0)?;
@@ -304,65 +288,6 @@ impl Desk {
         match self.0.remove_file(name) {
             Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
             _ => Ok(sync(&self.0)?),
-        }
-    }
-}
-
-/// Removes what is a month older than this. That some of it stays is no failure of what is being done.
-fn sweep(drawer: &Dir, name: &str) {
-    let age = |name: &Path| drawer.metadata(name).and_then(|found| found.modified());
-    let (Ok(now), Ok(entries)) = (age(Path::new(name)), drawer.entries()) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let old = age(Path::new(&name)).ok().and_then(|then| now.duration_since(then).ok());
-        if old.is_some_and(|old| old > KEPT) {
-            let _gone = drawer.remove_dir_all(name);
-        }
-    }
-}
-
-/// Makes what was renamed or removed in a directory outlast a power cut.
-fn sync(dir: &Dir) -> rustix::io::Result<()> {
-    // A directory that is only held for its place cannot be synced.
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::fsync(rustix::fs::openat(dir, ".", flags, Mode::empty())?)
-}
-
-fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Where a test may end the process, as far as the disk can tell: nothing is tidied up on the way out.
-#[cfg(not(test))]
-mod crash {
-    pub const fn may() {}
-}
-
-#[cfg(test)]
-pub mod crash {
-    use std::cell::Cell;
-
-    thread_local! { static LEFT: Cell<Option<u32>> = const { Cell::new(None) }; }
-
-    /// Runs `work` and ends it at its place `at`, counted from 0. Whether it came to its end.
-    pub fn after<T>(at: u32, work: impl FnOnce() -> T) -> Option<T> {
-        LEFT.set(Some(at));
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-        LEFT.set(None);
-        match ended {
-            Ok(done) => Some(done),
-            Err(why) if why.is::<Crash>() => None,
-            Err(why) => std::panic::resume_unwind(why),
-        }
-    }
-
-    struct Crash;
-
-    pub fn may() {
-        match LEFT.get() {
-            Some(0) => std::panic::resume_unwind(Box::new(Crash)),
-            Some(left) => LEFT.set(Some(left - 1)),
-            None => {}
         }
     }
 }
