@@ -1,3 +1,5 @@
+mod past;
+
 use std::{
     os::unix::{
         fs::{PermissionsExt, symlink},
