@@ -287,6 +287,8 @@ pub struct Scene<'a> {
     pub workspace: Option<&'a str>,
     /// The thread's own layer.
     pub policy: Option<&'a Policy>,
+    /// The run that the thread works for.
+    pub run: Option<RunId>,
     pub settings: &'a TurnSettings,
 }
 
