@@ -11,7 +11,7 @@
 //! board of its own run is what the board is for; a rule may deny it. The turn holds its task by its name: no token is
 //! shown to a model, and the lease is kept until the turn has ended.
 
-use std::sync::{Arc, OnceLock};
+use std::{sync::Arc, time::Duration};
 
 use raddle_actors::{Call, Error, Idempotency, Runtime, WeakRuntime, WorkEnd};
 use raddle_domain::{
@@ -26,14 +26,17 @@ use raddle_domain::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::{sync::SetOnce, time::sleep};
 
 use super::Tool;
 
 /// Lines of each kind that are shown: the newest.
 const SHOWN: usize = 50;
+/// The pause before what could not be done now is done again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The way to the runtime, which begins after its tools were made.
-pub type Way = Arc<OnceLock<WeakRuntime>>;
+pub type Way = Arc<SetOnce<WeakRuntime>>;
 
 /// All of them.
 pub fn tools(way: &Way) -> impl Iterator<Item = Arc<dyn Tool>> + use<> {
@@ -167,22 +170,23 @@ impl Tool for Board {
             let Some(run) = invocation.run else {
                 return ToolEnd::Failed("this thread works for no run".to_owned());
             };
-            let runtime = match way.get().map(WeakRuntime::get) {
-                Some(Ok(runtime)) => runtime,
-                // It is done again, under the same operation, by the next process.
-                None | Some(Err(_)) => return ToolEnd::Unknown("the server is going down".to_owned()),
-            };
-            match act.perform(&runtime, run, &invocation).await {
-                Ok(said) => ToolEnd::Done(said),
-                Err(Failed::Arguments(why)) => ToolEnd::Failed(why),
-                Err(Failed::Runtime(Error::NotFound("run"))) => ToolEnd::Failed("the run is gone".to_owned()),
-                Err(Failed::Runtime(error @ (Error::Run(_) | Error::NotFound(_)))) => {
-                    ToolEnd::Failed(error.to_string())
+            loop {
+                // A server that goes down leaves the call to the next process, which makes it again.
+                let Ok(runtime) = way.wait().await.get() else { return std::future::pending().await };
+                match act.perform(&runtime, run, &invocation).await {
+                    Ok(said) => return ToolEnd::Done(said),
+                    Err(Failed::Arguments(why)) => return ToolEnd::Failed(why),
+                    Err(Failed::Runtime(error)) if passes(&error) => sleep(AGAIN).await,
+                    Err(Failed::Runtime(error)) => return ToolEnd::Failed(error.to_string()),
                 }
-                Err(Failed::Runtime(error)) => ToolEnd::Unknown(error.to_string()),
             }
         })
     }
+}
+
+/// What may be over in a moment. The turn's own limit ends what is not.
+const fn passes(error: &Error) -> bool {
+    matches!(error, Error::Busy { .. } | Error::InFlight | Error::Draining | Error::Store(_))
 }
 
 enum Failed {
