@@ -2,6 +2,7 @@
 //!
 //! Every step of every test here is also replayed from what would be on disk, and compared.
 
+mod any;
 mod board;
 mod checkpoints;
 mod claims;
