@@ -12,7 +12,7 @@
 //! Several mutations of one file are taken back as one: the newest says what the file must be now, the oldest what it
 //! becomes, and between them each must begin where the other ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -23,6 +23,7 @@ use super::{
     event::{Event, Record, RollbackBlocked, event_id, seq_of},
     limits,
     step::{RUNTIME, Stepper},
+    task::check_name,
 };
 use crate::{
     id::{OperationId, Seq, ThreadId},
@@ -32,13 +33,16 @@ use crate::{
 /// What has to be said for a rollback to happen.
 const CONFIRM: &str = "rollback";
 const POLICY_ACK: &str = "allow_rollback_execution";
+/// What tools are counted as that come when the ledger counts many by name already.
+const OTHER_TOOLS: &str = "(other tools)";
 
 /// Counts one more record.
 pub(super) fn count(ledger: &mut LedgerSummary, effect: &LedgerRecord, record: &Record) {
     ledger.record_count += 1;
     *ledger.by_status.entry(effect.status).or_default() += 1;
     *ledger.by_phase.entry(effect.phase).or_default() += 1;
-    *ledger.by_tool.entry(effect.tool.clone()).or_default() += 1;
+    let named = ledger.by_tool.len() < limits::TOOLS || ledger.by_tool.contains_key(&effect.tool);
+    *ledger.by_tool.entry(if named { effect.tool.clone() } else { OTHER_TOOLS.to_owned() }).or_default() += 1;
     (ledger.last_seq, ledger.last_ts) = (record.seq, Some(record.ts));
 }
 
@@ -179,8 +183,10 @@ impl Stepper<'_> {
             return Err(Refused::invalid("event_ids", format!("must have 1 to {} entries", limits::ROLLBACK)));
         }
         let ids: Vec<String> = asked.event_ids.iter().map(|id| id.trim().to_owned()).collect();
-        if ids.iter().enumerate().any(|(at, id)| id.is_empty() || ids[..at].contains(id)) {
-            return Err(Refused::invalid("event_ids", "has an entry that is blank, or there twice"));
+        ids.iter().try_for_each(|id| check_name("event_ids", id))?;
+        let mut once = BTreeSet::new();
+        if let Some(twice) = ids.iter().find(|id| !once.insert(*id)) {
+            return Err(Refused::invalid("event_ids", format!("has `{twice}` twice")));
         }
         if self.state.rollback.is_some() {
             return Err(Refused::RollbackOpen);
@@ -191,6 +197,7 @@ impl Stepper<'_> {
                     operation_id: OperationId::new(self.cx.ids.mint()),
                     event_ids: newest_first.into_iter().map(event_id).collect(),
                     started_seq: self.state.seq() + 1,
+                    started_at: self.cx.now,
                 };
                 self.emit(Event::RollbackStarted(rollback.clone()));
                 Ok(Reply::Rollback(rollback))
