@@ -89,8 +89,19 @@ pub mod limits {
     pub const PAYLOAD_BYTES: usize = 64 * 1024;
     /// Bytes of a checkpoint's copy.
     pub const IMAGE_BYTES: usize = 64 * 1024 * 1024;
+    /// Levels of a payload, an output or metadata. Events and copies hold them some levels down, and have to be read back
+    /// by parsers that end at 128.
+    pub const DEPTH: usize = 64;
+    /// Bytes of memory that tasks and blackboard hold, about.
+    pub const HELD_BYTES: usize = 256 * 1024 * 1024;
+    /// Tasks that one step takes from late holders, or brings back; the next tick goes on.
+    pub const SWEEP: usize = 1_000;
     /// Mutations that one rollback names.
     pub const ROLLBACK: usize = 1_000;
+    /// Mutations that can be taken back. Of more, the oldest are forgotten; they stay in the log.
+    pub const MUTATIONS: usize = 10_000;
+    /// Tools that the ledger counts by name. What others did is counted as one.
+    pub const TOOLS: usize = 256;
 }
 
 /// The event that made a task: its place among all tasks, by age.
@@ -113,7 +124,7 @@ pub struct RunState {
     sources: BTreeMap<ThreadId, Seq>,
     ledger: LedgerSummary,
     rollback: Option<Rollback>,
-    /// About how many bytes tasks and entries hold.
+    /// About how many bytes tasks, entries and mutations hold.
     bytes: usize,
 }
 
@@ -160,14 +171,17 @@ impl RunState {
 
     /// Since when the run has had work that must go on by itself: files that are being put back.
     pub fn owes_since(&self) -> Option<UnixMs> {
-        self.rollback.as_ref().map(|_| self.run.updated_at)
+        self.rollback.as_ref().map(|rollback| rollback.started_at)
     }
 
     /// About how many bytes of memory the state holds.
     pub fn held_bytes(&self) -> usize {
-        let steps: usize = self.run.steps.iter().map(|step| step.title.len() + 128).sum();
+        let run = &self.run;
+        let steps: usize = run.steps.iter().map(|step| step.title.len() + 128).sum();
+        let metadata = run.source_metadata.as_ref().map_or(0, apply::size);
+        let texts = [&run.why_next_step, &run.last_error].into_iter().flatten().map(String::len).sum::<usize>();
         let summaries = self.summaries.rolling.len() + self.summaries.latest_context_pack.len();
-        let files: usize = self.mutations.values().map(|mutation| 512 + 256 * mutation.record.files.len()).sum();
-        4096 + self.run.objective.len() + steps + summaries + files + 64 * self.sources.len() + self.bytes
+        let small = 64 * self.sources.len() + 256 * self.checkpoints.len() + 128 * self.ledger.by_tool.len();
+        4096 + run.objective.len() + steps + metadata + texts + summaries + small + self.bytes
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Entry, Run, RunState, Slot, Task, TaskStatus,
+    Entry, Mutation, Run, RunState, Slot, Task, TaskStatus,
     event::{EntryEvent, Event, Record, TaskEvent},
     image::Image,
-    ledger,
+    ledger, limits,
 };
 use crate::{
     id::{Seq, ThreadId},
@@ -83,13 +83,24 @@ impl RunState {
                 self.checkpoints.remove(&saved).ok_or(impossible("there is no such checkpoint"))?;
             }
             Event::EffectRecorded(effect) => {
-                touched.sources.insert(effect.source.thread_id);
-                self.sources.insert(effect.source.thread_id, effect.source.seq);
+                let source = effect.source;
+                touched.sources.insert(source.thread_id);
+                if self.sources.insert(source.thread_id, source.seq).is_some_and(|known| known >= source.seq) {
+                    return Err(impossible("an effect is recorded once"));
+                }
                 ledger::count(&mut self.ledger, effect, record);
             }
             Event::MutationRecorded(mutation) => {
                 touched.mutations.insert(record.seq);
-                self.mutations.insert(record.seq, ledger::mutation(mutation, record));
+                self.put_mutation(ledger::mutation(mutation, record));
+                // What is being taken back is not forgotten meanwhile.
+                while self.rollback.is_none()
+                    && self.mutations.len() > limits::MUTATIONS
+                    && let Some((seq, oldest)) = self.mutations.pop_first()
+                {
+                    touched.mutations.insert(seq);
+                    self.bytes -= weight_of(&oldest);
+                }
             }
             Event::RollbackStarted(rollback) => {
                 if self.rollback.is_some() {
@@ -169,10 +180,17 @@ impl RunState {
             if before.status == TaskStatus::Done {
                 return Err("a task that is done stays so");
             }
-            let fence = |task: &Task| task.lease.as_ref().map_or(0, |lease| lease.fence);
-            if event == TaskEvent::Claimed && fence(task) != seq {
-                return Err("a lease is fenced by its own event");
+        }
+        let fence = |task: &Task| task.lease.as_ref().map(|lease| lease.fence);
+        match event {
+            TaskEvent::Claimed if before.and_then(fence).is_some() => return Err("a task is held by one lease"),
+            TaskEvent::Claimed if fence(task) != Some(seq) => return Err("a lease is fenced by its own event"),
+            TaskEvent::Claimed => {}
+            // Nothing but a claim gives a lease.
+            _ if fence(task).is_some() && fence(task) != before.and_then(fence) => {
+                return Err("a lease is given by a claim");
             }
+            _ => {}
         }
         touched.tasks.insert(slot);
         if known.is_none() {
@@ -216,12 +234,16 @@ impl RunState {
     }
 
     pub(super) fn put_entry(&mut self, entry: Entry) {
-        let size = |entry: &Entry| 512 + entry.text.len();
-        self.bytes += size(&entry);
+        self.bytes += weight_of_line(&entry);
         self.entry_names.insert(entry.id.clone(), entry.seq);
         if let Some(before) = self.entries.insert(entry.seq, entry) {
-            self.bytes -= size(&before);
+            self.bytes -= weight_of_line(&before);
         }
+    }
+
+    pub(super) fn put_mutation(&mut self, mutation: Mutation) {
+        self.bytes += weight_of(&mutation);
+        self.mutations.insert(mutation.seq, mutation);
     }
 
     pub(super) const fn summary_mut(&mut self, pack: bool) -> &mut String {
@@ -230,13 +252,26 @@ impl RunState {
 }
 
 /// About how many bytes of memory a task holds.
-fn weight(task: &Task) -> usize {
-    let names: usize = task.depends_on_task_ids.iter().map(|id| 2 * id.len() + 128).sum();
+pub(super) fn weight(task: &Task) -> usize {
+    let waits: usize = task.depends_on_task_ids.iter().map(|id| 2 * id.len() + 128).sum();
+    let names: usize = task.decision_ids.iter().chain(&task.artifact_ids).map(|id| id.len() + 24).sum();
+    let error = task.last_error.as_ref().map_or(0, String::len);
     let output = task.output.as_ref().map_or(0, size);
-    2048 + names + size(&task.payload) + output
+    2048 + waits + names + error + size(&task.payload) + output
 }
 
-fn size(value: &serde_json::Value) -> usize {
+/// The same for a line of the blackboard.
+pub(super) fn weight_of_line(entry: &Entry) -> usize {
+    let more = [&entry.path, &entry.artifact_type, &entry.resolution];
+    512 + entry.text.len() + more.into_iter().flatten().map(String::len).sum::<usize>()
+}
+
+/// The same for files that a tool changed.
+fn weight_of(mutation: &Mutation) -> usize {
+    512 + mutation.record.files.iter().map(|file| 256 + file.path.len()).sum::<usize>()
+}
+
+pub(super) fn size(value: &serde_json::Value) -> usize {
     use serde_json::Value::{Array, Bool, Null, Number, Object, String};
     match value {
         Null | Bool(_) | Number(_) => 32,

@@ -3,6 +3,7 @@
 
 use super::{
     Entry, EntryKind,
+    apply::weight_of_line,
     command::{NewEntry, Patch, Refused, Reply},
     event::{EntryEvent, Event},
     limits,
@@ -14,6 +15,9 @@ impl Stepper<'_> {
     pub(super) fn patch(&mut self, patch: Patch) -> Result<Reply, Refused> {
         match patch {
             Patch::Add(new) => self.add_entry(new),
+            Patch::Edit { kind: EntryKind::Artifact, .. } | Patch::Resolve { kind: EntryKind::Artifact, .. } => {
+                Err(Refused::invalid("op", "is not of artifacts: they are added, and stay as they are"))
+            }
             Patch::Edit { kind, id, text } => {
                 let entry = self.entry(kind, &id)?;
                 let text = filled("payload.text", text)?;
@@ -83,12 +87,14 @@ impl Stepper<'_> {
             created_at: self.cx.now,
             updated_at: self.cx.now,
         };
+        self.check_room(weight_of_line(&entry))?;
         self.emit(Event::Entry(EntryEvent::Added, Box::new(entry.clone())));
         Ok(Reply::Entry(Box::new(entry)))
     }
 
     fn change_entry(&mut self, event: EntryEvent, entry: Entry) -> Result<Reply, Refused> {
         let entry = Entry { updated_at: self.cx.now, ..entry };
+        self.check_room(entry.text.len() + entry.resolution.as_ref().map_or(0, String::len))?;
         self.emit(Event::Entry(event, Box::new(entry.clone())));
         Ok(Reply::Entry(Box::new(entry)))
     }

@@ -109,7 +109,8 @@ fn fill(run: &mut Run, new: NewRun) {
         run.run_type = run_type;
     }
     run.source_client = new.source_client;
-    run.source_metadata = new.source_metadata;
+    // JSON cannot tell it from none.
+    run.source_metadata = new.source_metadata.filter(|metadata| !metadata.is_null());
     run.model_provider = new.model_provider;
     run.model_id = new.model_id;
     run.mcp_servers = new.mcp_servers;
@@ -142,6 +143,9 @@ fn check_new(new: &NewRun) -> Result<(), Refused> {
     new.source_metadata.as_ref().map_or(Ok(()), |metadata| check_size("source_metadata", metadata))?;
     if let Some(workspace) = &new.workspace {
         check_path("workspace.canonical_path", &workspace.canonical_path)?;
+        if !workspace.canonical_path.is_empty() && workspace.canonical_path.trim().is_empty() {
+            return Err(Refused::invalid("workspace.canonical_path", "is blank"));
+        }
         check_path("workspace.workspace_id", &workspace.workspace_id)?;
     }
     plan::check_steps(&new.steps)
@@ -174,6 +178,10 @@ impl Stepper<'_> {
         let moved = old.canonical_path != new.canonical_path;
         if moved && old.lease_epoch > 0 && new.lease_epoch != old.lease_epoch {
             return Err(Refused::Epoch { presented: Some(new.lease_epoch), current: old.lease_epoch });
+        }
+        if moved && new.canonical_path.is_empty() {
+            let why = "is taken by the run: it can be bound to another path, and not to none";
+            return Err(Refused::invalid("workspace.canonical_path", why));
         }
         new.lease_epoch = old.lease_epoch + u64::from(moved);
         run.enter(replace.status, self.cx.now);

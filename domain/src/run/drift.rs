@@ -82,20 +82,26 @@ fn compare(at: &str, kept: &Value, replayed: &Value, found: &mut Vec<Difference>
         }
         (Value::Array(kept), Value::Array(replayed)) if kept.len() == replayed.len() => {
             for (number, (kept, replayed)) in kept.iter().zip(replayed).enumerate() {
-                compare(&format!("{at}[{}]", name_of(kept, number)), kept, replayed, found);
+                let ((made, kept), (made_too, replayed)) = (placed(kept), placed(replayed));
+                let at = format!("{at}[{}]", name_of(kept, number));
+                compare(&format!("{at}.event"), made, made_too, found);
+                compare(&at, kept, replayed, found);
             }
         }
         _ => found.push(Difference { at: at.to_owned(), kept: brief(kept), replayed: brief(replayed) }),
     }
 }
 
+/// An entry of a list, and before it the event that made it, if the two are listed as a pair.
+fn placed(entry: &Value) -> (&Value, &Value) {
+    match entry.as_array().map(Vec::as_slice) {
+        Some([made @ Value::Number(_), entry @ Value::Object(_)]) => (made, entry),
+        _ => (&Value::Null, entry),
+    }
+}
+
 /// What an entry of a list is called: by its id, where it has one.
 fn name_of(entry: &Value, number: usize) -> String {
-    let entry = match entry {
-        // With the event that made it.
-        Value::Array(pair) => pair.get(1).unwrap_or(entry),
-        entry => entry,
-    };
     let names = ["id", "step_id", "event_id", "checkpoint_id"];
     let name = names.iter().find_map(|name| entry.get(name)?.as_str());
     name.map_or_else(|| number.to_string(), str::to_owned)

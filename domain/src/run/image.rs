@@ -130,7 +130,7 @@ impl RunState {
             entry_names: BTreeMap::new(),
             summaries,
             checkpoints: checkpoints.into_iter().collect(),
-            mutations: mutations.into_iter().map(|mutation| (mutation.seq, mutation)).collect(),
+            mutations: BTreeMap::new(),
             sources,
             ledger: rest.ledger,
             rollback: rest.rollback,
@@ -146,6 +146,7 @@ impl RunState {
             return Err(BadPart { what: "the tasks", why: "are not those that the record counts".to_owned() });
         }
         entries.into_iter().for_each(|entry| state.put_entry(entry));
+        mutations.into_iter().for_each(|mutation| state.put_mutation(mutation));
         Ok(state)
     }
 

@@ -12,33 +12,37 @@
 //! Several mutations of one file are taken back as one: the newest says what the file must be now, the oldest what it
 //! becomes, and between them each must begin where the other ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    LedgerRecord, LedgerSummary, Mutation, MutationRecord, Rollback, RunState, RunStatus, TaskStatus,
+    LedgerRecord, LedgerSummary, Mutation, MutationRecord, Rollback, RunState, RunStatus,
     command::{AskRollback, Journal, Refused, Reply, RestoreDue, RestoreReport},
     event::{Event, Record, RollbackBlocked, event_id, seq_of},
     limits,
     step::{RUNTIME, Stepper},
+    task::check_name,
 };
 use crate::{
-    id::{OperationId, Seq},
+    id::{OperationId, Seq, ThreadId},
     ports::ChangedFile,
 };
 
 /// What has to be said for a rollback to happen.
 const CONFIRM: &str = "rollback";
 const POLICY_ACK: &str = "allow_rollback_execution";
+/// What tools are counted as that come when the ledger counts many by name already.
+const OTHER_TOOLS: &str = "(other tools)";
 
 /// Counts one more record.
 pub(super) fn count(ledger: &mut LedgerSummary, effect: &LedgerRecord, record: &Record) {
     ledger.record_count += 1;
     *ledger.by_status.entry(effect.status).or_default() += 1;
     *ledger.by_phase.entry(effect.phase).or_default() += 1;
-    *ledger.by_tool.entry(effect.tool.clone()).or_default() += 1;
+    let named = ledger.by_tool.len() < limits::TOOLS || ledger.by_tool.contains_key(&effect.tool);
+    *ledger.by_tool.entry(if named { effect.tool.clone() } else { OTHER_TOOLS.to_owned() }).or_default() += 1;
     (ledger.last_seq, ledger.last_ts) = (record.seq, Some(record.ts));
 }
 
@@ -160,7 +164,7 @@ impl Stepper<'_> {
             if self.state.sources.get(&source.thread_id).is_some_and(|known| *known >= source.seq) {
                 continue;
             }
-            effect.task_id = self.state.held_by(&source.thread_id.to_string());
+            effect.task_id = self.state.held_on(source.thread_id);
             let task_id = effect.task_id.clone();
             if let Some(mutation) = mutation.filter(|mutation| !mutation.files.is_empty()) {
                 self.emit(Event::MutationRecorded(Box::new(MutationRecord { task_id, ..mutation })));
@@ -179,8 +183,10 @@ impl Stepper<'_> {
             return Err(Refused::invalid("event_ids", format!("must have 1 to {} entries", limits::ROLLBACK)));
         }
         let ids: Vec<String> = asked.event_ids.iter().map(|id| id.trim().to_owned()).collect();
-        if ids.iter().enumerate().any(|(at, id)| id.is_empty() || ids[..at].contains(id)) {
-            return Err(Refused::invalid("event_ids", "has an entry that is blank, or there twice"));
+        ids.iter().try_for_each(|id| check_name("event_ids", id))?;
+        let mut once = BTreeSet::new();
+        if let Some(twice) = ids.iter().find(|id| !once.insert(*id)) {
+            return Err(Refused::invalid("event_ids", format!("has `{twice}` twice")));
         }
         if self.state.rollback.is_some() {
             return Err(Refused::RollbackOpen);
@@ -191,6 +197,7 @@ impl Stepper<'_> {
                     operation_id: OperationId::new(self.cx.ids.mint()),
                     event_ids: newest_first.into_iter().map(event_id).collect(),
                     started_seq: self.state.seq() + 1,
+                    started_at: self.cx.now,
                 };
                 self.emit(Event::RollbackStarted(rollback.clone()));
                 Ok(Reply::Rollback(rollback))
@@ -226,12 +233,12 @@ impl Stepper<'_> {
 }
 
 impl RunState {
-    /// The task that this agent holds.
-    fn held_by(&self, agent: &str) -> Option<String> {
-        let held = self.queue.held().filter_map(|slot| self.tasks.get(&slot));
-        let mut held = held.filter(|task| task.status == TaskStatus::InProgress);
-        let mine = |task: &&super::Task| task.lease.as_ref().is_some_and(|lease| lease.owner == agent);
-        held.find(mine).map(|task| task.id.clone())
+    /// The task that is worked on in this thread.
+    fn held_on(&self, thread: ThreadId) -> Option<String> {
+        let here = format!("{thread}/");
+        let mut held = self.queue.held().filter_map(|slot| self.tasks.get(&slot));
+        let held = held.find(|task| task.lease.as_ref().is_some_and(|lease| lease.owner.starts_with(&here)));
+        held.map(|task| task.id.clone())
     }
 
     /// The mutations that are to be taken back, newest first, or why that cannot be.

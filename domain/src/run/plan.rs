@@ -8,7 +8,7 @@ use super::{
     event::Event,
     limits,
     step::Stepper,
-    task::check_id,
+    task::{check_id, check_name},
 };
 
 /// Lines of an objective that become steps, and how long one has to be.
@@ -50,6 +50,9 @@ pub(super) fn check_steps(steps: &[RunStep]) -> Result<(), Refused> {
 
 impl Stepper<'_> {
     pub(super) fn sync_todos(&mut self, sync: SyncTodos) -> Result<Reply, Refused> {
+        for (field, name) in [("source_session_id", &sync.source_session_id), ("source_run_id", &sync.source_run_id)] {
+            name.as_deref().map_or(Ok(()), |name| check_name(field, name))?;
+        }
         let listed = sync.todos.len();
         let todos = steps_of(sync.todos)?;
         let mut run = self.state.run.clone();
@@ -64,7 +67,9 @@ impl Stepper<'_> {
             }
         }
         check_steps(&run.steps)?;
-        if !run.status.is_terminal() {
+        // A list changes the plan. It neither approves it nor lets a run go on that somebody has stopped.
+        let waits = matches!(run.status, RunStatus::Paused | RunStatus::AwaitingApproval);
+        if !run.status.is_terminal() && !waits {
             let any = |status| run.steps.iter().any(|step| step.status == status);
             let all_done = run.steps.iter().all(|step| step.status == StepStatus::Done);
             let status = match run.steps.is_empty() {

@@ -119,14 +119,14 @@ impl Queue {
         waits_to_be_claimed(task) && !self.open.contains_key(&slot)
     }
 
-    /// Tasks whose lease has run out.
-    pub fn expired(&self, now: UnixMs) -> Vec<Slot> {
-        self.leases.range(..=(now, Slot::MAX)).map(|(_, slot)| *slot).collect()
+    /// Tasks whose lease has run out, the longest ago first.
+    pub fn expired(&self, now: UnixMs) -> impl Iterator<Item = Slot> + '_ {
+        self.leases.range(..=(now, Slot::MAX)).map(|(_, slot)| *slot)
     }
 
-    /// Failed tasks whose time has come.
-    pub fn due(&self, now: UnixMs) -> Vec<Slot> {
-        self.retries.range(..=(now, Slot::MAX)).map(|(_, slot)| *slot).collect()
+    /// Failed tasks whose time has come, the longest ago first.
+    pub fn due(&self, now: UnixMs) -> impl Iterator<Item = Slot> + '_ {
+        self.retries.range(..=(now, Slot::MAX)).map(|(_, slot)| *slot)
     }
 
     /// When the next failed task comes back.

@@ -454,4 +454,5 @@ pub struct Rollback {
     /// The mutations, newest first.
     pub event_ids: Vec<String>,
     pub started_seq: Seq,
+    pub started_at: UnixMs,
 }

@@ -10,7 +10,8 @@
 //! | retry | – | – | – | runnable | runnable | runnable | – |
 //! | status `runnable` | yes | = | under its lease | yes | yes | – | – |
 //! | status `blocked` | yes | yes | under its lease | = | – | – | – |
-//! | status `done`, `failed` | – | – | under its lease | failed only | – | – | = |
+//! | status `done` | – | – | under its lease | – | – | – | = |
+//! | status `failed` | – | – | under its lease | failed | = | – | – |
 //! | status `cancelled` | yes | yes | yes, whoever holds it | yes | yes | = | – |
 //! | lease runs out | – | – | runnable | – | – | – | – |
 //! | its retry time comes | – | – | – | – | runnable | – | – |
@@ -26,13 +27,13 @@ use sha2::{Digest, Sha256};
 
 use super::{
     RunState, RunStatus, Slot, Task, TaskLease, TaskStatus,
-    apply::after,
-    command::{Action, Claim, Claimed, NewTask, Refused, Reply, Transition},
+    apply::{after, size, weight},
+    command::{Action, Claim, Claimed, NewTask, Refused, Reply, Transition, Worker, is_a_workers},
     event::{Event, TaskEvent},
     limits,
     step::{RUNTIME, Stepper},
 };
-use crate::time::UnixMs;
+use crate::{id::ThreadId, time::UnixMs};
 
 /// How long a lease lasts unless its holder says otherwise, and what he may say.
 pub const DEFAULT_LEASE_MS: u64 = 30_000;
@@ -61,10 +62,19 @@ impl Stepper<'_> {
             tasks.push(self.made(new, at)?);
         }
         self.check_batch(&tasks)?;
+        self.check_room(tasks.iter().map(weight).sum())?;
         for task in &tasks {
             self.emit(Event::Task(TaskEvent::Created, Box::new(task.clone())));
         }
         Ok(Reply::Tasks(tasks))
+    }
+
+    /// Whether the run may hold this many bytes more.
+    pub(super) fn check_room(&self, more: usize) -> Result<(), Refused> {
+        if self.state.bytes + more <= limits::HELD_BYTES {
+            return Ok(());
+        }
+        Err(Refused::Full { what: "bytes of tasks and blackboard", limit: limits::HELD_BYTES })
     }
 
     fn made(&self, new: NewTask, at: usize) -> Result<Task, Refused> {
@@ -142,31 +152,52 @@ impl Stepper<'_> {
                 return Err(Refused::invalid(format!("tasks[{at}].parent_task_id"), "names no task"));
             }
         }
-        // What is there already waits for nothing that is new, so a circle is within the batch.
-        let mut left: Vec<usize> = (0..tasks.len()).collect();
-        let mut settled = vec![false; tasks.len()];
-        loop {
-            let before = left.len();
-            left.retain(|at| {
-                let inside = tasks[*at].depends_on_task_ids.iter().filter_map(|id| places.get(id.as_str()));
-                let free = inside.into_iter().all(|on| settled[*on]);
-                settled[*at] = free;
-                !free
-            });
-            match left.first() {
-                None => return Ok(()),
-                Some(at) if left.len() == before => {
-                    let why = format!("of `{}` lead back to itself, or to tasks that do", tasks[*at].id);
-                    return Err(Refused::invalid(format!("tasks[{at}].depends_on_task_ids"), why));
-                }
-                Some(_) => {}
+        // What is there already waits for nothing that is new, so a circle is within the batch. A task whose
+        // dependencies are settled is settled; what is left over at the end is in a circle, or waits for one.
+        let mut waiting = vec![Vec::new(); tasks.len()];
+        let mut open = vec![0_usize; tasks.len()];
+        for (at, task) in tasks.iter().enumerate() {
+            for on in task.depends_on_task_ids.iter().filter_map(|id| places.get(id.as_str())) {
+                waiting[*on].push(at);
+                open[at] += 1;
             }
         }
+        let mut settled: Vec<usize> = (0..tasks.len()).filter(|at| open[*at] == 0).collect();
+        while let Some(on) = settled.pop() {
+            for at in std::mem::take(&mut waiting[on]) {
+                open[at] -= 1;
+                if open[at] == 0 {
+                    settled.push(at);
+                }
+            }
+        }
+        let Some(at) = open.iter().position(|open| *open > 0) else { return Ok(()) };
+        let why = format!("of `{}` lead back to itself, or to tasks that do", tasks[at].id);
+        Err(Refused::invalid(format!("tasks[{at}].depends_on_task_ids"), why))
     }
 
     /// Hands out the task that is next, if there is one.
     pub(super) fn claim(&mut self, claim: Claim) -> Result<Reply, Refused> {
         check_name("agent_id", &claim.agent_id)?;
+        if is_a_workers(&claim.agent_id) {
+            let why = format!("begins with `{}`, as the names of the runtime's own workers do", ThreadId::PREFIX);
+            return Err(Refused::invalid("agent_id", why));
+        }
+        self.hand_out(claim)
+    }
+
+    /// The same for a worker of the runtime: one that holds a task already, because it was interrupted, goes on with it.
+    pub(super) fn work(&mut self, worker: Worker, claim: Claim) -> Result<Reply, Refused> {
+        let agent_id = worker.to_string();
+        if let Some(task) = self.state.held_as(&agent_id, self.cx.now) {
+            return Ok(Reply::Claimed(Box::new(Claimed { task: Some(task.clone()), why: None })));
+        }
+        // The workspace of a thread is the runtime's to know: it cannot be another one than the run's by mistake.
+        let lease_epoch = Some(self.state.run.workspace.lease_epoch);
+        self.hand_out(Claim { agent_id, lease_epoch, ..claim })
+    }
+
+    fn hand_out(&mut self, claim: Claim) -> Result<Reply, Refused> {
         self.check_epoch(claim.lease_epoch)?;
         if let Some(id) = &claim.task_id
             && !self.state.names.contains_key(id)
@@ -217,8 +248,39 @@ impl Stepper<'_> {
         task
     }
 
+    /// Takes a worker's word about the task that it holds.
+    pub(super) fn say(&mut self, worker: Worker, asked: Transition) -> Result<Reply, Refused> {
+        let agent = worker.to_string();
+        if self.state.task(&asked.task_id).is_none() {
+            return Err(Refused::NoTask);
+        }
+        if self.state.held_as(&agent, self.cx.now).is_none_or(|held| held.id != asked.task_id) {
+            return Err(Refused::LeaseInvalid { why: "is over, or was never this worker's", fence: None });
+        }
+        self.spoken(Transition { agent_id: Some(agent), ..asked }, true)
+    }
+
+    /// Takes back what a worker holds that is gone.
+    pub(super) fn give_back(&mut self, worker: Worker) -> Reply {
+        let agent = worker.to_string();
+        if let Some(task) = self.state.held_as(&agent, self.cx.now).cloned() {
+            self.by = format!("agent:{agent}");
+            self.put(TaskEvent::Requeued, Task { status: TaskStatus::Runnable, lease: None, ..task });
+        }
+        Reply::Noted
+    }
+
     /// Takes a word about a task.
     pub(super) fn transition(&mut self, asked: Transition) -> Result<Reply, Refused> {
+        if asked.agent_id.as_deref().is_some_and(is_a_workers) {
+            let why = format!("begins with `{}`, as the names of the runtime's own workers do", ThreadId::PREFIX);
+            return Err(Refused::invalid("agent_id", why));
+        }
+        self.spoken(asked, false)
+    }
+
+    /// Takes a word about a task; `proven`: it is known to be the holder's.
+    fn spoken(&mut self, asked: Transition, proven: bool) -> Result<Reply, Refused> {
         let task = self.state.task(&asked.task_id).ok_or(Refused::NoTask)?.clone();
         if let Some(expected) = asked.expected_task_rev
             && expected != task.task_rev
@@ -226,15 +288,21 @@ impl Stepper<'_> {
             return Err(Refused::TaskRev { expected, task_rev: task.task_rev });
         }
         asked.agent_id.as_deref().map_or(Ok(()), |agent| check_name("agent_id", agent))?;
-        asked.output.as_ref().map_or(Ok(()), |output| check_size("output", output))?;
+        // JSON cannot tell it from none.
+        let output = asked.output.as_ref().filter(|output| !output.is_null()).cloned();
+        output.as_ref().map_or(Ok(()), |output| check_size("output", output))?;
         let error = asked.error.clone().map(|error| check_text("error", error)).transpose()?;
         // What no holder could do is told first: whoever is late learns what became of the task.
         let to = target(&task, asked.action)?;
-        check_lease(&task, &asked, self.cx.now)?;
+        if !proven {
+            check_lease(&task, &asked, self.cx.now)?;
+        }
         if let Some(agent) = &asked.agent_id {
             self.by = format!("agent:{agent}");
         }
-        let assigned_agent = asked.agent_id.clone().or_else(|| task.assigned_agent.clone());
+        // Whoever speaks without a lease does not hold the task.
+        let holder = asked.agent_id.clone().filter(|_| asked.lease_token.is_some());
+        let assigned_agent = holder.or_else(|| task.assigned_agent.clone());
         let freed = Task { assigned_agent, lease: None, ..task.clone() };
         let done = match (asked.action, to) {
             (Action::Heartbeat, _) => {
@@ -245,7 +313,8 @@ impl Stepper<'_> {
             // What is so already.
             (Action::Status(_), to) if to == task.status => task,
             (_, TaskStatus::Done) => {
-                self.put(TaskEvent::Completed, Task { status: to, output: asked.output, last_error: None, ..freed })
+                self.check_room(output.as_ref().map_or(0, size))?;
+                self.put(TaskEvent::Completed, Task { status: to, output, last_error: None, ..freed })
             }
             (_, TaskStatus::Failed) => {
                 let failed = self.failed(freed, error);
@@ -261,9 +330,8 @@ impl Stepper<'_> {
             }
             (action, to) => {
                 let back = Task { status: to, next_retry_at: None, ..freed };
-                // A person who says that it is to be tried again means all of its attempts.
-                let renewed = action == Action::Retry
-                    && (task.attempt >= task.max_attempts || task.status == TaskStatus::Cancelled);
+                // Whoever makes a task claimable that has failed for good, or was called off, means all of its attempts.
+                let renewed = task.attempt >= task.max_attempts || task.status == TaskStatus::Cancelled;
                 let back = if renewed { Task { attempt: 0, ..back } } else { back };
                 let back = if action == Action::Retry { Task { last_error: None, ..back } } else { back };
                 self.put(TaskEvent::Requeued, back)
@@ -290,14 +358,14 @@ impl Stepper<'_> {
 
     /// Takes tasks from holders whose time is over, and brings back failed ones whose time has come.
     fn sweep(&mut self) {
-        for slot in self.state.queue.expired(self.cx.now) {
+        for slot in self.state.queue.expired(self.cx.now).take(limits::SWEEP).collect::<Vec<_>>() {
             let task = self.state.tasks[&slot].clone();
             let holder = task.lease.as_ref().map_or("nobody", |lease| &lease.owner);
             let last_error = Some(format!("the lease of {holder} ran out"));
             let back = Task { status: TaskStatus::Runnable, lease: None, last_error, ..task };
             self.put(TaskEvent::StaleRequeued, back);
         }
-        for slot in self.state.queue.due(self.cx.now) {
+        for slot in self.state.queue.due(self.cx.now).take(limits::SWEEP).collect::<Vec<_>>() {
             let task = self.state.tasks[&slot].clone();
             self.put(TaskEvent::Requeued, Task { status: TaskStatus::Runnable, next_retry_at: None, ..task });
         }
@@ -314,13 +382,21 @@ impl Stepper<'_> {
 }
 
 impl RunState {
+    /// The task that is held under this name, and whose lease has not run out.
+    fn held_as(&self, agent: &str, now: UnixMs) -> Option<&Task> {
+        let mut held = self.queue.held().filter_map(|slot| self.tasks.get(&slot));
+        held.find(|task| task.lease.as_ref().is_some_and(|lease| lease.owner == agent && lease.expires_at > now))
+    }
+
     fn choose(&self, claim: &Claim) -> Option<Slot> {
+        // Types are asked for in any spelling in which tasks are made.
+        let task_type = claim.task_type.as_deref().map(type_of);
         let Some(id) = &claim.task_id else {
-            return self.queue.next(claim.task_type.as_deref(), claim.workflow_id.as_deref());
+            return self.queue.next(task_type, claim.workflow_id.as_deref());
         };
         let slot = *self.names.get(id)?;
         let task = self.tasks.get(&slot)?;
-        let fits = claim.task_type.as_ref().is_none_or(|wanted| *wanted == task.task_type)
+        let fits = task_type.is_none_or(|wanted| *wanted == task.task_type)
             && claim.workflow_id.as_ref().is_none_or(|wanted| Some(wanted) == task.workflow_id.as_ref());
         (fits && self.queue.is_ready(slot, task)).then_some(slot)
     }
@@ -391,6 +467,11 @@ fn kind(word: &str) -> Option<(&'static str, bool)> {
     KINDS.into_iter().find(|(name, _)| *name == word)
 }
 
+/// A type as tasks have it.
+fn type_of(word: &str) -> &str {
+    kind(word).map_or(word.trim(), |(name, _)| name)
+}
+
 /// The type and the payload as the task's contract has them.
 fn contract(id: &str, task_type: &str, payload: Value) -> Result<(String, Value), Refused> {
     let broken = |field, why: &str| Refused::Contract { task: id.to_owned(), field, why: why.to_owned() };
@@ -399,12 +480,12 @@ fn contract(id: &str, task_type: &str, payload: Value) -> Result<(String, Value)
         Value::Object(payload) => payload,
         _ => return Err(broken("payload", "must be an object")),
     };
+    if task_type.trim().is_empty() {
+        return Err(broken("task_type", "is blank"));
+    }
     let named = payload.get("task_kind").and_then(Value::as_str).and_then(kind);
     let Some((name, writes)) = named.or_else(|| kind(task_type)) else {
-        if task_type.trim().is_empty() {
-            return Err(broken("task_type", "is blank"));
-        }
-        return Ok((task_type.trim().to_owned(), Value::Object(payload)));
+        return Ok((type_of(task_type).to_owned(), Value::Object(payload)));
     };
     payload.insert("task_kind".to_owned(), json!(name));
     payload.insert("execution_mode".to_owned(), json!(if writes { "strict_write" } else { "strict_nonwriting" }));
@@ -478,9 +559,20 @@ pub(super) fn check_text(field: &str, text: String) -> Result<String, Refused> {
 }
 
 pub(super) fn check_size(field: &str, value: &Value) -> Result<(), Refused> {
+    if !is_within(value, limits::DEPTH) {
+        return Err(Refused::invalid(field, format!("has more than {} levels", limits::DEPTH)));
+    }
     let size = super::image::bytes(value).len();
     if size > limits::PAYLOAD_BYTES {
         return Err(Refused::TooLarge { field: field.to_owned(), size, limit: limits::PAYLOAD_BYTES });
     }
     Ok(())
+}
+
+fn is_within(value: &Value, levels: usize) -> bool {
+    match value {
+        Value::Array(all) => levels > 0 && all.iter().all(|value| is_within(value, levels - 1)),
+        Value::Object(all) => levels > 0 && all.values().all(|value| is_within(value, levels - 1)),
+        _ => true,
+    }
 }

@@ -78,7 +78,7 @@ impl Told<'_> {
                 self.begin(run, RunStatus::Running)?;
                 let step = self.tell.step_id.as_deref().unwrap_or(SESSION).to_owned();
                 set(run, &step, StepStatus::InProgress);
-                run.why_next_step = Some(self.why().unwrap_or("the session has begun").to_owned());
+                run.why_next_step = Some(clip(self.why().unwrap_or("the session has begun")));
             }
             "session_run_finished" => {
                 self.enter(run, claimed)?;
@@ -90,7 +90,7 @@ impl Told<'_> {
                 };
                 set(run, &step, status);
                 self.note_error(run);
-                run.why_next_step = Some(self.why().unwrap_or("the session has ended").to_owned());
+                run.why_next_step = Some(clip(self.why().unwrap_or("the session has ended")));
             }
             "planning_started" => {
                 self.begin(run, RunStatus::AwaitingApproval)?;
@@ -127,13 +127,17 @@ impl Told<'_> {
             name if reopens(name) => {
                 run.reopen();
                 run.started_at.get_or_insert(self.now);
-                run.why_next_step = Some(self.why().unwrap_or("the run is open again").to_owned());
+                run.why_next_step = Some(clip(self.why().unwrap_or("the run is open again")));
             }
             "task_retry_requested" => {
                 self.begin(run, RunStatus::Running)?;
-                let step = self.tell.step_id.clone().unwrap_or_default();
-                set(run, &step, StepStatus::Runnable);
-                run.why_next_step = Some(format!("step `{step}` is to be tried again"));
+                run.why_next_step = Some(match &self.tell.step_id {
+                    Some(step) => {
+                        set(run, step, StepStatus::Runnable);
+                        format!("step `{step}` is to be tried again")
+                    }
+                    None => "it is to be tried again".to_owned(),
+                });
             }
             "revision_requested" => {
                 self.enter(run, RunStatus::Blocked)?;
