@@ -146,6 +146,23 @@ fn every_test_that_the_readme_of_the_tests_names_is_there() {
     }
 }
 
+#[test]
+fn every_case_of_context_runs_has_its_row() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("tests/README.md")).unwrap();
+    let (_, section) = readme.split_once("## Cases of context runs").expect("the section is there");
+    let mut told = BTreeSet::new();
+    for line in section.lines().take_while(|line| !line.starts_with("## ")) {
+        let Some((row, rest)) = line.strip_prefix("| R").and_then(|row| row.split_once(" | ")) else { continue };
+        assert!(told.insert(format!("R{row}")), "R{row} is there twice");
+        // Whether a test that is named is there, another test says.
+        let tests = rest.matches(".rs::").count();
+        assert_eq!(tests == 0, rest.starts_with("Does not apply: "), "R{row} names tests, or says why there are none");
+    }
+    let rows = (1..=35).map(|row| format!("R{row}")).chain(('A'..='V').map(|row| format!("R{row}")));
+    assert_eq!(told, rows.collect());
+}
+
 /// A thread with a turn that is open until it is answered; thread, turn and where to answer.
 async fn open_turn(world: &Equipped) -> (String, String, String) {
     let thread = world.api().create(json!({})).await;

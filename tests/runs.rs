@@ -12,7 +12,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use support::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 
 const UNKNOWN_RUN: &str = "run_01905d3c-7e57-7abc-8def-0123456789ab";
 const UNKNOWN_CHECKPOINT: &str = "cp_01905d3c-7e57-7abc-8def-0123456789ab";
@@ -230,7 +233,7 @@ async fn raw(server: &Server, method: &str, path: &str, body: &str) -> u16 {
     let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}");
     tcp.write_all(format!("{head}\r\nContent-Type: application/json\r\n\r\n{body}").as_bytes()).await.unwrap();
     let mut reply = Vec::new();
-    tokio::time::timeout(LOST, tcp.read_to_end(&mut reply)).await.expect("a reply").unwrap();
+    timeout(LOST, tcp.read_to_end(&mut reply)).await.expect("a reply").unwrap();
     let reply = String::from_utf8_lossy(&reply);
     reply.split(' ').nth(1).unwrap_or_else(|| panic!("{path}: {reply}")).parse().unwrap()
 }
@@ -335,9 +338,21 @@ async fn a_field_that_nobody_knows_is_refused_by_its_name() {
         ("/tasks", json!({"tasks": [{"task_type": "t"}, {"task_type": "t", "surprise": 1}]}), "tasks[1].surprise"),
         ("/todos/sync", json!({"todos": [{"content": "c", "surprise": 1}]}), "todos[0].surprise"),
         ("/blackboard/patches", json!({"op": "add_fact", "payload": {"text": "t", "surprise": 1}}), "payload.surprise"),
-        ("/blackboard/patches", json!({"op": "edit_fact", "payload": {"id": "f", "text": "t", "surprise": 1}}), "payload.surprise"),
-        ("/blackboard/patches", json!({"op": "resolve_fact", "payload": {"id": "f", "surprise": 1}}), "payload.surprise"),
-        ("/blackboard/patches", json!({"op": "set_rolling_summary", "payload": {"text": "t", "surprise": 1}}), "payload.surprise"),
+        (
+            "/blackboard/patches",
+            json!({"op": "edit_fact", "payload": {"id": "f", "text": "t", "surprise": 1}}),
+            "payload.surprise",
+        ),
+        (
+            "/blackboard/patches",
+            json!({"op": "resolve_fact", "payload": {"id": "f", "surprise": 1}}),
+            "payload.surprise",
+        ),
+        (
+            "/blackboard/patches",
+            json!({"op": "set_rolling_summary", "payload": {"text": "t", "surprise": 1}}),
+            "payload.surprise",
+        ),
     ] {
         let reply = run.post(rest, body.clone()).await;
         assert_eq!((reply.status, &reply.json()["field"]), (422, &json!(field)), "{body}: {}", reply.json());
@@ -413,16 +428,46 @@ async fn whatever_is_refused_has_its_code_and_leaves_no_trace() {
     let good = json!({"id": "good", "task_type": "free"});
     for (bad, status, code, field) in [
         (json!({"task_type": "implementation"}), 422, "task-output-target-required", None),
-        (json!({"task_type": "implementation", "payload": {"output_target": {"path": " "}}}), 422, "task-output-target-required", None),
-        (json!({"task_type": "x", "payload": {"task_kind": "implementation"}}), 422, "task-output-target-required", None),
-        (json!({"task_type": "implementation", "payload": {"output_target": {"path": "../x"}}}), 422, "task-contract-invalid", Some("payload.output_target.path")),
-        (json!({"task_type": "implementation", "payload": {"output_target": {"path": "/x"}}}), 422, "task-contract-invalid", Some("payload.output_target.path")),
+        (
+            json!({"task_type": "implementation", "payload": {"output_target": {"path": " "}}}),
+            422,
+            "task-output-target-required",
+            None,
+        ),
+        (
+            json!({"task_type": "x", "payload": {"task_kind": "implementation"}}),
+            422,
+            "task-output-target-required",
+            None,
+        ),
+        (
+            json!({"task_type": "implementation", "payload": {"output_target": {"path": "../x"}}}),
+            422,
+            "task-contract-invalid",
+            Some("payload.output_target.path"),
+        ),
+        (
+            json!({"task_type": "implementation", "payload": {"output_target": {"path": "/x"}}}),
+            422,
+            "task-contract-invalid",
+            Some("payload.output_target.path"),
+        ),
         (json!({"task_type": "free", "payload": [1]}), 422, "task-contract-invalid", Some("payload")),
         (json!({"task_type": " "}), 422, "task-contract-invalid", Some("task_type")),
         (json!({"task_type": "t", "id": "look"}), 409, "conflict", None),
         (json!({"task_type": "t", "id": "good"}), 409, "conflict", None),
-        (json!({"task_type": "t", "depends_on_task_ids": ["nothing"]}), 422, "invalid", Some("tasks[1].depends_on_task_ids")),
-        (json!({"task_type": "t", "id": "self", "depends_on_task_ids": ["self"]}), 422, "invalid", Some("tasks[1].depends_on_task_ids")),
+        (
+            json!({"task_type": "t", "depends_on_task_ids": ["nothing"]}),
+            422,
+            "invalid",
+            Some("tasks[1].depends_on_task_ids"),
+        ),
+        (
+            json!({"task_type": "t", "id": "self", "depends_on_task_ids": ["self"]}),
+            422,
+            "invalid",
+            Some("tasks[1].depends_on_task_ids"),
+        ),
         (json!({"task_type": "t", "parent_task_id": "nothing"}), 422, "invalid", Some("tasks[1].parent_task_id")),
         (json!({"task_type": "t", "status": "in_progress"}), 422, "invalid", Some("tasks[1].status")),
         (json!({"task_type": "t", "status": "done"}), 422, "invalid", Some("tasks[1].status")),
@@ -444,11 +489,27 @@ async fn whatever_is_refused_has_its_code_and_leaves_no_trace() {
 
     // Words that only the runtime writes, in every spelling.
     for event in [
-        "context.task.completed", "context.run.replaced", "Context.Task.Claimed", " context.x ", "todo_synced",
-        "meta_next_step_selected", "workspace_validated", "workspace_rebound", "workspace_mismatch",
-        "tool_effect_recorded", "TOOL_EFFECT_RECORDED", "mutation_checkpoint_recorded", "rollback_execution_started",
-        "rollback_execution_applied", "rollback_execution_blocked", "tool_routing_decision",
-        "policy_decision_recorded", "session_tool_updated", "run_deleted", "stream.gap", "stream.end",
+        "context.task.completed",
+        "context.run.replaced",
+        "Context.Task.Claimed",
+        " context.x ",
+        "todo_synced",
+        "meta_next_step_selected",
+        "workspace_validated",
+        "workspace_rebound",
+        "workspace_mismatch",
+        "tool_effect_recorded",
+        "TOOL_EFFECT_RECORDED",
+        "mutation_checkpoint_recorded",
+        "rollback_execution_started",
+        "rollback_execution_applied",
+        "rollback_execution_blocked",
+        "tool_routing_decision",
+        "policy_decision_recorded",
+        "session_tool_updated",
+        "run_deleted",
+        "stream.gap",
+        "stream.end",
         "Stream.Unavailable",
     ] {
         let problem = refused(&run, post.clone(), "/events", json!({"event": event}), (422, "event-reserved")).await;
@@ -494,11 +555,15 @@ async fn whatever_is_refused_has_its_code_and_leaves_no_trace() {
         (json!({"run_id": UNKNOWN_RUN}), 422, "invalid"),
         (json!({"tasks": []}), 422, "invalid"),
         (json!({"workspace": {"canonical_path": "/elsewhere"}}), 409, "workspace-epoch-stale"),
+        (json!({"workspace": {"canonical_path": "", "lease_epoch": 1}}), 422, "invalid"),
         (json!({"steps": vec![json!({"step_id": "s", "title": "t", "status": "pending"}); 2]}), 422, "invalid"),
         (json!({"last_error": "x".repeat(20_000)}), 413, "too-large"),
     ] {
         let mut body = with(more);
         body["revision"] = json!(revision);
+        if body.get("workspace").is_none() {
+            body["workspace"] = json!({"canonical_path": "/w", "lease_epoch": 1});
+        }
         refused(&run, put.clone(), "", body, (status, code)).await;
     }
     api.send(api.request(put.clone(), &run.at(""))).await.problem(400, "bad-request");
@@ -587,11 +652,12 @@ async fn a_write_under_a_revision_that_has_passed_is_refused_by_every_route() {
         api.send(request.json(&json!({"event": "x"}))).await.problem(400, "bad-request");
     }
     // Under the one that is, each is taken, and says what the next has to name.
-    let (deletes, writes): (Vec<_>, Vec<_>) = writes().partition(|(name, path, _)| *name == "DELETE" && !path.contains("checkpoint"));
+    let (deletes, writes): (Vec<_>, Vec<_>) =
+        writes().partition(|(name, path, _)| *name == "DELETE" && !path.contains("checkpoint"));
     for (name, path, body) in writes.into_iter().chain(deletes) {
         let mut body: Value = serde_json::from_str(body.unwrap()).unwrap();
         if name == "PUT" {
-            body = json!({"objective": "o", "status": "running"});
+            body = json!({"objective": "o", "status": "running", "workspace": run.show().await["workspace"]});
         }
         let revision = run.revision().await;
         let path = filled(path, &run.id, "write", &checkpoint);
@@ -636,7 +702,8 @@ async fn every_post_is_answered_again_under_its_key_also_after_a_restart() {
     let lines = run.export().await;
     let create = json!({"objective": "made once"});
     let posts = posts(&checkpoint);
-    let tested: BTreeSet<_> = posts.iter().map(|(rest, _)| rest.replace(&checkpoint, "{checkpoint}").replace("named", "{task}")).collect();
+    let tested: BTreeSet<_> =
+        posts.iter().map(|(rest, _)| rest.replace(&checkpoint, "{checkpoint}").replace("named", "{task}")).collect();
     let there: BTreeSet<_> = ROUTES
         .iter()
         .filter(|(name, path, _)| *name == "POST" && !path.ends_with("rollback-execute"))
@@ -654,7 +721,11 @@ async fn every_post_is_answered_again_under_its_key_also_after_a_restart() {
     let mut first = Vec::new();
     for n in 0..count {
         let reply = api.send(asked(&api, n)).await;
-        assert!((200..300).contains(&reply.status) && !reply.replayed(), "{n}: {}", String::from_utf8_lossy(&reply.body));
+        assert!(
+            (200..300).contains(&reply.status) && !reply.replayed(),
+            "{n}: {}",
+            String::from_utf8_lossy(&reply.body)
+        );
         first.push(reply);
     }
     let blocked = json!({"event_ids": ["evt_1"], "confirm": "rollback"});
@@ -672,7 +743,10 @@ async fn every_post_is_answered_again_under_its_key_also_after_a_restart() {
             let again = api.send(asked(&api, n)).await;
             assert!(again.replayed(), "{n}, restarted: {restart}");
             assert_eq!((again.status, &again.body), (first.status, &first.body), "{n}");
-            assert_eq!((again.header("etag"), again.header("location")), (first.header("etag"), first.header("location")));
+            assert_eq!(
+                (again.header("etag"), again.header("location")),
+                (first.header("etag"), first.header("location"))
+            );
         }
         let again = api.send(run.on(&api).keyed("/rollback-execute", "r", &blocked)).await;
         assert_eq!(again.problem(409, "rollback-blocked")["detail"], why);
@@ -807,7 +881,9 @@ async fn a_ledger_is_written_by_nobody_but_the_runtime() {
             }
             let body: Value = serde_json::from_str(body.unwrap()).unwrap();
             let path = filled(path, &run.id, "write", UNKNOWN_CHECKPOINT);
-            for field in ["event", "type", "op", "payload", "record", "ledger", "mutations", "events", "rest", "source_metadata"] {
+            for field in
+                ["event", "type", "op", "payload", "record", "ledger", "mutations", "events", "rest", "source_metadata"]
+            {
                 let mut body = body.clone();
                 body[field] = match field {
                     "event" | "type" | "op" => json!(name),
@@ -915,7 +991,12 @@ async fn a_token_is_told_to_its_holder_and_shows_nowhere_else() {
     run.tasks(json!(tasks)).await;
     let mut leases = Vec::new();
     for n in 0..7 {
-        leases.push(Lease::of(&api.send(run.keyed("/tasks/claim", &format!("c{n}"), &json!({"agent_id": "a"}))).await.expect(200)).unwrap());
+        leases.push(
+            Lease::of(
+                &api.send(run.keyed("/tasks/claim", &format!("c{n}"), &json!({"agent_id": "a"}))).await.expect(200),
+            )
+            .unwrap(),
+        );
     }
     let mut told = Vec::new();
     let mut say = async |n: usize, mut body: Value| {
@@ -931,14 +1012,27 @@ async fn a_token_is_told_to_its_holder_and_shows_nowhere_else() {
     for token in [&leases[0].token, &leases[1].token] {
         let body = json!({"action": "complete", "lease_token": token, "expected_task_rev": 1});
         told.push(("a refusal", run.say("t0", body).await.json().to_string()));
-        told.push(("another", run.say("t6", json!({"action": "complete", "lease_token": token})).await.json().to_string()));
+        told.push((
+            "another",
+            run.say("t6", json!({"action": "complete", "lease_token": token})).await.json().to_string(),
+        ));
     }
     let checkpoint = text(&run.post("/checkpoints", json!({})).await.expect(201)["checkpoint_id"]);
     run.post("/checkpoints", json!({})).await.expect(201);
     let restored = run.post(&format!("/checkpoints/{checkpoint}/restore"), json!({})).await.expect(201);
     let restored = Run { api: api.clone(), id: text(&restored["run_id"]) };
     for run in [&run, &restored] {
-        for rest in ["", "/blackboard", "/tasks", "/tasks/t6", "/events?limit=500", "/replay", "/checkpoints", "/ledger", "/export"] {
+        for rest in [
+            "",
+            "/blackboard",
+            "/tasks",
+            "/tasks/t6",
+            "/events?limit=500",
+            "/replay",
+            "/checkpoints",
+            "/ledger",
+            "/export",
+        ] {
             told.push(("a read", String::from_utf8(api.get(&run.at(rest)).await.body).unwrap()));
         }
     }
@@ -959,7 +1053,8 @@ async fn a_token_is_told_to_its_holder_and_shows_nowhere_else() {
     let driven = run.post("/driver/next", json!({})).await.expect(200);
     told.push(("the driver", driven.to_string()));
     let shown = run.show().await;
-    let whole = json!({"objective": "o", "status": "running", "revision": shown["revision"], "tasks": shown["tasks"]});
+    let mut whole = shown.clone();
+    whole["objective"] = json!("another");
     let put = api.send(api.request(Method::PUT, &run.at("")).json(&whole)).await.expect(200);
     told.push(("a whole run", put.to_string()));
     let said = server.said();
@@ -989,15 +1084,22 @@ async fn a_deleted_run_is_gone_with_all_that_was_its() {
     let claim = api.send(run.keyed("/tasks/claim", "c", &json!({"agent_id": "a"}))).await.expect(200);
     assert!(claim["task"].is_object());
     let mut watching = run.stream(0).await;
-    let mut many = Stream::open(api.request(Method::GET, &format!("/v1/runs/stream?runs={},{}", run.id, other.id))).await;
+    let mut many =
+        Stream::open(api.request(Method::GET, &format!("/v1/runs/stream?runs={},{}", run.id, other.id))).await;
     let stale = api.request(Method::DELETE, &run.at("")).header("if-match", "\"1\"");
     api.send(stale).await.problem(412, "precondition-failed");
     api.delete(&run.at("")).await.expect(204);
-    watching.until("context.run.deleted").await;
-    assert_eq!(watching.next().await, None, "its stream ends");
-    many.until("context.run.deleted").await;
-    other.tell("still here").await;
-    assert_eq!(many.until("still here").await.json()["run_id"], *other.id, "the stream of many goes on");
+    let told = async {
+        watching.until("context.run.deleted").await;
+        assert_eq!(watching.next().await, None, "its stream ends");
+    };
+    timeout(LOST, told).await.expect("who watches the run is told");
+    let told = async {
+        many.until("context.run.deleted").await;
+        other.tell("still here").await;
+        assert_eq!(many.until("still here").await.json()["run_id"], *other.id, "the stream of many goes on");
+    };
+    timeout(LOST, told).await.expect("who watches many is told");
     let checkpoint = UNKNOWN_CHECKPOINT;
     for (name, path, body) in ROUTES.iter().filter(|(_, path, _)| path.contains("{run}")) {
         let request = api.request(method(name), &filled(path, &run.id, "look", checkpoint));
@@ -1166,7 +1268,10 @@ async fn lines_bring_nothing_that_could_not_have_been_made_here() {
     let (server, _dir) = server().await;
     let api = &server.api;
     let run = Run::make(api, json!({"objective": "o", "workspace": {"canonical_path": "/w"}})).await;
-    run.tasks(json!([{"id": "one", "task_type": "t"}, {"id": "two", "task_type": "t", "depends_on_task_ids": ["one"]}])).await;
+    run.tasks(
+        json!([{"id": "one", "task_type": "t"}, {"id": "two", "task_type": "t", "depends_on_task_ids": ["one"]}]),
+    )
+    .await;
     run.add("add_fact", json!({"id": "f", "text": "t"})).await;
     let lines = String::from_utf8(run.export().await).unwrap();
     let all: Vec<&str> = lines.lines().collect();
@@ -1174,7 +1279,8 @@ async fn lines_bring_nothing_that_could_not_have_been_made_here() {
     let events: Vec<Value> = all[1..all.len() - 1].iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let runs = api.list("/v1/runs", 500).await.len();
     let long = "x".repeat(70_000);
-    let steps: Vec<_> = (0..257).map(|n| json!({"step_id": format!("s{n}"), "title": "t", "status": "pending"})).collect();
+    let steps: Vec<_> =
+        (0..257).map(|n| json!({"step_id": format!("s{n}"), "title": "t", "status": "pending"})).collect();
     for (at, pointer, value) in [
         (0, "/run/objective", json!(long)),
         (0, "/run/objective", json!(" ")),
@@ -1208,7 +1314,12 @@ async fn lines_bring_nothing_that_could_not_have_been_made_here() {
         let reply = import(api, lines_of(header.clone(), &events)).await;
         let shown = value.to_string();
         let shown = &shown[..shown.len().min(60)];
-        assert!([413, 422, 409].contains(&reply.status), "{pointer} {shown}: {} {}", reply.status, String::from_utf8_lossy(&reply.body));
+        assert!(
+            [413, 422, 409].contains(&reply.status),
+            "{pointer} {shown}: {} {}",
+            reply.status,
+            String::from_utf8_lossy(&reply.body)
+        );
     }
     assert_eq!(api.list("/v1/runs", 500).await.len(), runs);
 }
@@ -1287,7 +1398,8 @@ async fn a_replay_from_anywhere_to_anywhere_is_what_was_so_then() {
         let mut fold = Fold::of(&log[..upto]).run();
         let tasks = fold.as_object_mut().unwrap().remove("tasks").unwrap();
         assert_eq!(replayed["replay"]["run"], fold, "up to {upto}");
-        let replayed: Vec<_> = replayed["replay"]["tasks"].as_array().unwrap().iter().map(|pair| pair[1].clone()).collect();
+        let replayed: Vec<_> =
+            replayed["replay"]["tasks"].as_array().unwrap().iter().map(|pair| pair[1].clone()).collect();
         assert_eq!(json!(replayed), tasks, "up to {upto}");
     }
     for bad in ["upto_seq=0", "upto_seq=99999", "upto_seq=x", "from_checkpoint=x", "surprise=1"] {
@@ -1307,7 +1419,7 @@ async fn a_value_as_deep_as_a_body_may_be_is_read_back_from_everywhere() {
     };
     // As deep as is taken: one level more is refused as JSON, or by name.
     let deepest = async |ask: &dyn Fn(Value) -> (String, Value)| {
-        for levels in (1..=126).rev() {
+        for levels in (1..=120).rev() {
             let (path, body) = ask(deep(levels));
             let reply = api.post(&path, body).await;
             if (200..300).contains(&reply.status) {
@@ -1324,7 +1436,8 @@ async fn a_value_as_deep_as_a_body_may_be_is_read_back_from_everywhere() {
     deepest(&|value| (run.at("/events"), json!({"event": "deep", "payload": value}))).await;
     deepest(&|value| (run.at("/tasks"), json!({"tasks": [{"id": "deep", "task_type": "t", "payload": value}]}))).await;
     let transition = run.at("/tasks/one/transition");
-    deepest(&|value| (transition.clone(), json!({"action": "complete", "lease_token": lease.token, "output": value}))).await;
+    deepest(&|value| (transition.clone(), json!({"action": "complete", "lease_token": lease.token, "output": value})))
+        .await;
     let claim = json!({"agent_id": "a"});
     let claimed = api.send(run.keyed("/tasks/claim", "deep", &claim)).await.expect(200);
     let made = api.list("/v1/runs", 500).await;
@@ -1368,7 +1481,9 @@ async fn what_a_client_says_leads_to_what_the_table_says() {
         text(&steps.iter().find(|step| step["step_id"] == id).unwrap()["status"])
     };
 
-    let run = Run::make(api, json!({"objective": "* the first line\n12. the second line\nshort\n- [ ] the third line"})).await;
+    let run =
+        Run::make(api, json!({"objective": "* the first line\n12. the second line\nshort\n- [ ] the third line"}))
+            .await;
     assert_eq!((status(&run).await, &run.show().await["started_at"]), ("queued".to_owned(), &Value::Null));
     run.tell(" Planning_Started ").await;
     let shown = run.show().await;
@@ -1440,7 +1555,10 @@ async fn the_driver_says_what_comes_next_and_why_and_begins_it_unless_it_is_only
     let dry = run.post("/driver/next", json!({"dry_run": true})).await.expect(200);
     assert_eq!((run.show().await, run.log().await), before, "nothing was written");
     // What is ready goes before what was planned earlier.
-    assert_eq!((&dry["selected_step_id"], &dry["target_status"], &dry["dry_run"]), (&json!("b"), &json!("running"), &json!(true)));
+    assert_eq!(
+        (&dry["selected_step_id"], &dry["target_status"], &dry["dry_run"]),
+        (&json!("b"), &json!("running"), &json!(true))
+    );
     let driven = run.post("/driver/next", json!({})).await.expect(200);
     assert_eq!(driven["selected_step_id"], "b");
     assert!(text(&driven["why_next_step"]).contains("`b`"));
@@ -1449,7 +1567,10 @@ async fn the_driver_says_what_comes_next_and_why_and_begins_it_unless_it_is_only
     assert_eq!(shown["why_next_step"], driven["why_next_step"]);
     let log = run.log().await;
     let event = log.last().unwrap();
-    assert_eq!((&event["event"], &event["payload"]["why_next_step"]), (&json!("meta_next_step_selected"), &driven["why_next_step"]));
+    assert_eq!(
+        (&event["event"], &event["payload"]["why_next_step"]),
+        (&json!("meta_next_step_selected"), &driven["why_next_step"])
+    );
     // Asked again, what is under way is kept.
     run.post("/events", json!({"event": "step_completed", "step_id": "b"})).await.expect(201);
     run.tasks(json!([{"id": "t", "task_type": "t"}])).await;
@@ -1487,13 +1608,24 @@ async fn a_todo_list_becomes_the_plan() {
         {"content": "  "}, {"content": "four", "status": "nonsense"},
     ]});
     let synced = run.post("/todos/sync", todos).await.expect(200);
-    let steps: Vec<_> = synced["steps"].as_array().unwrap().iter().map(|step| (text(&step["step_id"]), text(&step["title"]), text(&step["status"]))).collect();
+    let steps: Vec<_> = synced["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| (text(&step["step_id"]), text(&step["title"]), text(&step["status"])))
+        .collect();
     let named = |id: &str, title: &str, status: &str| (id.to_owned(), title.to_owned(), status.to_owned());
-    assert_eq!(steps, [named("todo-1", "one", "done"), named("x", "two", "in_progress"), named("todo-4", "four", "pending")]);
+    assert_eq!(
+        steps,
+        [named("todo-1", "one", "done"), named("x", "two", "in_progress"), named("todo-4", "four", "pending")]
+    );
     assert_eq!(synced["status"], "running");
     let log = run.log().await;
     let event = log.last().unwrap();
-    assert_eq!((&event["event"], &event["payload"]["count"], &event["payload"]["source_session_id"]), (&json!("todo_synced"), &json!(4), &json!("s")));
+    assert_eq!(
+        (&event["event"], &event["payload"]["count"], &event["payload"]["source_session_id"]),
+        (&json!("todo_synced"), &json!(4), &json!("s"))
+    );
     let more = json!({"replace": false, "todos": [{"id": "x", "content": "two", "status": "done"}, {"id": "y", "content": "y"}]});
     let synced = run.post("/todos/sync", more).await.expect(200);
     assert_eq!((synced["steps"].as_array().unwrap().len(), &synced["status"]), (4, &json!("planning")));
@@ -1516,14 +1648,19 @@ async fn another_workspace_pauses_the_run_and_binding_it_anew_voids_every_lease(
     assert_eq!(run.log().await, log, "the same path is no news");
     let lease = run.claim("a").await.unwrap();
     let other = validate(json!({"current_path": "/elsewhere"})).await;
-    assert_eq!((&other["mismatch"], &other["status"], &other["expected_path"]), (&json!(true), &json!("paused"), &json!("/w")));
+    assert_eq!(
+        (&other["mismatch"], &other["status"], &other["expected_path"]),
+        (&json!(true), &json!("paused"), &json!("/w"))
+    );
     assert_eq!(run.claim("b").await, None, "a run that is paused hands nothing out");
     run.tell("run_resumed").await;
     let bound = validate(json!({"current_path": "/elsewhere", "rebind": true, "lease_epoch": 1})).await;
     assert_eq!((&bound["ok"], &bound["lease_epoch"]), (&json!(true), &json!(2)));
     run.say_under(&lease, "complete").await.problem(409, "task-transition-invalid");
     run.post("/tasks/claim", json!({"agent_id": "a"})).await.problem(409, "workspace-epoch-stale");
-    run.post("/lease/validate", json!({"current_path": "/elsewhere", "lease_epoch": 1})).await.problem(409, "workspace-epoch-stale");
+    run.post("/lease/validate", json!({"current_path": "/elsewhere", "lease_epoch": 1}))
+        .await
+        .problem(409, "workspace-epoch-stale");
     let claimed = run.post("/tasks/claim", json!({"agent_id": "a", "lease_epoch": 2})).await.expect(200);
     let again = Lease::of(&claimed).unwrap();
     assert!(again.fence > lease.fence);
@@ -1645,7 +1782,8 @@ async fn a_damaged_run_says_so_by_name_and_costs_no_other() {
         named(api.get(&event.at(rest)).await, &event);
     }
     assert_eq!(event.show().await["status"], "queued");
-    let lines = api.try_send(api.request(Method::GET, &event.at("/export"))).await.map(|reply| reply.body).unwrap_or_default();
+    let lines =
+        api.try_send(api.request(Method::GET, &event.at("/export"))).await.map(|reply| reply.body).unwrap_or_default();
     let refused = import(api, lines).await;
     assert!([400, 422].contains(&refused.status), "an export that was cut has no end");
     // A list says which of them it cannot show.

@@ -57,7 +57,9 @@ impl Race {
                 let (number, api) = self.server.borrow().clone();
                 match api.try_send(make(&api)).await {
                     // The same request is still in flight, or the server is going down.
-                    Ok(reply) if reply.status == 409 && reply.json()["code"] == "in-flight" => tokio::task::yield_now().await,
+                    Ok(reply) if reply.status == 409 && reply.json()["code"] == "in-flight" => {
+                        tokio::task::yield_now().await
+                    }
                     Ok(reply) => return reply,
                     Err(_) => drop(self.server.subscribe().wait_for(|(now, _)| *now > number).await.unwrap()),
                 }
@@ -127,7 +129,14 @@ impl Race {
             "action": action, "lease_token": lease.token, "error": (action == "fail").then_some("told to"),
             "output": (action == "complete").then(|| json!({"fence": lease.fence})),
         });
-        let body = Value::Object(body.as_object().unwrap().iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect());
+        let body = Value::Object(
+            body.as_object()
+                .unwrap()
+                .iter()
+                .filter(|(_, v)| !v.is_null())
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
+        );
         let rest = format!("/tasks/{}/transition", lease.task);
         let ask = || self.keyed(&rest, key, &body);
         let replies = if twice { join_all([ask(), ask()]).await } else { vec![ask().await] };
@@ -244,7 +253,8 @@ async fn race(dir: &Path, agents: usize, count: usize, kills: usize, seed: u64) 
     for kill in 1..=kills {
         let mut noted = race.noted.subscribe();
         let target = *noted.borrow() + count / 2 + dice.below(count);
-        let over = async { noted.wait_for(|noted| *noted >= target || race.over.load(SeqCst)).await.map(drop).unwrap() };
+        let over =
+            async { noted.wait_for(|noted| *noted >= target || race.over.load(SeqCst)).await.map(drop).unwrap() };
         timeout(LOST, over).await.expect("replies");
         server.kill();
         server = Server::start(dir).await;
@@ -285,7 +295,11 @@ async fn race(dir: &Path, agents: usize, count: usize, kills: usize, seed: u64) 
     for (n, lease) in journal.left.iter().enumerate() {
         for action in ["complete", "heartbeat", "fail", "release"] {
             let body = json!({"action": action, "lease_token": lease.token});
-            let late = server.api.send(run.keyed(&format!("/tasks/{}/transition", lease.task), &format!("z{n}{action}"), &body));
+            let late = server.api.send(run.keyed(
+                &format!("/tasks/{}/transition", lease.task),
+                &format!("z{n}{action}"),
+                &body,
+            ));
             late.await.problem(409, "task-transition-invalid");
         }
     }
@@ -301,7 +315,12 @@ async fn race(dir: &Path, agents: usize, count: usize, kills: usize, seed: u64) 
     }
     assert_eq!(run.log().await, log);
     let stale = names_of(&log, "context.task.stale_requeued");
-    println!("{} events, {} claims, {stale} leases ran out, {} came back late", log.len(), claimed.len(), journal.left.len());
+    println!(
+        "{} events, {} claims, {stale} leases ran out, {} came back late",
+        log.len(),
+        claimed.len(),
+        journal.left.len()
+    );
     assert!(stale > 0, "nobody went away");
 }
 

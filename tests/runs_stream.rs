@@ -50,7 +50,11 @@ impl Reader {
         assert!(event.get("thread_id").is_none() && event.get("job_id").is_none(), "another's event: {event}");
         let log = self.logs.entry(text(&event["run_id"])).or_default();
         let last = log.last().map_or(0, |last| last["seq"].as_u64().unwrap());
-        assert_eq!((&event["prev"], &event["seq"]), (&json!(last), &json!(last + 1)), "a gap, a repetition or another order");
+        assert_eq!(
+            (&event["prev"], &event["seq"]),
+            (&json!(last), &json!(last + 1)),
+            "a gap, a repetition or another order"
+        );
         log.push(event);
         self.count += 1;
     }
@@ -117,7 +121,10 @@ async fn who_watches_a_run_and_who_replays_it_read_the_same_bytes() {
     let live = live.await.unwrap();
     let log = run.log().await;
     assert_eq!(live.iter().map(Frame::json).collect::<Vec<_>>(), log);
-    assert_eq!(live.iter().map(|frame| frame.id.unwrap()).collect::<Vec<_>>(), (1..=log.len() as u64).collect::<Vec<_>>());
+    assert_eq!(
+        live.iter().map(|frame| frame.id.unwrap()).collect::<Vec<_>>(),
+        (1..=log.len() as u64).collect::<Vec<_>>()
+    );
     for after in [0, 1, 7, log.len() / 2, log.len() - 1] {
         let mut query = run.stream(after as u64).await;
         let request = server.api.request(Method::GET, &run.at("/events?after=3")).header("last-event-id", after);

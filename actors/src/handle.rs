@@ -323,7 +323,7 @@ impl Runtime {
     }
 
     /// Removes what there is of a thread whose records cannot be used.
-    async fn purge(&self, key: ThreadKey) -> Result<Done<()>, Error> {
+    pub(crate) async fn purge(&self, key: ThreadKey) -> Result<Done<()>, Error> {
         let fence = self.shared().store.epoch();
         let write = self.read(move |view| {
             Ok(match view.row(key) {
@@ -334,7 +334,7 @@ impl Runtime {
         });
         let write = write.await?;
         self.shared().store_handle.append(write).await.map_err(append_error)?;
-        tracing::warn!(thread = %key, "a damaged thread was removed");
+        tracing::warn!(thread = %key, "a damaged log was removed");
         Ok(Done { value: (), seq: 0, replayed: false })
     }
 

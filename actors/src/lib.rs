@@ -56,7 +56,7 @@ pub use self::{
     routing::{MAX_RULE_BYTES, MAX_RULES, RoutingRule, RulesError},
     runs::{
         Board, Exported, LedgerEntry, LedgerPage, Replayed, RollbackAsked, RollbackEnded, RollbackEntry, RollbackWhat,
-        RunQuery, RunWhole, TaskQuery, WorkEnd,
+        RunPage, RunQuery, RunWhole, TaskQuery, WorkEnd,
     },
     subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
     usage::{GroupBy, UsageKey, UsageQuery, UsageReport},

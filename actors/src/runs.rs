@@ -23,7 +23,9 @@ use raddle_domain::{
 };
 
 pub use self::{
-    reads::{Board, LedgerEntry, LedgerPage, Replayed, RollbackEntry, RollbackWhat, RunQuery, RunWhole, TaskQuery},
+    reads::{
+        Board, LedgerEntry, LedgerPage, Replayed, RollbackEntry, RollbackWhat, RunPage, RunQuery, RunWhole, TaskQuery,
+    },
     transfer::Exported,
     worker::WorkEnd,
 };
@@ -159,7 +161,11 @@ impl Runtime {
     /// Removes a run with everything that was ever stored of it.
     pub async fn delete_run(&self, tenant: TenantId, run: RunId, call: Call) -> Result<Done<()>, Error> {
         let call = Call { idempotency: None, ..call };
-        self.run_verb(tenant, run, Command::Delete, call, reply!(Reply::Deleted => ())).await
+        match self.run_verb(tenant, run, Command::Delete, call, reply!(Reply::Deleted => ())).await {
+            // One that cannot be loaded has no actor to ask; it can still be removed.
+            Err(Error::ThreadUnavailable(_)) if call.if_match.is_none() => self.purge(run.log(tenant)).await,
+            deleted => deleted,
+        }
     }
 
     /// Puts on record what a client says happened, and does what follows from it. Where the event stands.

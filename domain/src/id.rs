@@ -269,6 +269,17 @@ impl RunId {
     }
 }
 
+impl ThreadId {
+    /// The run whose log has this name.
+    pub fn of_run(self) -> Option<RunId> {
+        let mut id = *self.as_bytes();
+        (id[6] >> 4 == RUN_LOG).then(|| {
+            id[6] = (id[6] & 0x0f) | 0x70;
+            RunId::from_bytes(id)
+        })
+    }
+}
+
 impl ThreadKey {
     /// Whether it names the log of a run.
     pub fn is_run(&self) -> bool {

@@ -47,9 +47,12 @@ pub fn cursor(cursor: &str) -> Bytes {
     format!("id: {cursor}\n\n").into()
 }
 
-/// A thread whose events cannot be read; the others go on.
-pub fn unavailable(thread: ThreadId, detail: &str) -> Bytes {
-    let data = serde_json::json!({ "thread_id": thread, "detail": detail });
+/// A thread, or a run, whose events cannot be read; the others go on.
+pub fn unavailable(log: ThreadId, detail: &str) -> Bytes {
+    let data = match log.of_run() {
+        Some(run) => serde_json::json!({ "run_id": run, "detail": detail }),
+        None => serde_json::json!({ "thread_id": log, "detail": detail }),
+    };
     format!("event: stream.unavailable\ndata: {data}\n\n").into()
 }
 

@@ -39,7 +39,7 @@ use super::{
     request::{Caller, OfTenant, Params, Verb, digits},
     tenant_events::{self, Feed},
     threads::{etag, reply},
-    wire::{List, Nothing, TenantEventPage, required},
+    wire::{Nothing, TenantEventPage, Unavailable, required},
 };
 
 /// Where the agents of a run work.
@@ -212,6 +212,17 @@ pub struct RunLease {
     pub lease_epoch: u64,
 }
 
+/// A part of the list of runs.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RunList {
+    pub data: Vec<Run>,
+    /// Where the rest begins; `null` at the end. A page may be short and still have one.
+    #[schema(required)]
+    pub next_cursor: Option<String>,
+    /// Runs of this part whose records cannot be used, whatever was asked for.
+    pub unavailable: Vec<Unavailable>,
+}
+
 /// Events of a run.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RunEventPage {
@@ -271,13 +282,13 @@ const STATUSES: [(&str, RunStatus); 9] = {
         ("workspace" = Option<String>, Query, description = "The `canonical_path`, to the letter"),
         Paged,
     ),
-    responses((status = 200, body = List<Run>, description = "A page; a filtered one may be short and have a `next_cursor`"), Reads),
+    responses((status = 200, body = RunList, description = "A page; a filtered one may be short and have a `next_cursor`"), Reads),
 )]
 pub async fn list_runs(
     State(gateway): State<Arc<Gateway>>,
     Caller { tenant }: Caller,
     mut params: Params,
-) -> Result<Json<List<Run>>, Problem> {
+) -> Result<Json<RunList>, Problem> {
     let of = Of::Runs(tenant);
     let limit = params.limit()?;
     let after = params.text("cursor").map(|text| cursor::decode(of, &text)).transpose()?;
@@ -287,7 +298,10 @@ pub async fn list_runs(
     params.end()?;
     let query = RunQuery { status, run_type, source, workspace, after, limit };
     let page = gateway.runtime.runs(tenant, query).await?;
-    Ok(Json(List { data: page.data, next_cursor: page.next.map(|place| cursor::encode(of, &place)) }))
+    let next_cursor = page.next.map(|place| cursor::encode(of, &place));
+    let unavailable =
+        page.unavailable.into_iter().map(|(id, detail)| Unavailable { id: id.to_string(), detail }).collect();
+    Ok(Json(RunList { data: page.data, next_cursor, unavailable }))
 }
 
 /// Read a run with its tasks.

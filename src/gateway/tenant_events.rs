@@ -87,7 +87,9 @@ fn threads(text: &str) -> Result<HashSet<ThreadId>, Problem> {
 
 /// A page of the feed.
 pub fn list(tenant: TenantId, page: TenantPage) -> Bytes {
-    let unavailable: Vec<_> = page.unavailable.into_iter().map(|(id, detail)| Unavailable { id, detail }).collect();
+    let named = |id: ThreadId| id.of_run().map_or_else(|| id.to_string(), |run| run.to_string());
+    let unavailable: Vec<_> =
+        page.unavailable.into_iter().map(|(id, detail)| Unavailable { id: named(id), detail }).collect();
     let next = text(tenant, &page.next);
     let more = format!("\"next_cursor\":\"{next}\",\"unavailable\":{}", serde_json::json!(unavailable));
     frame::list(page.events.iter().map(|(_, event)| event), &more)

@@ -86,7 +86,8 @@ pub async fn list_threads(
     let query = ThreadQuery { archived, status, q, after, limit };
     let page = gateway.runtime.threads(caller.tenant, query).await?;
     let next_cursor = page.next.map(|place| cursor::encode(of, &place));
-    let unavailable = page.unavailable.into_iter().map(|(id, detail)| Unavailable { id, detail }).collect();
+    let unavailable =
+        page.unavailable.into_iter().map(|(id, detail)| Unavailable { id: id.to_string(), detail }).collect();
     Ok(Json(ThreadList { data: page.data, next_cursor, unavailable }))
 }
 

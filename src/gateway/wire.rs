@@ -454,10 +454,10 @@ pub struct ThreadList {
     pub unavailable: Vec<Unavailable>,
 }
 
-/// A thread that is there and cannot be used.
+/// A thread, or a run, that is there and cannot be used.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Unavailable {
-    pub id: ThreadId,
+    pub id: String,
     /// Names the record, and what is wrong with it.
     pub detail: String,
 }

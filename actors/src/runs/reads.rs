@@ -71,6 +71,14 @@ impl TaskQuery {
     }
 }
 
+/// A page of runs. Those whose record cannot be read are named, not hidden.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RunPage {
+    pub data: Vec<Run>,
+    pub unavailable: Vec<(RunId, String)>,
+    pub next: Option<Uuid>,
+}
+
 /// A run with its tasks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunWhole {
@@ -174,22 +182,23 @@ impl Runtime {
     }
 
     /// Runs of a tenant, oldest first; the cursor is the last one's id. None of them is loaded for it.
-    pub async fn runs(&self, tenant: TenantId, query: RunQuery) -> Result<Page<Run, Uuid>, Error> {
+    pub async fn runs(&self, tenant: TenantId, query: RunQuery) -> Result<RunPage, Error> {
         let read = move |view: &dyn View| {
             // What has ended stands behind what goes on, in an index of its own.
             let open = query.status.is_some_and(|status| !status.is_terminal());
-            let mut page = Page { data: Vec::new(), next: None };
+            let mut page = RunPage::default();
             let mut after = query.after;
             for _ in 0..SCAN.div_ceil(query.limit.max(1)) {
                 let found = view.records(tenant, RecordKind::Run, None, open, after, query.limit)?;
                 let more = found.len() == query.limit;
                 for place in found {
                     after = Some(place.id);
-                    // One that cannot be read is passed over, and says so when it is asked for.
                     match record(view, tenant, RunId::new(place.id)) {
                         Ok(Some((run, _))) if query.wants(&run) => page.data.push(run),
                         Ok(_) => {}
-                        Err(StoreError::Corrupt(why)) => tracing::error!(%why, "a run is left out of a list"),
+                        Err(StoreError::Corrupt(why)) => {
+                            page.unavailable.push((RunId::new(place.id), StoreError::Corrupt(why).to_string()));
+                        }
                         Err(error) => return Err(error),
                     }
                     if page.data.len() == query.limit {

@@ -83,6 +83,8 @@ impl Runtime {
 
 fn read(lines: &[u8]) -> Result<RunState, BadLine> {
     let mut reader = Reader::default();
-    lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).try_for_each(|line| reader.take(line))?;
+    // The last line end is the end of the last line; any other empty line is one too many.
+    let lines = lines.strip_suffix(b"\n").unwrap_or(lines);
+    lines.split(|byte| *byte == b'\n').try_for_each(|line| reader.take(line))?;
     reader.finish()
 }

@@ -2,7 +2,8 @@
 
 use super::{
     Checkpoint, Image, RestoredFrom, Run, RunState, RunStatus, Task, TaskCounts, TaskStatus,
-    command::{NewRun, Refused, Replace, Reply},
+    apply::weight,
+    command::{NewEntry, NewRun, NewTask, Patch, Refused, Replace, Reply},
     event::{EntryEvent, Event, Record, TaskEvent},
     image, limits, plan,
     step::{Cx, RUNTIME, Step, Stepper},
@@ -31,6 +32,7 @@ pub fn restored(
     image: Image,
     cx: Cx<'_>,
 ) -> Result<(RunState, Step), Refused> {
+    check_copy(&image, cx)?;
     let from = RestoredFrom { run_id: image.run.id, checkpoint_id, seq };
     let old = image.run;
     let run = Run { task_counts: TaskCounts::default(), restored_from: Some(from), ..old };
@@ -53,6 +55,101 @@ pub fn restored(
         }
         Reply::Run(Box::new(stepper.state.run.clone()))
     }))
+}
+
+/// More than anything of a run is ever counted to.
+const COUNT: u64 = 1 << 53;
+
+/// Whether a copy holds nothing that could not have been made here: it may come from lines that somebody else wrote.
+/// All of it is tried on a run of no use.
+fn check_copy(image: &Image, cx: Cx<'_>) -> Result<(), Refused> {
+    let run = &image.run;
+    check_new(&NewRun {
+        run_type: Some(run.run_type.clone()),
+        source_client: run.source_client.clone(),
+        source_metadata: run.source_metadata.clone(),
+        model_provider: run.model_provider.clone(),
+        model_id: run.model_id.clone(),
+        mcp_servers: run.mcp_servers.clone(),
+        objective: run.objective.clone(),
+        workspace: Some(run.workspace.clone()),
+        steps: run.steps.clone(),
+    })?;
+    if run.workspace.lease_epoch > COUNT {
+        return Err(Refused::invalid("workspace.lease_epoch", "is beyond anything that is counted"));
+    }
+    for (field, text) in [("why_next_step", &run.why_next_step), ("last_error", &run.last_error)] {
+        let size = text.as_ref().map_or(0, String::len);
+        if size > limits::PAYLOAD_BYTES {
+            return Err(Refused::TooLarge { field: field.to_owned(), size, limit: limits::PAYLOAD_BYTES });
+        }
+    }
+    if image.tasks.len() > limits::TASKS {
+        return Err(Refused::Full { what: "tasks", limit: limits::TASKS });
+    }
+    let (mut scratch, _) = begin(blank(run.id, run.tenant, cx), cx, |_| Reply::Noted);
+    let mut stepper = Stepper::new(&mut scratch, cx);
+    let tasks: Vec<Task> = image.tasks.iter().map(|(_, task)| task.clone()).collect();
+    tasks.iter().enumerate().try_for_each(|(at, task)| stepper.check_made(task, at))?;
+    stepper.check_batch(&tasks)?;
+    stepper.check_room(tasks.iter().map(weight).sum())?;
+    for entry in &image.entries {
+        stepper.patch(Patch::Add(NewEntry {
+            kind: entry.kind,
+            id: Some(entry.id.clone()),
+            text: entry.text.clone(),
+            path: entry.path.clone(),
+            artifact_type: entry.artifact_type.clone(),
+            step_id: entry.step_id.clone(),
+            source_event_id: entry.source_event_id.clone(),
+            ts_ms: entry.ts_ms,
+        }))?;
+        let resolve = Patch::Resolve { kind: entry.kind, id: entry.id.clone(), resolution: entry.resolution.clone() };
+        stepper.patch(resolve)?;
+    }
+    for (pack, text) in [(false, &image.summaries.rolling), (true, &image.summaries.latest_context_pack)] {
+        stepper.patch(Patch::Summarise { pack, text: text.clone() })?;
+    }
+    Ok(())
+}
+
+impl Stepper<'_> {
+    /// Whether a task is one that could have been made here, and could have become what it is.
+    fn check_made(&self, task: &Task, at: usize) -> Result<(), Refused> {
+        let field = |name: &str| format!("tasks[{at}].{name}");
+        let as_new = self.made(
+            NewTask {
+                id: Some(task.id.clone()),
+                task_type: task.task_type.clone(),
+                payload: task.payload.clone(),
+                status: None,
+                workflow_id: task.workflow_id.clone(),
+                workflow_node_id: task.workflow_node_id.clone(),
+                parent_task_id: task.parent_task_id.clone(),
+                depends_on_task_ids: task.depends_on_task_ids.clone(),
+                decision_ids: task.decision_ids.clone(),
+                artifact_ids: task.artifact_ids.clone(),
+                priority: task.priority,
+                max_attempts: Some(task.max_attempts),
+            },
+            at,
+        )?;
+        if (&as_new.task_type, &as_new.payload) != (&task.task_type, &task.payload) {
+            return Err(Refused::invalid(field("payload"), "is not as its contract has it"));
+        }
+        if task.attempt > task.max_attempts {
+            return Err(Refused::invalid(field("attempt"), "is beyond its `max_attempts`"));
+        }
+        if task.task_rev > COUNT {
+            return Err(Refused::invalid(field("task_rev"), "is beyond anything that is counted"));
+        }
+        if task.next_retry_at.is_some() && task.status != TaskStatus::Failed {
+            return Err(Refused::invalid(field("next_retry_at"), "is of failed tasks only"));
+        }
+        task.last_error.clone().map(|error| check_text(&field("last_error"), error)).transpose()?;
+        task.assigned_agent.as_deref().map_or(Ok(()), |agent| check_name(&field("assigned_agent"), agent))?;
+        task.output.as_ref().map_or(Ok(()), |output| check_size(&field("output"), output))
+    }
 }
 
 /// The first step of a log.

@@ -153,7 +153,8 @@ const KEPT: [&str; 4] = ["tool_routing_decision", "policy_decision_recorded", "s
 /// Whether a client may not write an event of this name, however it spells it.
 pub fn is_reserved(name: &str) -> bool {
     let name = name.trim().to_ascii_lowercase();
-    name.starts_with("context.") || OURS.contains(&&*name) || KEPT.contains(&&*name)
+    // What begins with `stream.` is about a connection: readers of a stream would take it for the end of theirs.
+    name.starts_with("context.") || name.starts_with("stream.") || OURS.contains(&&*name) || KEPT.contains(&&*name)
 }
 
 impl Event {

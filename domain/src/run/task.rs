@@ -77,7 +77,7 @@ impl Stepper<'_> {
         Err(Refused::Full { what: "bytes of tasks and blackboard", limit: limits::HELD_BYTES })
     }
 
-    fn made(&self, new: NewTask, at: usize) -> Result<Task, Refused> {
+    pub(super) fn made(&self, new: NewTask, at: usize) -> Result<Task, Refused> {
         let field = |name: &str| format!("tasks[{at}].{name}");
         let id = match new.id {
             Some(id) => check_id(&field("id"), id)?,
@@ -135,7 +135,7 @@ impl Stepper<'_> {
     }
 
     /// Whether tasks can be made beside those that there are: new names, known dependencies, no circles.
-    fn check_batch(&self, tasks: &[Task]) -> Result<(), Refused> {
+    pub(super) fn check_batch(&self, tasks: &[Task]) -> Result<(), Refused> {
         let mut places = BTreeMap::new();
         for (at, task) in tasks.iter().enumerate() {
             if self.state.names.contains_key(&task.id) || places.insert(task.id.as_str(), at).is_some() {
