@@ -660,7 +660,8 @@ async fn a_write_under_a_revision_that_has_passed_is_refused_by_every_route() {
             body = json!({"objective": "o", "status": "running", "workspace": run.show().await["workspace"]});
         }
         let revision = run.revision().await;
-        let path = filled(path, &run.id, "write", &checkpoint);
+        // One that the claim before it did not hand out.
+        let path = filled(path, &run.id, "last", &checkpoint);
         let request = api.request(method(name), &path).header("if-match", format!("\"{revision}\"")).json(&body);
         let reply = api.send(request).await;
         if path.ends_with("rollback-execute") {
@@ -913,6 +914,7 @@ async fn a_ledger_is_written_by_nobody_but_the_runtime() {
     // A rollback that the lines say has begun is not gone on with.
     let rollback = json!({"rollback": {
         "operation_id": "op_01905d3c-7e57-7abc-8def-0123456789ab", "event_ids": ["evt_1"], "started_seq": 1,
+        "started_at": "2026-01-01T00:00:00.000Z",
     }});
     let made = import(api, forged(&run.export().await, &[("rollback_execution_started", rollback)])).await.expect(201);
     let imported = Run { api: api.clone(), id: text(&made["run_id"]) };

@@ -118,9 +118,16 @@ async fn claimed(runtime: &Runtime, run: RunId, claim: Claim) -> Option<(Task, S
 }
 
 async fn records(runtime: &Runtime, run: RunId) -> Vec<Record> {
-    let events = runtime.run_events(OWNER, run, 0, usize::MAX).await.unwrap();
-    let stored = events.chunks.iter().flat_map(|chunk| &chunk.events);
-    stored.map(|stored| Record::decode(event::SCHEMA, &stored.json).unwrap()).collect()
+    let mut records: Vec<Record> = Vec::new();
+    loop {
+        let after = records.last().map_or(0, |last| last.seq);
+        let events = runtime.run_events(OWNER, run, after, usize::MAX).await.unwrap();
+        let stored = events.chunks.iter().flat_map(|chunk| &chunk.events);
+        records.extend(stored.map(|stored| Record::decode(event::SCHEMA, &stored.json).unwrap()));
+        if records.last().is_none_or(|last| last.seq == events.head) {
+            return records;
+        }
+    }
 }
 
 async fn names_of(runtime: &Runtime, run: RunId) -> Vec<String> {

@@ -97,7 +97,9 @@ impl Source for OfThread {
         if batch.chunk.last() <= *after {
             return Heard { news: None, then: Phase::Live };
         }
-        let deleted = batch.chunk.events.last().is_some_and(|event| event.name == "thread.deleted");
+        // Clients name events of runs: what would be the last word of another kind of log is none here.
+        let last = if self.0.is_run() { "context.run.deleted" } else { "thread.deleted" };
+        let deleted = batch.chunk.events.last().is_some_and(|event| event.name == last);
         // Whatever was not seen before a deletion is gone with the log.
         if !deleted && batch.chunk.first > *after + 1 {
             // The bus may lose a message; the log has it.

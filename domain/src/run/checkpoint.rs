@@ -104,8 +104,10 @@ fn check_copy(image: &Image, cx: Cx<'_>) -> Result<(), Refused> {
             source_event_id: entry.source_event_id.clone(),
             ts_ms: entry.ts_ms,
         }))?;
-        let resolve = Patch::Resolve { kind: entry.kind, id: entry.id.clone(), resolution: entry.resolution.clone() };
-        stepper.patch(resolve)?;
+        if entry.resolved || entry.resolution.is_some() {
+            let (id, resolution) = (entry.id.clone(), entry.resolution.clone());
+            stepper.patch(Patch::Resolve { kind: entry.kind, id, resolution })?;
+        }
     }
     for (pack, text) in [(false, &image.summaries.rolling), (true, &image.summaries.latest_context_pack)] {
         stepper.patch(Patch::Summarise { pack, text: text.clone() })?;
