@@ -308,16 +308,14 @@ fn is_name(name: &str) -> bool {
 impl Tools for Toolbox {
     fn specs(&self, scene: Scene<'_>) -> Vec<ToolSpec> {
         let mut specs: Vec<ToolSpec> = Vec::new();
-        let mut there_are_tools = false;
         for shelf in self.shelves() {
-            there_are_tools |= !shelf.0.is_empty();
             for entry in shelf.0.iter().filter(|entry| entry.tool.offered(scene)) {
                 if !specs.iter().any(|other| other.name == entry.spec.name) {
                     specs.push(entry.spec.clone());
                 }
             }
         }
-        specs.extend((self.offers_questions || there_are_tools).then(ask::spec));
+        specs.extend((self.offers_questions || !specs.is_empty()).then(ask::spec));
         specs
     }
 
