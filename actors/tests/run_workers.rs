@@ -90,8 +90,10 @@ async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
 }
 
 async fn task_is(runtime: &Runtime, run: RunId, id: &str, status: TaskStatus) -> Task {
-    until(&format!("{id} is {status:?}"), async || Some(task(runtime, run, id).await).filter(|task| task.status == status))
-        .await
+    until(&format!("{id} is {status:?}"), async || {
+        Some(task(runtime, run, id).await).filter(|task| task.status == status)
+    })
+    .await
 }
 
 /// The names of a run's events from right after `after`, and the newest.
@@ -580,10 +582,7 @@ async fn a_run_that_is_deleted_ends_the_job_that_works_for_it() {
     // One that was made before, and begins only now.
     let refused = runtime.create_job(OWNER, for_a_task(key, "x", run, json!({})), None, call()).await;
     let field = "payload.task.run_id";
-    assert!(
-        matches!(refused, Err(Error::Job(JobRefused::Invalid { field: of, .. })) if of == field),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(Error::Job(JobRefused::Invalid { field: of, .. })) if of == field), "{refused:?}");
     runtime.shutdown(LONG).await;
 }
 
@@ -659,7 +658,12 @@ async fn a_job_whose_process_dies_at_any_commit_does_its_task_once() {
         let id = runtime.create_job(OWNER, template(), None, keyed(1, 1)).await.unwrap().value.id;
         let found = until("the job goes on", async || {
             // What nobody may know of is for a person to say.
-            for effect in runtime.effects(OWNER, raddle_actors::RecordQuery { open: true, limit: 9, ..Default::default() }).await.unwrap().data {
+            for effect in runtime
+                .effects(OWNER, raddle_actors::RecordQuery { open: true, limit: 9, ..Default::default() })
+                .await
+                .unwrap()
+                .data
+            {
                 let resolution = raddle_domain::record::Resolution::Settle;
                 drop(runtime.resolve(OWNER, effect.operation_id, resolution, Some("done".into()), call()).await);
             }
@@ -771,7 +775,8 @@ async fn every_effect_is_in_the_ledger_once_though_its_process_died_at_any_commi
         let (store, dead) = dying(n + 1, &bed.config());
         let ports = Ports { store: Some(Arc::new(store)), ..bed.ports() };
         let dies = Runtime::start(bed.config(), ports).await.unwrap();
-        let started = dies.start_turn(key, prompt("call idempotent a; call read b", Delivery::Reject), keyed(1, 1)).await;
+        let started =
+            dies.start_turn(key, prompt("call idempotent a; call read b", Delivery::Reject), keyed(1, 1)).await;
         let lived = until("it dies, or the ledger is complete", async || {
             if dead.load(SeqCst) {
                 return Some(false);
@@ -807,9 +812,7 @@ async fn a_run_that_cannot_be_written_keeps_no_other_from_its_ledger() {
     let (is_stuck, told) = (stuck.clone(), refused.clone());
     let door: OnCommit = Box::new(move |writes, commit| {
         let stuck = *is_stuck.lock().unwrap();
-        let touches = |write: &raddle_domain::ports::Write| {
-            matches!(write, raddle_domain::ports::Write::Append(append) if Some(append.key) == stuck)
-        };
+        let touches = |write: &raddle_domain::ports::Write| matches!(write, raddle_domain::ports::Write::Append(append) if Some(append.key) == stuck);
         if writes.iter().any(touches) {
             told.fetch_add(1, SeqCst);
             return Err(StoreError::Full);

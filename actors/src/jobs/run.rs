@@ -206,42 +206,34 @@ async fn held(
     let mut beat = interval((lease / 3).max(Duration::from_millis(10)));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beat.tick().await;
-    let work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
-    let mut work = work;
-    let mut saying = SAYING.0;
-    loop {
-        tokio::select! {
-            ended = &mut work => return match ended {
-                Ok(end) => end.map(Some),
-                Err(_) => {
-                    tracing::error!(%key, "the runner of a job panicked");
-                    Ok(Some(End::Of(JobEnd::Unknown("its runner broke off; this is a defect".to_owned()))))
+    let kept = async {
+        let mut saying = SAYING.0;
+        loop {
+            let verb = tokio::select! {
+                _ = beat.tick() => Verb::Renew { token, expires_at: shared.clock.now().after(lease) },
+                () = said.more.notified() => {
+                    sleep(saying.min(lease / 3)).await;
+                    saying = (saying * 2).min(SAYING.1);
+                    let detail = said.text.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    Verb::Progress { token, progress: None, detail: Some(detail) }
                 }
-            },
-            _ = beat.tick() => {
-                let expires_at = shared.clock.now().after(lease);
-                if !still(book::update(shared, *key, Verb::Renew { token, expires_at }, Call::default()).await) {
-                    return Ok(None);
-                }
-            }
-            () = said.more.notified() => {
-                // What comes meanwhile goes along; the work is not kept waiting for the disk.
-                let pause = sleep(saying.min(lease / 3));
-                saying = (saying * 2).min(SAYING.1);
-                tokio::select! {
-                    ended = &mut work => return match ended {
-                        Ok(end) => end.map(Some),
-                        Err(_) => Ok(Some(End::Of(JobEnd::Unknown("its runner broke off".to_owned())))),
-                    },
-                    () = pause => {}
-                }
-                let detail = said.text.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let verb = Verb::Progress { token, progress: None, detail: Some(detail) };
-                if !still(book::update(shared, *key, verb, Call::default()).await) {
-                    return Ok(None);
-                }
+            };
+            if !still(book::update(shared, *key, verb, Call::default()).await) {
+                return;
             }
         }
+    };
+    // Side by side: the work changes the job too, and whoever waits for its turn to do that while the other one, which
+    // has it, stands still, waits for ever.
+    tokio::select! {
+        ended = AssertUnwindSafe(work).catch_unwind() => match ended {
+            Ok(end) => end.map(Some),
+            Err(_) => {
+                tracing::error!(%key, "the runner of a job panicked");
+                Ok(Some(End::Of(JobEnd::Unknown("its runner broke off; this is a defect".to_owned()))))
+            }
+        },
+        () = kept => Ok(None),
     }
 }
 
