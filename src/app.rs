@@ -18,7 +18,7 @@ use crate::{
     },
     policy, prices,
     sandbox::{self, Sandbox},
-    tools::{Tool, Toolbox, demo, files, shell::Shell},
+    tools::{Tool, Toolbox, board, demo, files, shell::Shell},
     webhook::Secrets,
     workspace::Workspaces,
 };
@@ -52,12 +52,16 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     let mcp = mcp(&config.mcp).context("`mcp.file`")?;
     let policy = policy(config.policy_file.as_deref()).context("`policy.file`")?;
     let sandbox = sandbox(config).await;
-    let tools = tools(config, &workspaces, &sandbox)?.with_policy(policy);
+    let way = board::Way::default();
+    let tools = tools(config, &workspaces, &sandbox, &way)?.with_policy(policy);
     let tools = Arc::new(tools.with(Arc::new(mcp.clone())));
     let jobs = Arc::new(runner(config, tools.clone())?);
     let hooks = hooks(config)?;
-    let ports = Ports { prices, tools, jobs, hooks, ..Ports::with_models(Arc::new(models)) };
+    let files = files::past(&workspaces);
+    let ports = Ports { prices, tools, jobs, hooks, files, ..Ports::with_models(Arc::new(models)) };
     let runtime = Runtime::start(runtime(config), ports).await?;
+    // Tools are run by the runtime, so there was none to give them.
+    drop(way.set(runtime.downgrade()));
     // Not before the data directory is known to be ours.
     mcp.start();
     Ok(App { runtime, workspaces, mcp, sandbox })
@@ -145,7 +149,12 @@ fn policy(file: Option<&Path>) -> anyhow::Result<Policy> {
     policy::file::parse(&text).with_context(|| path.display().to_string())
 }
 
-fn tools(config: &Config, workspaces: &Arc<Workspaces>, sandbox: &Arc<Sandbox>) -> anyhow::Result<Toolbox> {
+fn tools(
+    config: &Config,
+    workspaces: &Arc<Workspaces>,
+    sandbox: &Arc<Sandbox>,
+    way: &board::Way,
+) -> anyhow::Result<Toolbox> {
     let demo = config.tools.demo_dir.as_deref().map(|dir| {
         let tools = demo::tools(dir).with_context(|| format!("cannot use {} as a directory", dir.display()))?;
         // A model that may remove files must not be let at the ones that we live on.
@@ -160,7 +169,7 @@ fn tools(config: &Config, workspaces: &Arc<Workspaces>, sandbox: &Arc<Sandbox>) 
     let files = config.tools.files.then(|| files::tools(workspaces));
     let shell = sandbox.enforced().available.then(|| Shell::new(sandbox.clone(), workspaces.clone()));
     let shell = shell.map(|shell| Arc::new(shell) as Arc<dyn Tool>);
-    let all = demo.into_iter().chain(files).flatten().chain(shell);
+    let all = demo.into_iter().chain(files).flatten().chain(shell).chain(board::tools(way));
     Ok(Toolbox::new(all, config.tools.ask_user)?)
 }
 
@@ -286,7 +295,7 @@ mod tests {
         let env = [("RADDLE_SANDBOX_KIND".to_owned(), "off".to_owned())];
         let config = Config::read(Some(config), env, []).unwrap();
         let sandbox = tokio::runtime::Runtime::new().unwrap().block_on(sandbox(&config));
-        Ok(tools(&config, &workspaces(&config)?, &sandbox)?
+        Ok(tools(&config, &workspaces(&config)?, &sandbox, &board::Way::default())?
             .specs(scene(&settings()))
             .into_iter()
             .map(|spec| spec.name)

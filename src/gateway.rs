@@ -13,8 +13,11 @@ use axum::{
     middleware::from_fn_with_state,
     response::{IntoResponse, Response},
 };
-use raddle_actors::{Runtime, TenantCursor};
-use raddle_domain::{command::Limits, id::TenantId};
+use raddle_actors::{Error, Runtime, TenantCursor};
+use raddle_domain::{
+    command::Limits,
+    id::{RunId, TenantId},
+};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -98,6 +101,16 @@ impl Gateway {
         };
         let checked = tokio::task::spawn_blocking(move || spaces.check(tenant, &name)).await;
         Ok(checked.map_err(|_| Problem::new(Code::Internal, "the workspace could not be looked at"))??)
+    }
+
+    /// Refuses a run that there is not: what its thread does would be in nobody's ledger.
+    async fn check_run(&self, tenant: TenantId, run: Option<RunId>) -> Result<(), Problem> {
+        let Some(run) = run else { return Ok(()) };
+        match self.runtime.run(tenant, run).await {
+            Ok(_) => Ok(()),
+            Err(Error::NotFound(_)) => Err(Problem::invalid("run_id", "names no run")),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -106,6 +106,7 @@ impl Runner {
             key: ThreadKey { tenant: run.tenant, thread: thread.id },
             workspace: thread.workspace.as_deref(),
             policy: thread.policy.as_ref(),
+            run: thread.run_id,
             settings: &settings,
         };
         match self.tools.judge(&call, scene, &run.rules) {

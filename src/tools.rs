@@ -18,6 +18,7 @@
 pub mod arguments;
 pub mod ask;
 mod blocking;
+pub mod board;
 pub mod demo;
 pub mod files;
 pub mod shell;

@@ -3,7 +3,7 @@
 //! ```text
 //! ROOT/                      `workspaces.root`
 //!   TENANT/                  0700; what no path of another tenant reaches
-//!     .raddle/               what tools note for themselves: in no workspace
+//!     .raddle/               what tools note for themselves, and what files were: in no workspace
 //!     threads/THREAD/        of a thread that names no workspace: its own
 //!     anything/below         of threads that name it: `anything/below`, or its absolute path
 //! ```
@@ -112,6 +112,7 @@ pub struct Workspaces {
 pub struct Workspace {
     dir: Dir,
     path: PathBuf,
+    name: PathBuf,
 }
 
 impl Workspace {
@@ -119,6 +120,11 @@ impl Workspace {
     /// moved it since, so what must be right goes by [`Self::dir`], which stays the same directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A name by which any thread of its tenant finds it: the way from the tenant's directory down, without links.
+    pub fn name(&self) -> &Path {
+        &self.name
     }
 
     /// The open directory. Nothing that is opened relative to it is outside of it.
@@ -159,11 +165,16 @@ impl Workspaces {
 
     /// The same where it is there already. Makes nothing.
     pub fn find(&self, key: ThreadKey, name: Option<&str>) -> Result<Workspace, NoWorkspace> {
-        let name = match name {
-            Some(name) => self.below(key.tenant, name)?,
-            None => own(key.thread).into(),
-        };
-        self.opened(key.tenant, &self.tenant(key.tenant)?, &name)
+        match name {
+            Some(name) => self.find_named(key.tenant, name),
+            None => self.opened(key.tenant, &self.tenant(key.tenant)?, Path::new(&own(key.thread))),
+        }
+    }
+
+    /// The directory of this name where it is there already. Makes nothing.
+    pub fn find_named(&self, tenant: TenantId, name: &str) -> Result<Workspace, NoWorkspace> {
+        let name = self.below(tenant, name)?;
+        self.opened(tenant, &self.tenant(tenant)?, &name)
     }
 
     /// Whether [`Self::named`] would find or make a directory of this name, as things are now. Makes nothing.
@@ -212,7 +223,7 @@ impl Workspaces {
         // By a link it may be reached under any name.
         check_reserved(&real)?;
         let path = self.path.join(tenant.as_str()).join(&real);
-        Ok(Workspace { dir: dir.open_dir(&real)?, path })
+        Ok(Workspace { dir: dir.open_dir(&real)?, path, name: real })
     }
 
     /// The directory in which the tools of a tenant note what they need to know after a crash: of the same disk as its
@@ -221,6 +232,15 @@ impl Workspaces {
         let dir = self.make_tenant(tenant)?;
         make_private(&dir, RESERVED)?;
         open_no_link(&dir, RESERVED)
+    }
+
+    /// The same where tools have noted something. Makes nothing.
+    pub fn find_notes(&self, tenant: TenantId) -> Result<Option<Dir>, NoWorkspace> {
+        match self.tenant(tenant).and_then(|dir| open_no_link(&dir, RESERVED)) {
+            Ok(notes) => Ok(Some(notes)),
+            Err(NoWorkspace::Io(why)) if why.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(why) => Err(why),
+        }
     }
 
     fn make_tenant(&self, tenant: TenantId) -> Result<Dir, NoWorkspace> {
@@ -366,6 +386,29 @@ mod tests {
         }
         ground.spaces.check(TenantId::DEFAULT, "a/b/c").unwrap();
         assert!(!made.path().join("c").exists());
+    }
+
+    #[test]
+    fn what_is_only_looked_for_is_not_made_and_has_one_name_when_it_is_there() {
+        let ground = Ground::new();
+        let missing = |found: Result<Workspace, NoWorkspace>| match found {
+            Err(NoWorkspace::Io(why)) => why.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        };
+        assert!(ground.spaces.find_notes(TenantId::DEFAULT).unwrap().is_none());
+        assert!(missing(ground.spaces.find_named(TenantId::DEFAULT, "a/b")));
+        assert!(!ground.dir.path().join("root/default").exists());
+        ground.spaces.named(TenantId::DEFAULT, "a/b").unwrap();
+        symlink("a", ground.tenant("default").join("alias")).unwrap();
+        let absolute = format!("{}/default/a/b", ground.root());
+        for name in ["a/b", "./a//b/", "alias/b", &absolute] {
+            let found = ground.spaces.find_named(TenantId::DEFAULT, name).unwrap();
+            assert_eq!(found.name(), Path::new("a/b"), "{name}");
+        }
+        assert!(missing(ground.spaces.find_named(TenantId::DEFAULT, "a/c")));
+        assert!(ground.spaces.find_notes(TenantId::DEFAULT).unwrap().is_none());
+        ground.spaces.notes(TenantId::DEFAULT).unwrap().write("note", "").unwrap();
+        assert!(ground.spaces.find_notes(TenantId::DEFAULT).unwrap().unwrap().exists("note"));
     }
 
     #[test]

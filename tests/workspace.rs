@@ -237,6 +237,30 @@ async fn a_workspace_that_is_no_longer_there_takes_its_tools_with_it() {
     assert_eq!(world.play(&other, &write).await, [unknown]);
 }
 
+#[tokio::test]
+async fn what_files_were_is_kept_for_a_run_and_for_nobody_else_out_of_reach() {
+    let mut world = World::start().await;
+    let write = |text: &str| call("write_file", json!({"path": "f", "content": text}));
+    let blobs = world.tenant().join(".raddle/blobs");
+    let plain = world.thread(Some("w")).await;
+    world.play(&plain, &format!("{}\n{}", write("one\n"), write("two\n"))).await;
+    assert!(!blobs.exists());
+    let run = "run_01905d3c-7e57-7abc-8def-000000000001";
+    let thread = json!({"workspace": "w", "auto_approve": true, "run_id": run});
+    let thread = world.api().create(thread).await;
+    world.play(&thread, &write("three\n")).await;
+    world.equipped.crash().await;
+    let kept = |path: &Path| path.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let [drawer] = &kept(&blobs)[..] else { panic!("{:?}", kept(&blobs)) };
+    let [blob] = &kept(drawer)[..] else { panic!("{:?}", kept(drawer)) };
+    assert_eq!(std::fs::read_to_string(blob).unwrap(), "two\n");
+    let below = blob.strip_prefix(world.tenant()).unwrap().display();
+    for path in [format!("../{below}"), blob.display().to_string()] {
+        let said = world.play(&thread, &call("read_file", json!({ "path": path }))).await;
+        assert_eq!(said[0].0, "failed", "{said:?}");
+    }
+}
+
 // ---- crashes -------------------------------------------------------------------------------------
 
 /// Kills the server while a patch of two files, and an edit, are under way again and again. Each of them would show

@@ -8,7 +8,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use raddle_domain::{
     command::{Report, TextKind},
     history::{History, Message, ToolCall},
-    id::{Seq, TenantId, ThreadKey, TurnId},
+    id::{RunId, Seq, TenantId, ThreadKey, TurnId},
     policy::{Policy, TenantRules},
     ports::{
         Act, ActStep, Answered, Errand, FinishReason, Fragment, Judgement, LogStore, ModelError, ModelErrorKind,
@@ -38,6 +38,8 @@ pub(crate) struct EngineCall {
     pub workspace: Option<String>,
     /// The thread's own layer of the policy.
     pub policy: Option<Policy>,
+    /// The run that the thread works for.
+    pub run: Option<RunId>,
     /// The items of the open turn so far.
     pub items: Vec<Item>,
     /// The most bytes of all tool calls of the answer.
@@ -143,8 +145,8 @@ async fn drive(
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
     let EngineCall { key, turn, settings, system_prompt, workspace, policy, items, tool_bytes, .. } = call;
-    let EngineCall { is_first, context_seq, compaction, .. } = call;
-    let scene = Scene { key, workspace: workspace.as_deref(), policy: policy.as_ref(), settings: &settings };
+    let EngineCall { is_first, context_seq, compaction, run, .. } = call;
+    let scene = Scene { key, workspace: workspace.as_deref(), policy: policy.as_ref(), run, settings: &settings };
     let model = models.engine(&settings.engine).ok_or_else(|| {
         let message = format!("the engine `{}` is not configured", settings.engine);
         ModelError { kind: ModelErrorKind::Rejected, message, retry_after: None }

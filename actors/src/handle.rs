@@ -35,6 +35,7 @@ use crate::{
     jobs,
     receipts::{Idempotency, Recalled},
     registry::{Health, Ticket},
+    runs::worker,
     store::AppendError,
     subscription::{
         Follow, Next, OfTenant, OfThread, Subscription, TenantCursor, TenantPage, TenantSubscription, Wanted,
@@ -57,9 +58,9 @@ pub struct Runtime {
     inner: Arc<Inner>,
 }
 
-/// See [`Runtime::downgrade`].
+/// A way back to a runtime that does not keep it; see [`Runtime::downgrade`].
 #[derive(Clone)]
-pub(crate) struct WeakRuntime(Weak<Inner>);
+pub struct WeakRuntime(Weak<Inner>);
 
 impl WeakRuntime {
     /// The runtime, while somebody holds it.
@@ -198,12 +199,15 @@ impl Runtime {
                 threads: std::sync::Mutex::new(Some(threads)),
             }),
         };
+        let (shared, way) = (runtime.shared().clone(), runtime.downgrade());
+        drop(shared.way_to_runs.set(way.clone()));
+        shared.engines.spawn(worker::recover(shared.clone(), way));
         jobs.do_send(jobs::Begin(runtime.shared().clone(), runtime.downgrade()));
         Ok(runtime)
     }
 
     /// A way back to the runtime that does not keep it.
-    pub(crate) fn downgrade(&self) -> WeakRuntime {
+    pub fn downgrade(&self) -> WeakRuntime {
         WeakRuntime(Arc::downgrade(&self.inner))
     }
 

@@ -30,7 +30,7 @@ use std::{
 use futures_util::FutureExt;
 use raddle_domain::{
     hook::{EventFilter, OnReject, REFUSALS, Since, pause},
-    id::TenantId,
+    id::{Seq, TenantId},
     ports::{Clock, Document, DocumentKind, HookBatch, HookEvent, LogStore, Sink, SinkError, StoreError, View, Write},
     time::UnixMs,
 };
@@ -91,6 +91,11 @@ impl Hook {
         self.tenants.as_ref().is_none_or(|tenants| tenants.contains(&tenant))
     }
 
+    /// Whether it is one that nobody configured: no name that is has a colon.
+    fn is_ours(&self) -> bool {
+        self.name.contains(':')
+    }
+
     /// The name of its cursor among a tenant's documents.
     fn id(&self) -> [u8; 32] {
         Sha256::digest(self.name.as_bytes()).into()
@@ -148,6 +153,8 @@ struct Progress {
     head: u64,
     /// Whether there may be something behind the cursor, whatever `head` says.
     more: bool,
+    /// Whether a page behind the cursor is on its way.
+    reading: bool,
     delivered: u64,
     skipped: u64,
     /// Events that were taken and are not behind the saved cursor.
@@ -167,6 +174,16 @@ struct Progress {
 impl Progress {
     fn is_due(&self, now: Instant) -> bool {
         (self.more || self.head > self.at.position) && self.retry_at.is_none_or(|at| at <= now)
+    }
+
+    /// Takes note of an append that nothing is wanted of; whether that was all, so that nobody has to read it.
+    fn passed(&mut self, position: u64, last: Seq, now: Instant) -> bool {
+        let waits = self.more || self.reading || self.retry_at.is_some() || self.head != self.at.position;
+        if waits || position != self.head + 1 {
+            return false;
+        }
+        self.moved(TenantCursor { position, seq: last }, SAVE_AFTER.1, now);
+        true
     }
 
     fn behind(&self) -> u64 {
@@ -294,12 +311,13 @@ impl Hooks {
     pub fn committed(&self, batches: &[Arc<Batch>]) {
         for board in &self.boards {
             let (mut concerned, mut wanted) = (false, false);
-            let mut tenants = board.tenants();
+            let (mut tenants, now) = (board.tenants(), Instant::now());
             for batch in batches.iter().filter(|batch| batch.position > 0 && board.hook.is_for(batch.key.tenant)) {
                 let progress = tenants.entry(batch.key.tenant).or_default();
+                let wants = batch.chunk.events.iter().any(|event| board.hook.events.wants(&event.name));
+                concerned |= wants || !progress.passed(batch.position, batch.chunk.last(), now);
                 progress.head = progress.head.max(batch.position);
-                concerned = true;
-                wanted = wanted || batch.chunk.events.iter().any(|event| board.hook.events.wants(&event.name));
+                wanted |= wants;
             }
             drop(tenants);
             if wanted {
@@ -328,7 +346,8 @@ impl Hooks {
                 last_error: progress.last_error,
             }
         };
-        self.boards.iter().filter(|board| board.hook.is_for(tenant)).map(status).collect()
+        let theirs = |board: &&Arc<Board>| board.hook.is_for(tenant) && !board.hook.is_ours();
+        self.boards.iter().filter(theirs).map(status).collect()
     }
 
     pub fn figures(&self) -> Vec<HookFigures> {
@@ -526,7 +545,15 @@ impl Courier {
 
     /// Carries one page of a tenant's feed, or as much of it as is taken.
     async fn page(&self, tenant: TenantId) {
-        let from = self.board.of(tenant, |progress| progress.at);
+        let from = self.board.of(tenant, |progress| {
+            progress.reading = true;
+            progress.at
+        });
+        self.carry_page(tenant, from).await;
+        self.board.of(tenant, |progress| progress.reading = false);
+    }
+
+    async fn carry_page(&self, tenant: TenantId, from: TenantCursor) {
         let page =
             match self.read(move |view| tenant_page(view, tenant, from, &Wanted::Everyones, PAGE, PAGE_BYTES)).await {
                 Ok(page) => page,

@@ -17,6 +17,7 @@
 
 mod book;
 mod run;
+mod task;
 mod tick;
 mod verbs;
 

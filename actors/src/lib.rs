@@ -46,7 +46,7 @@ pub use self::{
     clock::{SystemClock, UuidIds},
     config::{Config, Ports, StartError},
     fork::ForkAt,
-    handle::{Call, Done, Error, Runtime, Started},
+    handle::{Call, Done, Error, Runtime, Started, WeakRuntime},
     hooks::{Hook, HookFigures, HookStatus, TWICE},
     jobs::{JobFigures, JobQuery},
     policy::Wondered,
@@ -56,7 +56,7 @@ pub use self::{
     routing::{MAX_RULE_BYTES, MAX_RULES, RoutingRule, RulesError},
     runs::{
         Board, Exported, LedgerEntry, LedgerPage, Replayed, RollbackAsked, RollbackEnded, RollbackEntry, RollbackWhat,
-        RunQuery, RunWhole, TaskQuery,
+        RunQuery, RunWhole, TaskQuery, WorkEnd,
     },
     subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
     usage::{GroupBy, UsageKey, UsageQuery, UsageReport},

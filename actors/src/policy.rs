@@ -70,6 +70,7 @@ impl Runtime {
             key,
             workspace: on.and_then(|thread| thread.workspace.as_deref()),
             policy: on.and_then(|thread| thread.policy.as_ref()),
+            run: on.and_then(|thread| thread.run_id),
             settings: &settings,
         };
         let supposed = match wondered {

@@ -183,9 +183,9 @@ impl Machine for RunMachine {
         *command == Command::Delete
     }
 
-    /// What a worker has to say of a task that it holds.
+    /// What a worker has to say of a task that it holds, and what was done.
     fn ends_work(command: &Command) -> bool {
-        matches!(command, Command::Transition(_))
+        matches!(command, Command::Transition(_) | Command::Say(..) | Command::GiveBack(_) | Command::Journal(_))
     }
 
     fn seq(&self) -> Seq {

@@ -4,9 +4,11 @@
 //! Each verb is a function of its own: what only the runtime may say, a ledger's entries and how a rollback ended, no
 //! caller can say by any of them.
 
+pub(crate) mod journal;
 mod reads;
 mod transfer;
 mod watch;
+pub(crate) mod worker;
 
 use raddle_domain::{
     id::{CheckpointId, RunId, Seq, TenantId},
@@ -23,6 +25,7 @@ use raddle_domain::{
 pub use self::{
     reads::{Board, LedgerEntry, LedgerPage, Replayed, RollbackEntry, RollbackWhat, RunQuery, RunWhole, TaskQuery},
     transfer::Exported,
+    worker::WorkEnd,
 };
 use crate::{
     handle::{Begun, Call, Done, Error, Runtime},

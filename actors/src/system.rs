@@ -14,15 +14,20 @@ use raddle_domain::{
     ports::{Clock, Files, Ids, JobRunner, LogStore, Models, Tools},
     price::Prices,
 };
-use tokio::{runtime::Handle, sync::oneshot};
+use tokio::{
+    runtime::Handle,
+    sync::{SetOnce, oneshot},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     bus::{EventBusActor, Inlet},
     config::{Config, Ports, StartError},
+    handle::WeakRuntime,
     hooks::{Hooks, Save},
     jobs::{Jobs, Locks, Look},
     registry::Registry,
+    runs::journal,
     store::{StoreActor, StoreHandle, redb::RedbStore},
     supervisor::{self, Supervisor, Sweep},
     timers::{self, Timers},
@@ -40,6 +45,8 @@ pub(crate) struct Shared {
     pub tools: Arc<dyn Tools>,
     pub prices: Arc<Prices>,
     pub hooks: Arc<Hooks>,
+    /// Where the hook that carries effects into ledgers is told of the runtime.
+    pub way_to_runs: Arc<SetOnce<WeakRuntime>>,
     pub store: Arc<dyn LogStore>,
     pub store_handle: StoreHandle,
     pub bus: Addr<EventBusActor>,
@@ -121,8 +128,9 @@ fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
         None => RedbStore::open(&config.store).map(|store| Arc::new(store) as _).map_err(Into::into),
     };
     // Before anybody writes, so that a new hook begins with whatever this process does.
+    let (ledger, way) = journal::hook(ports.files.clone());
     let prepared = store.and_then(|store| {
-        let hooks = Hooks::prepare(&*store, ports.hooks.clone())?;
+        let hooks = Hooks::prepare(&*store, ports.hooks.iter().cloned().chain([ledger]).collect())?;
         Ok((store, hooks))
     });
     let (store, hooks) = match prepared {
@@ -131,7 +139,8 @@ fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
     };
     let runner = System::new();
     let system = System::current();
-    let (shared, arbiters) = runner.block_on(async { tree(config, ports, store, hooks, engines.handle().clone()) });
+    let engines_of = engines.handle().clone();
+    let (shared, arbiters) = runner.block_on(async { tree(config, ports, store, (hooks, way), engines_of) });
     if started.send(Ok((system, shared.clone()))).is_err() {
         return;
     }
@@ -158,7 +167,7 @@ fn tree(
     config: Config,
     ports: Ports,
     store: Arc<dyn LogStore>,
-    hooks: Hooks,
+    (hooks, way): (Hooks, Arc<SetOnce<WeakRuntime>>),
     engines: Handle,
 ) -> (Arc<Shared>, Vec<Arbiter>) {
     let hooks = Arc::new(hooks);
@@ -201,6 +210,7 @@ fn tree(
         tools: ports.tools,
         prices: ports.prices,
         hooks,
+        way_to_runs: way,
         store,
         store_handle,
         bus,

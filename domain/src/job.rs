@@ -22,7 +22,7 @@
 //! | cancel | yes | yes | yes | yes | – | – | – |
 //! | retry | while it waits for its retry | – | – | yes | – | yes | yes |
 //! | begin | when due | – | – | – | – | – | – |
-//! | progress, attach, renew, complete, fail, doubt, give up, expire | – | under its lease | – | – | – | – | – |
+//! | progress, attach, hold, renew, complete, fail, doubt, give up, expire | – | under its lease | – | – | – | – | – |
 //! | lose | – | of another owner | – | – | – | – | – |
 //!
 //! What is refused changes nothing. `attempt` counts the retries: with `max_attempts` 3 a job that always fails runs
@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    id::{InputId, JobId, ScheduleId, Seq, ThreadId, TurnId},
+    id::{InputId, JobId, RunId, ScheduleId, Seq, ThreadId, TurnId},
     ports::{Indexed, LogKind, RecordKind, RowHead},
     time::UnixMs,
 };
@@ -93,6 +93,24 @@ pub struct TurnWork {
     pub max_tokens: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_summary: Option<String>,
+    /// Claim a task of a run, and do it: its description follows the prompt, and what the turn comes to is what the
+    /// task comes to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskWanted>,
+}
+
+/// Which task of a run a job claims: the one that is next, of those that fit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = JobTask)]
+pub struct TaskWanted {
+    pub run_id: RunId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_type: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow_id: Option<String>,
 }
 
 /// POST a body to an address.
@@ -248,6 +266,9 @@ pub struct Job {
     /// The prompt of this run, while its turn waits behind another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_id: Option<InputId>,
+    /// The task of this run, where it works on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_id: Option<String>,
     /// Who made it, and for which time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule_id: Option<ScheduleId>,
@@ -365,6 +386,11 @@ pub enum Verb {
         token: Token,
         input: Option<InputId>,
         turn: Option<TurnId>,
+    },
+    /// The run works on this task.
+    Hold {
+        token: Token,
+        task: String,
     },
     Renew {
         token: Token,
@@ -515,6 +541,7 @@ impl Job {
             begun: 0,
             turn_id: None,
             input_id: None,
+            task_id: None,
             schedule_id: None,
             slot: None,
             stopping: false,
@@ -630,6 +657,14 @@ impl Job {
                 (self.input_id, self.turn_id) = (input, turn);
                 JobEvent::Progress
             }
+            Verb::Hold { token, task } => {
+                self.held(token)?;
+                if self.task_id.as_ref() == Some(&task) {
+                    return Ok(None);
+                }
+                self.task_id = Some(task);
+                JobEvent::Progress
+            }
             Verb::Renew { token, expires_at } => {
                 self.held(token)?;
                 if let Some(lease) = &mut self.lease {
@@ -740,7 +775,7 @@ impl Job {
     fn next_run(&mut self) {
         if !self.stopping {
             self.run += 1;
-            (self.turn_id, self.input_id) = (None, None);
+            (self.turn_id, self.input_id, self.task_id) = (None, None, None);
         }
     }
 

@@ -287,6 +287,8 @@ pub struct Scene<'a> {
     pub workspace: Option<&'a str>,
     /// The thread's own layer.
     pub policy: Option<&'a Policy>,
+    /// The run that the thread works for.
+    pub run: Option<RunId>,
     pub settings: &'a TurnSettings,
 }
 
@@ -577,6 +579,10 @@ pub struct ChangedFile {
     pub path: String,
     pub before: Option<Content>,
     pub after: Option<Content>,
+    /// The permissions that it had, where there was a file: those of one that is made again. A file that is still there
+    /// keeps the permissions that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
 }
 
 /// What a file holds, by its digest.
@@ -591,7 +597,7 @@ pub struct Content {
 /// What one operation did to files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilesChanged {
-    /// The workspace as its threads name it.
+    /// The workspace by a name that its threads may call it, the same however they spell it.
     pub workspace: String,
     pub files: Vec<ChangedFile>,
 }

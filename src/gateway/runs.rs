@@ -86,6 +86,7 @@ pub struct CreateRun {
 /// A run, to take the place of the one that is there: what is left out is cleared. As a GET gives it, with changes.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "what is read-only is taken and not looked at")]
 pub struct PutRun {
     #[schema(value_type = String, min_length = 1)]
     pub objective: Option<String>,

@@ -46,6 +46,7 @@ pub async fn create_thread(
 ) -> Result<Response, Problem> {
     let new = body.into_command(&**gateway.runtime.models())?;
     gateway.check_workspace(caller.tenant, new.workspace.as_deref()).await?;
+    gateway.check_run(caller.tenant, new.run_id).await?;
     let done = gateway.runtime.create_thread(caller.tenant, new, call).await?;
     let location = format!("/v1/threads/{}", done.value.id);
     Ok(reply(StatusCode::CREATED, done, Some(location), Json))
@@ -127,6 +128,7 @@ pub async fn patch_thread(
 ) -> Result<Response, Problem> {
     let patch = body.into_command(&**gateway.runtime.models())?;
     gateway.check_workspace(key.tenant, patch.workspace.as_ref().and_then(Option::as_deref)).await?;
+    gateway.check_run(key.tenant, patch.run_id.flatten()).await?;
     let done = gateway.runtime.patch_thread(key, patch, call).await?;
     Ok(reply(StatusCode::OK, done, None, Json))
 }

@@ -28,7 +28,7 @@ pub(crate) fn key() -> ThreadKey {
 
 /// A turn with these settings, on a thread without a workspace.
 pub(crate) fn scene(settings: &TurnSettings) -> Scene<'_> {
-    Scene { key: key(), workspace: None, policy: None, settings }
+    Scene { key: key(), workspace: None, policy: None, run: None, settings }
 }
 
 pub(crate) fn operation(number: u8) -> OperationId {

@@ -9,27 +9,31 @@
 //! | `edit_file` | idempotent | a person | puts one text of a file in the place of another |
 //! | `apply_patch` | idempotent | a person | changes several files: all of them or none |
 //!
-//! [`place`] says what a path may be, [`change`] how files change; the others are a tool each. All of it waits for a
+//! [`place`] says what a path may be, [`change`] how files change, [`blobs`] what they were before where that is kept for
+//! later; [`past`] tells it, and brings it back. The others are a tool each. All of it waits for a
 //! disk, so it runs where that blocks nobody, and is told when its call was given up: a search stops, and a change
 //! that is not decided yet is not made.
 //!
 //! Invariants: nothing outside of the workspace is read or changed; a call that fails has changed nothing; a file is
 //! the old one or the new one, never a part. Absent on purpose: a tool to remove or rename (`apply_patch` does both).
 
+mod blobs;
 mod change;
+mod disk;
 mod edit;
 mod grep;
 mod list;
+mod past;
 mod patch;
 mod place;
 mod read;
 mod shown;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Display, sync::Arc, time::Duration};
 
 use raddle_domain::{
     policy::{SandboxMode, withheld::Withheld},
-    ports::{Gate, Invocation, Output, Scene, ToolEnd, ToolRun, ToolSpec},
+    ports::{Files, Gate, Invocation, Output, Scene, ToolEnd, ToolRun, ToolSpec},
     record::{EffectClass, ItemKind},
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -57,6 +61,11 @@ const WALK_TIME: Duration = Duration::from_secs(30);
 pub fn tools(spaces: &Arc<Workspaces>) -> Vec<Arc<dyn Tool>> {
     let tool = |act| Arc::new(FileTool { spaces: spaces.clone(), act }) as Arc<dyn Tool>;
     [Act::Read, Act::List, Act::Grep, Act::Write, Act::Edit, Act::Patch].map(tool).into()
+}
+
+/// What such tools did to files, and the way back.
+pub fn past(spaces: &Arc<Workspaces>) -> Arc<dyn Files> {
+    Arc::new(past::Past::new(spaces.clone()))
 }
 
 struct FileTool {
@@ -317,7 +326,9 @@ impl At<'_> {
     }
 
     fn change(&self, plan: impl FnOnce() -> Result<Plan, Fault>) -> Result<String, Fault> {
-        let Invocation { key, operation, .. } = *self.invocation;
+        let Invocation { key, operation, run, .. } = *self.invocation;
+        // Who can take it back later is a run, and only what was done for it.
+        let plan = || plan().map(|plan| Plan { keeps: run.is_some(), ..plan });
         let notes =
             self.spaces.notes(key.tenant).map_err(|why| Fault::Said(format!("the tenant's directory {why}")))?;
         change(&notes, operation, self.workspace, self.stop, plan)
@@ -390,10 +401,7 @@ fn plan_patch(workspace: &Workspace, arguments: &Patch) -> Result<Plan, Fault> {
     }
     // What is written can be undone; what is removed comes last.
     files.extend(removed);
-    let mut paths: Vec<_> = files.iter().map(|file| &file.path).collect();
-    paths.sort();
-    if let Some(twice) = paths.windows(2).find(|pair| pair[1].starts_with(pair[0])) {
-        let (one, other) = (twice[0].display(), twice[1].display());
+    if let Some((one, other)) = overlap(&files) {
         return Err(Fault::Said(format!(
             "the patch changes `{one}` and `{other}`: each file once, and none in another"
         )));
@@ -401,10 +409,18 @@ fn plan_patch(workspace: &Workspace, arguments: &Patch) -> Result<Plan, Fault> {
     Ok(planned(files, said.join("\n")))
 }
 
+/// Two changes of one file, or of a file and of what would be in it.
+fn overlap(files: &[FileChange]) -> Option<(Display<'_>, Display<'_>)> {
+    let mut paths: Vec<_> = files.iter().map(|file| &file.path).collect();
+    paths.sort();
+    let twice = paths.windows(2).find(|pair| pair[1].starts_with(pair[0]))?;
+    Some((twice[0].display(), twice[1].display()))
+}
+
 fn planned(files: Vec<FileChange>, said: String) -> Plan {
     let diff = shown::diff(&files);
     let said = if diff.is_empty() { format!("{said}\n[nothing is different]\n") } else { format!("{said}\n{diff}") };
-    Plan { files, said }
+    Plan { files, said, keeps: false }
 }
 
 /// A file that is named in a call, as it is now.

@@ -28,7 +28,7 @@ use tokio::{
 use super::{
     Desk, How,
     book::{self, Found},
-    tick,
+    task, tick,
 };
 use crate::{
     bus::Subscribe,
@@ -43,7 +43,7 @@ use crate::{
 /// record, twice as long each time, up to the longest.
 const SAYING: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// How long a server that is busy is left alone.
-const BUSY: Duration = Duration::from_secs(1);
+pub(super) const BUSY: Duration = Duration::from_secs(1);
 
 /// Does what a log demands.
 pub(super) async fn tend(desk: Desk) -> How {
@@ -111,7 +111,7 @@ async fn begin(desk: &Desk) -> Result<(), Error> {
     let output = Arc::new(Said::default());
     let work = async {
         match &job.work {
-            Work::Turn(turn) => follow(desk, &job, turn, token).await,
+            Work::Turn(turn) => task::worked(desk, &job, turn, token).await,
             _ => other(desk, &job, output.clone()).await,
         }
     };
@@ -142,7 +142,7 @@ async fn report(desk: &Desk, verb: Verb) -> Result<(), Error> {
 }
 
 /// How a run ended, or that it was ended.
-enum End {
+pub(super) enum End {
     Of(JobEnd),
     GivenUp(String),
 }
@@ -314,12 +314,12 @@ fn start_of(runtime: &Runtime, work: &TurnWork) -> Result<StartTurn, Error> {
 }
 
 /// What of the world may be over in a moment.
-const fn passes(error: &Error) -> bool {
+pub(super) const fn passes(error: &Error) -> bool {
     matches!(error, Error::Busy { .. } | Error::InFlight | Error::Store(StoreError::Full | StoreError::Unavailable(_)))
 }
 
 /// Finds the turn of the run, or starts it, and follows it to its end.
-async fn follow(desk: &Desk, job: &Job, work: &TurnWork, token: Token) -> Result<End, Error> {
+pub(super) async fn follow(desk: &Desk, job: &Job, work: &TurnWork, token: Token) -> Result<End, Error> {
     let thread = ThreadKey { tenant: desk.key.tenant, thread: work.thread_id };
     let (mut input, mut turn) = (job.input_id, job.turn_id);
     if input.is_none() && turn.is_none() {
@@ -469,6 +469,7 @@ async fn tell(desk: &Desk, job: &Job) -> Result<bool, Error> {
     let key = ThreadKey { tenant: desk.key.tenant, thread: work.thread_id };
     let (mut input, mut turn) = (job.input_id, job.turn_id);
     let runtime = desk.runtime.get()?;
+    task::given_back(&runtime, key.tenant, job, work).await?;
     if input.is_none() && turn.is_none() {
         let call = idempotency(job.id, job.run);
         // While the request is under way nobody can say; then it is asked again after a pause.

@@ -117,6 +117,15 @@ impl Runtime {
             if let Some(Err(unknown)) = turn.model.as_deref().map(|model| self.models().resolve(None, Some(model))) {
                 return invalid("payload.model", unknown.0);
             }
+            if let Some(wanted) = &turn.task {
+                // What its tools do is to stand in the ledger of the run that the task is of.
+                if run.thread.is_some_and(|thread| thread.run_id != Some(wanted.run_id)) {
+                    return invalid("payload.task.run_id", "is not the run that the thread works for".to_owned());
+                }
+                if let Err(Error::NotFound(_)) = self.run(tenant, wanted.run_id).await {
+                    return invalid("payload.task.run_id", "names no run".to_owned());
+                }
+            }
             return Ok(template);
         }
         match self.shared().runner.judge(&run) {

@@ -131,6 +131,7 @@ fn start_engine(machine: &ThreadMachine, turn: TurnId, call: u32, place: &Place<
         settings: open.map(|open| open.turn().settings.clone()).expect("a call is owed by an open turn"),
         system_prompt: state.view().system_prompt.clone(),
         workspace: state.view().workspace.clone(),
+        run: state.view().run_id,
         policy: state.view().policy.clone(),
         items: open.map(|open| open.items().cloned().collect()).unwrap_or_default(),
         tool_bytes: config.limits.item_bytes,

@@ -1,5 +1,7 @@
 //! What may be asked of a run, and every way in which it may be refused.
 
+use std::{fmt, str::FromStr};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -8,7 +10,7 @@ use super::{
     StepStatus, Task, TaskStatus,
 };
 use crate::{
-    id::{CheckpointId, OperationId, RunId, Seq},
+    id::{CheckpointId, JobId, OperationId, RunId, Seq, ThreadId, TurnId},
     time::UnixMs,
 };
 
@@ -26,6 +28,12 @@ pub enum Command {
     CreateTasks(Vec<NewTask>),
     Claim(Claim),
     Transition(Transition),
+    /// One of the runtime's own workers wants work. One that holds a task gets that one.
+    Work(Worker, Claim),
+    /// It says something of the task that it holds: it needs no token, for nobody else can have its name.
+    Say(Worker, Transition),
+    /// It is gone: whatever it holds can be claimed again.
+    GiveBack(Worker),
     ValidateLease(ValidateLease),
     SaveCheckpoint {
         reason: Option<String>,
@@ -188,6 +196,22 @@ pub struct Transition {
     pub output: Option<Value>,
 }
 
+impl Transition {
+    /// A word and nothing else.
+    pub const fn new(task_id: String, action: Action) -> Self {
+        Self {
+            task_id,
+            action,
+            lease_token: None,
+            expected_task_rev: None,
+            agent_id: None,
+            error: None,
+            lease_ms: None,
+            output: None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     Heartbeat,
@@ -198,6 +222,50 @@ pub enum Action {
     /// Make a task claimable that failed, is blocked or was cancelled.
     Retry,
     Status(TaskStatus),
+}
+
+/// Somebody of the runtime's own who works on a task: a turn that claimed it, or a job that has a turn for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Worker {
+    /// Where the work is done: what its tools do then is done for the task.
+    pub thread: ThreadId,
+    pub by: WorkBy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkBy {
+    Turn(TurnId),
+    /// With the number of the job's run.
+    Job(JobId, u32),
+}
+
+impl fmt::Display for Worker {
+    /// The name under which it holds leases.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.by {
+            WorkBy::Turn(turn) => write!(f, "{}/{turn}", self.thread),
+            WorkBy::Job(job, run) => write!(f, "{}/{job}/{run}", self.thread),
+        }
+    }
+}
+
+impl FromStr for Worker {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        let (thread, by) = name.split_once('/').ok_or(())?;
+        let thread = thread.parse().map_err(|_| ())?;
+        let by = match by.split_once('/') {
+            None => WorkBy::Turn(by.parse().map_err(|_| ())?),
+            Some((job, run)) => WorkBy::Job(job.parse().map_err(|_| ())?, run.parse().map_err(|_| ())?),
+        };
+        Ok(Self { thread, by })
+    }
+}
+
+/// Whether an agent may not call itself that: it is how the runtime's own workers are called.
+pub(super) fn is_a_workers(name: &str) -> bool {
+    name.trim_start().starts_with(ThreadId::PREFIX)
 }
 
 /// An agent says where it works.

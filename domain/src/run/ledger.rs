@@ -18,14 +18,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    LedgerRecord, LedgerSummary, Mutation, MutationRecord, Rollback, RunState, RunStatus, TaskStatus,
+    LedgerRecord, LedgerSummary, Mutation, MutationRecord, Rollback, RunState, RunStatus,
     command::{AskRollback, Journal, Refused, Reply, RestoreDue, RestoreReport},
     event::{Event, Record, RollbackBlocked, event_id, seq_of},
     limits,
     step::{RUNTIME, Stepper},
 };
 use crate::{
-    id::{OperationId, Seq},
+    id::{OperationId, Seq, ThreadId},
     ports::ChangedFile,
 };
 
@@ -160,7 +160,7 @@ impl Stepper<'_> {
             if self.state.sources.get(&source.thread_id).is_some_and(|known| *known >= source.seq) {
                 continue;
             }
-            effect.task_id = self.state.held_by(&source.thread_id.to_string());
+            effect.task_id = self.state.held_on(source.thread_id);
             let task_id = effect.task_id.clone();
             if let Some(mutation) = mutation.filter(|mutation| !mutation.files.is_empty()) {
                 self.emit(Event::MutationRecorded(Box::new(MutationRecord { task_id, ..mutation })));
@@ -226,12 +226,12 @@ impl Stepper<'_> {
 }
 
 impl RunState {
-    /// The task that this agent holds.
-    fn held_by(&self, agent: &str) -> Option<String> {
-        let held = self.queue.held().filter_map(|slot| self.tasks.get(&slot));
-        let mut held = held.filter(|task| task.status == TaskStatus::InProgress);
-        let mine = |task: &&super::Task| task.lease.as_ref().is_some_and(|lease| lease.owner == agent);
-        held.find(mine).map(|task| task.id.clone())
+    /// The task that is worked on in this thread.
+    fn held_on(&self, thread: ThreadId) -> Option<String> {
+        let here = format!("{thread}/");
+        let mut held = self.queue.held().filter_map(|slot| self.tasks.get(&slot));
+        let held = held.find(|task| task.lease.as_ref().is_some_and(|lease| lease.owner.starts_with(&here)));
+        held.map(|task| task.id.clone())
     }
 
     /// The mutations that are to be taken back, newest first, or why that cannot be.

@@ -27,12 +27,12 @@ use sha2::{Digest, Sha256};
 use super::{
     RunState, RunStatus, Slot, Task, TaskLease, TaskStatus,
     apply::after,
-    command::{Action, Claim, Claimed, NewTask, Refused, Reply, Transition},
+    command::{Action, Claim, Claimed, NewTask, Refused, Reply, Transition, Worker, is_a_workers},
     event::{Event, TaskEvent},
     limits,
     step::{RUNTIME, Stepper},
 };
-use crate::time::UnixMs;
+use crate::{id::ThreadId, time::UnixMs};
 
 /// How long a lease lasts unless its holder says otherwise, and what he may say.
 pub const DEFAULT_LEASE_MS: u64 = 30_000;
@@ -167,6 +167,25 @@ impl Stepper<'_> {
     /// Hands out the task that is next, if there is one.
     pub(super) fn claim(&mut self, claim: Claim) -> Result<Reply, Refused> {
         check_name("agent_id", &claim.agent_id)?;
+        if is_a_workers(&claim.agent_id) {
+            let why = format!("begins with `{}`, as the names of the runtime's own workers do", ThreadId::PREFIX);
+            return Err(Refused::invalid("agent_id", why));
+        }
+        self.hand_out(claim)
+    }
+
+    /// The same for a worker of the runtime: one that holds a task already, because it was interrupted, goes on with it.
+    pub(super) fn work(&mut self, worker: Worker, claim: Claim) -> Result<Reply, Refused> {
+        let agent_id = worker.to_string();
+        if let Some(task) = self.state.held_as(&agent_id, self.cx.now) {
+            return Ok(Reply::Claimed(Box::new(Claimed { task: Some(task.clone()), why: None })));
+        }
+        // The workspace of a thread is the runtime's to know: it cannot be another one than the run's by mistake.
+        let lease_epoch = Some(self.state.run.workspace.lease_epoch);
+        self.hand_out(Claim { agent_id, lease_epoch, ..claim })
+    }
+
+    fn hand_out(&mut self, claim: Claim) -> Result<Reply, Refused> {
         self.check_epoch(claim.lease_epoch)?;
         if let Some(id) = &claim.task_id
             && !self.state.names.contains_key(id)
@@ -217,8 +236,39 @@ impl Stepper<'_> {
         task
     }
 
+    /// Takes a worker's word about the task that it holds.
+    pub(super) fn say(&mut self, worker: Worker, asked: Transition) -> Result<Reply, Refused> {
+        let agent = worker.to_string();
+        if self.state.task(&asked.task_id).is_none() {
+            return Err(Refused::NoTask);
+        }
+        if self.state.held_as(&agent, self.cx.now).is_none_or(|held| held.id != asked.task_id) {
+            return Err(Refused::LeaseInvalid { why: "is over, or was never this worker's", fence: None });
+        }
+        self.spoken(Transition { agent_id: Some(agent), ..asked }, true)
+    }
+
+    /// Takes back what a worker holds that is gone.
+    pub(super) fn give_back(&mut self, worker: Worker) -> Reply {
+        let agent = worker.to_string();
+        if let Some(task) = self.state.held_as(&agent, self.cx.now).cloned() {
+            self.by = format!("agent:{agent}");
+            self.put(TaskEvent::Requeued, Task { status: TaskStatus::Runnable, lease: None, ..task });
+        }
+        Reply::Noted
+    }
+
     /// Takes a word about a task.
     pub(super) fn transition(&mut self, asked: Transition) -> Result<Reply, Refused> {
+        if asked.agent_id.as_deref().is_some_and(is_a_workers) {
+            let why = format!("begins with `{}`, as the names of the runtime's own workers do", ThreadId::PREFIX);
+            return Err(Refused::invalid("agent_id", why));
+        }
+        self.spoken(asked, false)
+    }
+
+    /// Takes a word about a task; `proven`: it is known to be the holder's.
+    fn spoken(&mut self, asked: Transition, proven: bool) -> Result<Reply, Refused> {
         let task = self.state.task(&asked.task_id).ok_or(Refused::NoTask)?.clone();
         if let Some(expected) = asked.expected_task_rev
             && expected != task.task_rev
@@ -230,7 +280,9 @@ impl Stepper<'_> {
         let error = asked.error.clone().map(|error| check_text("error", error)).transpose()?;
         // What no holder could do is told first: whoever is late learns what became of the task.
         let to = target(&task, asked.action)?;
-        check_lease(&task, &asked, self.cx.now)?;
+        if !proven {
+            check_lease(&task, &asked, self.cx.now)?;
+        }
         if let Some(agent) = &asked.agent_id {
             self.by = format!("agent:{agent}");
         }
@@ -314,6 +366,12 @@ impl Stepper<'_> {
 }
 
 impl RunState {
+    /// The task that is held under this name, and whose lease has not run out.
+    fn held_as(&self, agent: &str, now: UnixMs) -> Option<&Task> {
+        let mut held = self.queue.held().filter_map(|slot| self.tasks.get(&slot));
+        held.find(|task| task.lease.as_ref().is_some_and(|lease| lease.owner == agent && lease.expires_at > now))
+    }
+
     fn choose(&self, claim: &Claim) -> Option<Slot> {
         let Some(id) = &claim.task_id else {
             return self.queue.next(claim.task_type.as_deref(), claim.workflow_id.as_deref());

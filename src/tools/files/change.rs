@@ -17,21 +17,29 @@
 //! beside the first, and carried out by whoever runs the operation again. Only when it is done are both forgotten, so
 //! nobody plans again on files that are changed in part.
 //!
+//! What files hold before a change that somebody may want to take back *later* is kept beside the notes ([`blobs`])
+//! before the change is decided: once it has happened, it is there. The note says which files, by their digests.
+//!
 //! Notes are kept for a month after their operation, longer than anybody waits to go on after a crash.
 
 use std::{
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use cap_std::fs::{Dir, MetadataExt};
-use raddle_domain::id::OperationId;
-use rustix::fs::{Access, AtFlags, Mode, OFlags};
+use raddle_domain::{
+    id::OperationId,
+    ports::{ChangedFile, Content, FilesChanged},
+};
+use rustix::fs::{Access, AtFlags, Mode};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::place::{Fault, Held, Named};
+use super::{
+    blobs,
+    disk::{self, crash, digest, sync},
+    place::{Fault, Held, Named},
+};
 use crate::{tools::blocking::Stop, workspace::Workspace};
 
 /// The note of a change that is decided.
@@ -40,15 +48,12 @@ const NOTE: &str = "note";
 /// The note of the change that takes it back, which counts more.
 const UNDO: &str = "undo";
 
+/// Says that the change is made, and that its files may be anything by now.
+const CLOSED: &str = "closed";
+
 /// What the names of staged files begin with, for either.
 const AFTER: &str = "";
 const BEFORE: &str = "before-";
-
-/// How long notes are kept.
-const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-
-/// New files: what the process's mask leaves of it.
-const NEW_FILE: Mode = Mode::from_raw_mode(0o666);
 
 /// What one file is to become. Paths are those that [`super::place::real`] gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,12 +78,17 @@ impl FileChange {
 pub struct Plan {
     pub files: Vec<FileChange>,
     pub said: String,
+    /// Whether what the files hold is kept, so that somebody can take the change back later.
+    pub keeps: bool,
 }
 
 /// What is noted of a change.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     workspace: PathBuf,
+    /// The same as threads name it. Earlier builds did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
     files: Vec<Noted>,
     said: String,
 }
@@ -89,6 +99,70 @@ struct Noted {
     /// Digests; nothing where there is no file.
     before: Option<String>,
     after: Option<String>,
+    /// How long it was and is; 0 where there is no file. Earlier builds did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bytes: Option<(u64, u64)>,
+    /// The permissions of what was there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mode: Option<u32>,
+}
+
+impl Note {
+    /// What it says that happened, if it says enough.
+    fn changed(self) -> Option<FilesChanged> {
+        let differs = |file: &Noted| file.before != file.after;
+        let files: Option<Vec<ChangedFile>> = self.files.into_iter().filter(differs).map(Noted::changed).collect();
+        let files = files.filter(|files| !files.is_empty())?;
+        Some(FilesChanged { workspace: self.name?, files })
+    }
+}
+
+impl Noted {
+    fn changed(self) -> Option<ChangedFile> {
+        let (before, after) = self.bytes?;
+        let content = |sha256: Option<String>, bytes| sha256.map(|sha256| Content { sha256, bytes });
+        let path = self.path.into_os_string().into_string().ok()?;
+        let (before, after) = (content(self.before, before), content(self.after, after));
+        Some(ChangedFile { path, before, after, mode: self.mode })
+    }
+}
+
+/// How far an operation has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing has happened.
+    Undecided,
+    /// It is made or taken back, or will be.
+    Decided,
+    /// It is made, and over.
+    Closed,
+}
+
+/// How far an operation has come, by what is noted of it. Makes nothing.
+pub fn progress(notes: &Dir, operation: OperationId) -> io::Result<Progress> {
+    let Some(desk) = Desk::find(notes, operation)? else { return Ok(Progress::Undecided) };
+    Ok(match desk.0 {
+        desk if desk.try_exists(CLOSED)? => Progress::Closed,
+        desk if desk.try_exists(NOTE)? || desk.try_exists(UNDO)? => Progress::Decided,
+        _ => Progress::Undecided,
+    })
+}
+
+/// Notes that an operation is over whose change was made: what becomes of its files is not its matter any more.
+pub fn close(notes: &Dir, operation: OperationId) -> io::Result<()> {
+    crash::may();
+    let desk = Desk::open(notes, operation)?;
+    disk::write(&desk.0, CLOSED, &[], None)?;
+    Ok(sync(&desk.0)?)
+}
+
+/// What an operation changed, by its note; nothing where it changed nothing, or was taken back. Makes nothing.
+pub fn changed(notes: &Dir, operation: OperationId) -> io::Result<Option<FilesChanged>> {
+    let Some(desk) = Desk::find(notes, operation)? else { return Ok(None) };
+    if desk.note(UNDO)?.is_some() {
+        return Ok(None);
+    }
+    Ok(desk.note(NOTE)?.and_then(Note::changed))
 }
 
 /// What is kept of one operation: the note, and staged files by their number.
@@ -120,6 +194,9 @@ pub fn change(
         check(&desk, workspace.dir(), &file.path)?;
     }
     desk.stage(AFTER, &plan.files).map_err(noting)?;
+    if plan.keeps {
+        keep(notes, operation, &plan.files)?;
+    }
     crash::may();
     if stop.is_asked() {
         return Err(Fault::Said("given up before anything was changed".to_owned()));
@@ -139,6 +216,17 @@ pub fn change(
 
 fn noting(why: io::Error) -> Fault {
     Fault::Said(format!("the change could not be noted: {why}"))
+}
+
+/// Keeps what the files hold that are to hold something else.
+fn keep(notes: &Dir, operation: OperationId, files: &[FileChange]) -> Result<(), Fault> {
+    for file in files.iter().filter(|file| file.before != file.after) {
+        if let Some(bytes) = &file.before {
+            let fault = |why| Fault::Said(format!("what `{}` holds could not be kept: {why}", file.path.display()));
+            blobs::keep(notes, operation, bytes).map_err(fault)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether it is the workspace that a note is about.
@@ -229,16 +317,30 @@ fn undo(desk: &Desk, dir: &Dir, back: &Note) -> Result<(), Fault> {
 impl Desk {
     /// Operations are spread over directories, so that each can look for old notes in its own.
     fn open(notes: &Dir, operation: OperationId) -> io::Result<Self> {
-        let name = operation.to_string();
-        let drawer = Path::new("ops").join(&name[name.len() - 2..]);
+        let (drawer, name) = Self::place(operation);
         notes.create_dir_all(&drawer)?;
         let drawer = notes.open_dir(drawer)?;
         match drawer.create_dir(&name) {
             Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why),
             Err(_) => {}
-            Ok(()) => sweep(&drawer, &name),
+            Ok(()) => disk::sweep(&drawer, &name),
         }
         Ok(Self(drawer.open_dir(&name)?))
+    }
+
+    /// The same where it is there already.
+    fn find(notes: &Dir, operation: OperationId) -> io::Result<Option<Self>> {
+        let (drawer, name) = Self::place(operation);
+        match notes.open_dir(drawer.join(name)) {
+            Ok(desk) => Ok(Some(Self(desk))),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(why) => Err(why),
+        }
+    }
+
+    fn place(operation: OperationId) -> (PathBuf, String) {
+        let name = operation.to_string();
+        (Path::new("ops").join(&name[name.len() - 2..]), name)
     }
 
     fn note(&self, name: &str) -> io::Result<Option<Note>> {
@@ -253,31 +355,28 @@ impl Desk {
         for (number, file) in files.iter().enumerate() {
             crash::may();
             if let Some(bytes) = &file.after {
-                self.write(&format!("{staged}{number}"), bytes, file.mode)?;
+                disk::write(&self.0, &format!("{staged}{number}"), bytes, file.mode)?;
             }
         }
         Ok(())
     }
 
-    /// Writes a file, to the disk.
-    fn write(&self, name: &str, bytes: &[u8], mode: Option<Mode>) -> io::Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut file = std::fs::File::from(rustix::fs::openat(&self.0, name, flags, NEW_FILE)?);
-        file.write_all(bytes)?;
-        if let Some(mode) = mode {
-            rustix::fs::fchmod(&file, mode & Mode::from_raw_mode(0o777))?;
-        }
-        file.sync_all()
-    }
-
     fn decide(&self, name: &str, workspace: &Workspace, files: &[FileChange], said: &str) -> io::Result<Note> {
+        let bytes = |content: &Option<Vec<u8>>| content.as_ref().map_or(0, |content| content.len() as u64);
         let files = files.iter().map(|file| Noted {
             path: file.path.clone(),
             before: file.before.as_deref().map(digest),
             after: file.after.as_deref().map(digest),
+            bytes: Some((bytes(&file.before), bytes(&file.after))),
+            mode: file.before.as_ref().and(file.mode).map(|mode| mode.as_raw_mode() & 0o777),
         });
-        let note = Note { workspace: workspace.path().to_owned(), files: files.collect(), said: said.to_owned() };
-        self.write("unnoted", &serde_json::to_vec(&note)?, None)?;
+        let note = Note {
+            workspace: workspace.path().to_owned(),
+            name: workspace.name().to_str().map(str::to_owned),
+            files: files.collect(),
+            said: said.to_owned(),
+        };
+        disk::write(&self.0, "unnoted", &serde_json::to_vec(&note)?, None)?;
         crash::may();
         rustix::fs::renameat(&self.0, "unnoted", &self.0, name)?;
         sync(&self.0)?;
@@ -304,65 +403,6 @@ impl Desk {
         match self.0.remove_file(name) {
             Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
             _ => Ok(sync(&self.0)?),
-        }
-    }
-}
-
-/// Removes what is a month older than this. That some of it stays is no failure of what is being done.
-fn sweep(drawer: &Dir, name: &str) {
-    let age = |name: &Path| drawer.metadata(name).and_then(|found| found.modified());
-    let (Ok(now), Ok(entries)) = (age(Path::new(name)), drawer.entries()) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let old = age(Path::new(&name)).ok().and_then(|then| now.duration_since(then).ok());
-        if old.is_some_and(|old| old > KEPT) {
-            let _gone = drawer.remove_dir_all(name);
-        }
-    }
-}
-
-/// Makes what was renamed or removed in a directory outlast a power cut.
-fn sync(dir: &Dir) -> rustix::io::Result<()> {
-    // A directory that is only held for its place cannot be synced.
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::fsync(rustix::fs::openat(dir, ".", flags, Mode::empty())?)
-}
-
-fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Where a test may end the process, as far as the disk can tell: nothing is tidied up on the way out.
-#[cfg(not(test))]
-mod crash {
-    pub const fn may() {}
-}
-
-#[cfg(test)]
-pub mod crash {
-    use std::cell::Cell;
-
-    thread_local! { static LEFT: Cell<Option<u32>> = const { Cell::new(None) }; }
-
-    /// Runs `work` and ends it at its place `at`, counted from 0. Whether it came to its end.
-    pub fn after<T>(at: u32, work: impl FnOnce() -> T) -> Option<T> {
-        LEFT.set(Some(at));
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-        LEFT.set(None);
-        match ended {
-            Ok(done) => Some(done),
-            Err(why) if why.is::<Crash>() => None,
-            Err(why) => std::panic::resume_unwind(why),
-        }
-    }
-
-    struct Crash;
-
-    pub fn may() {
-        match LEFT.get() {
-            Some(0) => std::panic::resume_unwind(Box::new(Crash)),
-            Some(left) => LEFT.set(Some(left - 1)),
-            None => {}
         }
     }
 }

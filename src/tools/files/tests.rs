@@ -1,3 +1,5 @@
+mod past;
+
 use std::{
     os::unix::{
         fs::{PermissionsExt, symlink},
@@ -14,7 +16,7 @@ use raddle_domain::{
     ports::{Judgement, Tools as _},
 };
 
-use super::{change::crash, *};
+use super::{disk::crash, *};
 use crate::tools::{
     Toolbox,
     bench::{invocation, key, operation, scene, settings},

@@ -1,4 +1,7 @@
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 use raddle_domain::{
@@ -230,7 +233,7 @@ impl Read {
 }
 
 fn page(fake: &Fake, after: TenantCursor, limit: usize) -> TenantPage {
-    tenant_page(fake, TENANT, after, None, limit, 9_999).unwrap()
+    tenant_page(fake, TENANT, after, &Wanted::Everyones, limit, 9_999).unwrap()
 }
 
 fn texts(words: &[&str]) -> Vec<(u128, String)> {
@@ -258,7 +261,7 @@ proptest! {
             }
             turns += 1;
             let (limit, keep, bytes) = stops.next().unwrap();
-            let page = tenant_page(&fake, TENANT, after, None, limit, bytes).unwrap();
+            let page = tenant_page(&fake, TENANT, after, &Wanted::Everyones, limit, bytes).unwrap();
             prop_assert!(page.events.len() <= limit);
             for (cursor, event) in page.events.iter().take(keep) {
                 read.take(*cursor, event);
@@ -324,10 +327,10 @@ fn what_nobody_asked_for_takes_no_room_and_is_passed() {
     for n in [1, 2, 2, 1, 2] {
         fake.append(n, &texts(&["a", "b"]));
     }
-    let only = HashSet::from([thread(1)]);
-    let page = tenant_page(&fake, TENANT, START, Some(&only), 4, 9_999).unwrap();
+    let only = Wanted::These(Arc::new(HashSet::from([thread(1)])));
+    let page = tenant_page(&fake, TENANT, START, &only, 4, 9_999).unwrap();
     assert_eq!(page.events.iter().map(|(cursor, _)| cursor.position).collect::<Vec<_>>(), [1, 1, 4, 4]);
     assert_eq!((page.next, page.more), (TenantCursor { position: 5, seq: 6 }, false));
-    let nobody = tenant_page(&fake, TENANT, START, Some(&HashSet::new()), 4, 9_999).unwrap();
+    let nobody = tenant_page(&fake, TENANT, START, &Wanted::These(Arc::default()), 4, 9_999).unwrap();
     assert_eq!((nobody.events.len(), nobody.next), (0, page.next));
 }
