@@ -1,8 +1,8 @@
 //! `raddle runs`: boards that many agents share.
 //!
-//! This file has the run itself; below it are `tasks`, `notes` (the blackboard), `plan`, `checkpoints`, `history` (replay,
-//! export, import), `ledger` (and taking back), `watch` and `board`. Where a noun has verbs of its own, the noun and a run
-//! list: `runs tasks RUN`, `runs tasks add RUN`.
+//! This file has the run itself; below it are `tasks`, `notes` (the blackboard), `plan`, `checkpoints`, `history`
+//! (replay, export, import), `ledger` (and taking back), `watch` and `board`. Where a noun has verbs of its own, the noun
+//! and a run list: `runs tasks RUN`, `runs tasks add RUN`.
 
 mod board;
 mod checkpoints;
@@ -34,7 +34,6 @@ pub struct Runs {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one of them in a process")]
 enum Verb {
     /// Make a run
     Create(Create),

@@ -108,7 +108,8 @@ fn differences(drift: &Drift) -> Vec<String> {
     let difference = |Difference { at, kept, replayed }: &Difference| {
         format!("  {}: kept {}, replayed {}", brief(at), json(kept), json(replayed))
     };
-    let mut lines = vec![format!("drift in {} places", drift.differences.len())];
+    // Uncounted: the server tells the first of them.
+    let mut lines = vec!["drift:".to_owned()];
     lines.extend(drift.differences.iter().map(difference));
     lines
 }

@@ -20,6 +20,7 @@ pub struct Tasks {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of them in a process")]
 enum Verb {
     /// Add tasks: one by options, or all of a file or none
     Add(Add),

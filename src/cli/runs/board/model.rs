@@ -292,7 +292,7 @@ pub mod tests {
         Board::begin(run, tasks, entries.into_iter(), String::new(), Vec::new())
     }
 
-    fn ids<'a>(board: &'a Board, column: Column) -> Vec<&'a str> {
+    fn ids(board: &Board, column: Column) -> Vec<&str> {
         board.tasks(column).into_iter().map(|task| task.id.as_str()).collect()
     }
 
