@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
@@ -60,7 +60,7 @@ pub(super) fn mutation(mutation: &MutationRecord, record: &Record) -> Mutation {
 }
 
 /// What taking a file back would do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RollbackAction {
     DeleteCreatedFile,
@@ -81,7 +81,7 @@ impl RollbackAction {
 }
 
 /// What taking one mutation back would do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RollbackStep {
     pub event_id: String,
     pub seq: Seq,
@@ -92,7 +92,7 @@ pub struct RollbackStep {
     pub operations: Vec<RollbackOperation>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RollbackOperation {
     pub action: RollbackAction,
     #[serde(flatten)]
@@ -100,7 +100,7 @@ pub struct RollbackOperation {
 }
 
 /// What a rollback of everything would do, newest first.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RollbackPreview {
     pub executable: bool,
     pub step_count: usize,
