@@ -169,8 +169,8 @@ fn tools(
     let files = config.tools.files.then(|| files::tools(workspaces));
     let shell = sandbox.enforced().available.then(|| Shell::new(sandbox.clone(), workspaces.clone()));
     let shell = shell.map(|shell| Arc::new(shell) as Arc<dyn Tool>);
-    let all = demo.into_iter().chain(files).flatten().chain(shell).chain(board::tools(way));
-    Ok(Toolbox::new(all, config.tools.ask_user)?)
+    let all = demo.into_iter().chain(files).flatten().chain(shell);
+    Ok(Toolbox::new(all, config.tools.ask_user)?.with_board(board::tools(way))?)
 }
 
 fn hooks(config: &Config) -> anyhow::Result<Vec<Hook>> {

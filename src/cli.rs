@@ -24,6 +24,7 @@ mod mcp;
 mod policy;
 mod questions;
 mod routing;
+mod runs;
 mod schedules;
 mod serve;
 mod threads;
@@ -57,6 +58,8 @@ enum Command {
     Jobs(jobs::Jobs),
     /// Make, list, pause and delete schedules of jobs
     Schedules(schedules::Schedules),
+    /// Boards that many agents share: make, show, watch and replay runs, work on their tasks
+    Runs(runs::Runs),
     /// Show what was spent
     Usage(usage::Usage),
     /// List and set which model answers which intent
@@ -224,6 +227,7 @@ impl Cli {
             Command::McpGuard(guard) => guard.run().await,
             Command::Jobs(jobs) => jobs.run().await,
             Command::Schedules(schedules) => schedules.run().await,
+            Command::Runs(runs) => runs.run().await,
             Command::Usage(usage) => usage.run().await,
             Command::Routing(routing) => routing.run().await,
             Command::Hooks(hooks) => hooks.run().await,

@@ -3,7 +3,17 @@
 //! Failures are of three sorts, and the exit code depends on which: the server could not be reached, it refused,
 //! or something else went wrong. [`Follow`] turns a stream that may be cut at any time into one that is not.
 
-use std::{collections::VecDeque, fmt, time::Duration};
+mod runs;
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use raddle_actors::RoutingRule;
@@ -24,6 +34,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use self::runs::*;
 use crate::sse::{Bounds, Parser};
 
 /// Where the server is unless somebody says otherwise.
@@ -533,9 +544,15 @@ impl Client {
 
     /// The events of a thread after `after`, as they happen, through every interruption.
     pub fn follow(&self, thread: &str, after: Seq) -> Follow {
+        self.follow_log(["v1", "threads", thread, "events"], "thread.deleted", after)
+    }
+
+    fn follow_log(&self, path: [&str; 4], last_word: &'static str, after: Seq) -> Follow {
         Follow {
             client: self.clone(),
-            thread: thread.to_owned(),
+            path: path.map(str::to_owned),
+            last_word,
+            lost: Arc::default(),
             after,
             open: None,
             since: Instant::now(),
@@ -546,10 +563,14 @@ impl Client {
     }
 }
 
-/// A thread's events, each once and in order, over as many connections as it takes.
+/// The events of a log, each once and in order, over as many connections as it takes.
 pub struct Follow {
     client: Client,
-    thread: String,
+    path: [String; 4],
+    /// The event that nothing follows.
+    last_word: &'static str,
+    /// There is no connection although there should be one.
+    lost: Arc<AtomicBool>,
     after: Seq,
     open: Option<(Response, Parser)>,
     /// When the open connection was made.
@@ -562,13 +583,18 @@ pub struct Follow {
 }
 
 impl Follow {
-    /// The record of the next event as JSON, with its name; `None` when the thread was deleted.
+    /// Whether the connection is lost, for whoever waits for what it brings.
+    pub fn lost(&self) -> Arc<AtomicBool> {
+        self.lost.clone()
+    }
+
+    /// The record of the next event as JSON, with its name; `None` when what it is about was deleted.
     /// Cancel-safe: what a dropped call had read is kept.
     pub async fn next(&mut self) -> Result<Option<(String, String)>, ClientError> {
         loop {
             while let Some(event) = self.ready.pop_front() {
                 let name = event.name;
-                self.gone |= name == "thread.deleted";
+                self.gone |= name == self.last_word;
                 match event.id.and_then(|id| id.parse::<Seq>().ok()) {
                     // A stream that is resumed may repeat; a reader may not notice.
                     Some(seq) if seq <= self.after => {}
@@ -602,6 +628,7 @@ impl Follow {
         if self.open.is_none() {
             self.open = Some((self.connect().await?, Parser::new(BOUNDS)));
             self.since = Instant::now();
+            self.lost.store(false, Ordering::Relaxed);
         }
         let Some((response, parser)) = &mut self.open else { return Ok(false) };
         match tokio::time::timeout(SILENCE, response.chunk()).await {
@@ -624,7 +651,8 @@ impl Follow {
 
     async fn connect(&self) -> Result<Response, ClientError> {
         let query = [("after", self.after.to_string())];
-        let request = self.client.request(Method::GET, &["v1", "threads", &self.thread, "events"], &query);
+        let path = self.path.each_ref().map(String::as_str);
+        let request = self.client.request(Method::GET, &path, &query);
         self.client.send(request.header(header::ACCEPT, "text/event-stream")).await
     }
 
@@ -635,6 +663,7 @@ impl Follow {
         }
         let wait = Duration::from_millis(u64::from(self.failures) * 100).min(Duration::from_secs(1));
         self.failures += 1;
+        self.lost.store(true, Ordering::Relaxed);
         tokio::time::sleep(wait).await;
         Ok(())
     }

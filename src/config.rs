@@ -20,7 +20,7 @@ use crate::{
 mod hooks;
 
 /// Variables that are no configuration of the server: they belong to the command line.
-const NOT_KEYS: [&str; 4] = ["RADDLE_SERVER", "RADDLE_KEY", "RADDLE_LOG", "RADDLE_CONFIG"];
+const NOT_KEYS: [&str; 5] = ["RADDLE_SERVER", "RADDLE_KEY", "RADDLE_LEASE", "RADDLE_LOG", "RADDLE_CONFIG"];
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -853,8 +853,8 @@ mod tests {
 
     #[test]
     fn variables_of_the_command_line_are_not_keys() {
-        let env = [("RADDLE_SERVER", "x"), ("RADDLE_KEY", "x"), ("RADDLE_CONFIG", "x"), ("RADDLE_LOG", "debug")];
-        assert_eq!(read("", &env, &[]).unwrap().log.level, "debug");
+        let env = [("RADDLE_SERVER", "x"), ("RADDLE_KEY", "x"), ("RADDLE_LEASE", "x"), ("RADDLE_CONFIG", "x")];
+        assert_eq!(read("", &[&env[..], &[("RADDLE_LOG", "debug")]].concat(), &[]).unwrap().log.level, "debug");
         let both = [("RADDLE_LOG_LEVEL", "warn"), ("RADDLE_LOG", "debug")];
         assert_eq!(read("", &both, &[]).unwrap().log.level, "debug");
         let swapped = [("RADDLE_LOG", "debug"), ("RADDLE_LOG_LEVEL", "warn")];

@@ -122,6 +122,8 @@ pub enum ToolboxError {
 /// The configured tools, in the order in which models are told of them.
 pub struct Toolbox {
     tools: Arc<Shelf>,
+    /// Those of threads that work for a run.
+    board: Arc<Shelf>,
     sources: Vec<Arc<dyn Source>>,
     questions: Schema,
     offers_questions: bool,
@@ -205,13 +207,19 @@ impl Toolbox {
     /// `offers_questions` says so.
     pub fn new(tools: impl IntoIterator<Item = Arc<dyn Tool>>, offers_questions: bool) -> Result<Self, ToolboxError> {
         let (tools, questions) = (Arc::new(Shelf::new(tools)?), compiled(&ask::spec())?);
-        Ok(Self { tools, sources: Vec::new(), questions, offers_questions, policy: Policy::default() })
+        let board = Arc::default();
+        Ok(Self { tools, board, sources: Vec::new(), questions, offers_questions, policy: Policy::default() })
     }
 
     /// With this as the installation's layer of the policy.
     #[must_use]
     pub fn with_policy(self, policy: Policy) -> Self {
         Self { policy, ..self }
+    }
+
+    /// With tools for threads that work for a run. To others they are nothing that they may do.
+    pub fn with_board(self, tools: impl IntoIterator<Item = Arc<dyn Tool>>) -> Result<Self, ToolboxError> {
+        Ok(Self { board: Arc::new(Shelf::new(tools)?), ..self })
     }
 
     /// With tools that come and go. They stand behind those that are there already, which win where names are equal.
@@ -221,6 +229,11 @@ impl Toolbox {
     }
 
     fn shelves(&self) -> impl Iterator<Item = Arc<Shelf>> {
+        std::iter::once(self.board.clone()).chain(self.for_all())
+    }
+
+    /// The shelves of tools that any thread may have.
+    fn for_all(&self) -> impl Iterator<Item = Arc<Shelf>> {
         std::iter::once(self.tools.clone()).chain(self.sources.iter().map(|source| source.shelf()))
     }
 
@@ -308,16 +321,15 @@ fn is_name(name: &str) -> bool {
 impl Tools for Toolbox {
     fn specs(&self, scene: Scene<'_>) -> Vec<ToolSpec> {
         let mut specs: Vec<ToolSpec> = Vec::new();
-        let mut there_are_tools = false;
         for shelf in self.shelves() {
-            there_are_tools |= !shelf.0.is_empty();
             for entry in shelf.0.iter().filter(|entry| entry.tool.offered(scene)) {
                 if !specs.iter().any(|other| other.name == entry.spec.name) {
                     specs.push(entry.spec.clone());
                 }
             }
         }
-        specs.extend((self.offers_questions || there_are_tools).then(ask::spec));
+        let may_act = !specs.is_empty() || self.for_all().any(|shelf| !shelf.0.is_empty());
+        specs.extend((self.offers_questions || may_act).then(ask::spec));
         specs
     }
 

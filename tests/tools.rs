@@ -483,6 +483,7 @@ async fn effects(world: &Equipped, thread: &str) -> Vec<Value> {
 async fn what_a_thread_does_for_a_run_is_marked_until_it_works_for_none_and_a_fork_works_for_none() {
     const RUN: &str = "run_01905d3c-7e57-7abc-8def-000000000001";
     let mut world = Equipped::start(&[]).await;
+    world.api().post("/v1/runs", json!({"run_id": RUN, "objective": "ship it"})).await.expect(201);
     let thread = world.api().create(json!({"auto_approve": true, "run_id": RUN})).await;
     let path = format!("/v1/threads/{thread}");
     assert_eq!(world.api().get(&path).await.expect(200)["run_id"], RUN);

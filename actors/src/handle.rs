@@ -35,7 +35,7 @@ use crate::{
     jobs,
     receipts::{Idempotency, Recalled},
     registry::{Health, Ticket},
-    runs::worker,
+    runs::{journal, worker},
     store::AppendError,
     subscription::{
         Follow, Next, OfTenant, OfThread, Subscription, TenantCursor, TenantPage, TenantSubscription, Wanted,
@@ -705,6 +705,8 @@ impl Runtime {
                 "the deadline has passed; open turns continue at the next start"
             );
         }
+        // While runs can still be loaded.
+        drop(tokio::time::timeout_at(until, shared.hooks.carried(journal::NAME, None)).await);
         shared.parking.store(true, SeqCst);
         let parked = shared.registry.all().into_iter().map(|actor| {
             let (done, parked) = oneshot::channel();

@@ -31,7 +31,10 @@ use futures_util::FutureExt;
 use raddle_domain::{
     hook::{EventFilter, OnReject, REFUSALS, Since, pause},
     id::{Seq, TenantId},
-    ports::{Clock, Document, DocumentKind, HookBatch, HookEvent, LogStore, Sink, SinkError, StoreError, View, Write},
+    ports::{
+        Clock, Document, DocumentKind, HookBatch, HookEvent, LogStore, Sink, SinkError, StoreError, StoredEvent, View,
+        Write,
+    },
     time::UnixMs,
 };
 use serde::{Deserialize, Serialize};
@@ -58,8 +61,11 @@ const PAGE_BYTES: usize = 512 * 1024;
 const GIVE_UP: Duration = Duration::from_secs(60);
 /// The longest that a sink may ask us to wait.
 const LONGEST: Duration = Duration::from_secs(5 * 60);
-/// When a cursor is saved that stands behind something that was delivered, and one that only passed things over.
+/// When a cursor is saved that stands behind something that was delivered, and one that only passed many things over.
 const SAVE_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Appends that may be passed over and be in front of the saved cursor: passing over them again costs next to nothing,
+/// and saving costs a commit.
+const PASSED_OVER: u64 = 1_000;
 /// How long events that nobody wants may gather before they are passed over.
 const LINGER: Duration = Duration::from_millis(250);
 /// How often a hook looks by itself whether there is something.
@@ -94,6 +100,11 @@ impl Hook {
     /// Whether it is one that nobody configured: no name that is has a colon.
     fn is_ours(&self) -> bool {
         self.name.contains(':')
+    }
+
+    /// Whether an event is for its sink.
+    fn wants(&self, event: &StoredEvent) -> bool {
+        self.events.wants(&event.name) && self.sink.looks_at(event)
     }
 
     /// The name of its cursor among a tenant's documents.
@@ -159,6 +170,8 @@ struct Progress {
     skipped: u64,
     /// Events that were taken and are not behind the saved cursor.
     unsaved: usize,
+    /// The append at which the saved cursor stands.
+    saved: u64,
     /// When the cursor is to be saved, if it moved.
     save_at: Option<Instant>,
     /// Failures in a row.
@@ -182,22 +195,34 @@ impl Progress {
         if waits || position != self.head + 1 {
             return false;
         }
-        self.moved(TenantCursor { position, seq: last }, SAVE_AFTER.1, now);
+        self.pass(TenantCursor { position, seq: last }, now);
         true
+    }
+
+    /// Moves over what nothing was wanted of.
+    fn pass(&mut self, at: TenantCursor, now: Instant) {
+        self.at = at;
+        if at.position - self.saved >= PASSED_OVER {
+            self.save_by(now + SAVE_AFTER.1);
+        }
+    }
+
+    /// Whether everything up to the end of this append was taken, passed over or given up.
+    fn has_carried(&self, position: u64) -> bool {
+        self.at.position > position || (self.at.position == position && !self.more && !self.reading)
     }
 
     fn behind(&self) -> u64 {
         self.head.saturating_sub(self.at.position)
     }
 
-    fn moved(&mut self, at: TenantCursor, save_after: Duration, now: Instant) {
-        self.at = at;
-        let save_at = now + save_after;
-        self.save_at = Some(self.save_at.map_or(save_at, |known| known.min(save_at)));
+    fn save_by(&mut self, at: Instant) {
+        self.save_at = Some(self.save_at.map_or(at, |known| known.min(at)));
     }
 
     fn took(&mut self, at: TenantCursor, events: usize, now: Instant) {
-        self.moved(at, SAVE_AFTER.0, now);
+        self.at = at;
+        self.save_by(now + SAVE_AFTER.0);
         self.unsaved += events;
         self.recovered();
     }
@@ -215,6 +240,8 @@ struct Board {
     now: Notify,
     /// There is something that it will pass over.
     soon: Notify,
+    /// It has come on.
+    moved: Notify,
 }
 
 impl Board {
@@ -225,6 +252,28 @@ impl Board {
 
     fn of<T>(&self, tenant: TenantId, change: impl FnOnce(&mut Progress) -> T) -> T {
         change(self.tenants().entry(tenant).or_default())
+    }
+
+    /// Ready when everything that is known of a tenant now, or of everybody, was taken, passed over or given up.
+    async fn carried(&self, of: Option<TenantId>) {
+        let is_theirs = |tenant: &TenantId| of.is_none_or(|of| of == *tenant);
+        let heads: Vec<_> = {
+            let tenants = self.tenants();
+            let behind = tenants.iter().filter(|(tenant, known)| is_theirs(tenant) && !known.has_carried(known.head));
+            behind.map(|(tenant, known)| (*tenant, known.head)).collect()
+        };
+        for (tenant, head) in heads {
+            loop {
+                let mut moved = std::pin::pin!(self.moved.notified());
+                moved.as_mut().enable();
+                if self.of(tenant, |known| known.has_carried(head)) {
+                    break;
+                }
+                // What would be passed over at leisure is waited for.
+                self.now.notify_one();
+                moved.await;
+            }
+        }
     }
 
     /// The next tenant that is due, after `last`, in turns.
@@ -282,7 +331,8 @@ impl Hooks {
             for hook in hooks {
                 let progress = begin(&*view, &hook, &kept, &mut begun);
                 let tenants = Mutex::new(progress?);
-                boards.push(Arc::new(Board { hook, tenants, now: Notify::new(), soon: Notify::new() }));
+                let [now, soon, moved] = std::array::from_fn(|_| Notify::new());
+                boards.push(Arc::new(Board { hook, tenants, now, soon, moved }));
             }
         }
         if let Some(refused) = store.commit(&begun)?.into_iter().find_map(Result::err) {
@@ -302,8 +352,8 @@ impl Hooks {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         for board in &self.boards {
             let (board, store, clock, save) = (board.clone(), store.clone(), clock.clone(), save.clone());
-            let courier = Courier { board, store, clock, save };
-            tasks.push(runtime.spawn(courier.run(self.draining.clone(), self.stop.clone())));
+            let courier = Courier { board, store, clock, save, draining: self.draining.clone() };
+            tasks.push(runtime.spawn(courier.run(self.stop.clone())));
         }
     }
 
@@ -314,7 +364,7 @@ impl Hooks {
             let (mut tenants, now) = (board.tenants(), Instant::now());
             for batch in batches.iter().filter(|batch| batch.position > 0 && board.hook.is_for(batch.key.tenant)) {
                 let progress = tenants.entry(batch.key.tenant).or_default();
-                let wants = batch.chunk.events.iter().any(|event| board.hook.events.wants(&event.name));
+                let wants = batch.chunk.events.iter().any(|event| board.hook.wants(event));
                 concerned |= wants || !progress.passed(batch.position, batch.chunk.last(), now);
                 progress.head = progress.head.max(batch.position);
                 wanted |= wants;
@@ -325,6 +375,13 @@ impl Hooks {
             } else if concerned {
                 board.soon.notify_one();
             }
+        }
+    }
+
+    /// Ready when a hook has carried what a tenant has now, or everybody.
+    pub async fn carried(&self, hook: &str, of: Option<TenantId>) {
+        for board in self.boards.iter().filter(|board| *board.hook.name == *hook) {
+            board.carried(of).await;
         }
     }
 
@@ -432,7 +489,7 @@ fn begin(
                 (at, 0, 0)
             }
         };
-        let progress = Progress { at, delivered, skipped, more: true, ..Progress::default() };
+        let progress = Progress { at, delivered, skipped, more: true, saved: at.position, ..Progress::default() };
         if saved.is_none() && !known {
             begun.push(put(*tenant, hook, &progress));
         }
@@ -470,14 +527,15 @@ struct Courier {
     store: Arc<dyn LogStore>,
     clock: Arc<dyn Clock>,
     save: Save,
+    draining: CancellationToken,
 }
 
 impl Courier {
-    async fn run(self, draining: CancellationToken, stop: CancellationToken) {
+    async fn run(self, stop: CancellationToken) {
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            () = self.carry(&draining) => {}
+            () = self.carry() => {}
         }
         for tenant in self.board.unsaved(None) {
             self.save(tenant).await;
@@ -486,7 +544,7 @@ impl Courier {
 
     /// Carries what is due; ends when nothing is while it drains. Dropping it loses nothing: the cursors are on the
     /// board.
-    async fn carry(&self, draining: &CancellationToken) {
+    async fn carry(&self) {
         let mut last = None;
         loop {
             while let Some(tenant) = self.board.due(last, Instant::now()) {
@@ -495,14 +553,14 @@ impl Courier {
                 self.save_due().await;
             }
             self.save_due().await;
-            if draining.is_cancelled() {
+            if self.draining.is_cancelled() {
                 return;
             }
-            self.wait(draining).await;
+            self.wait().await;
         }
     }
 
-    async fn wait(&self, draining: &CancellationToken) {
+    async fn wait(&self) {
         let look = Instant::now() + LOOK;
         let alarm = self.board.alarm().map_or(look, |at| at.min(look));
         let soon = async {
@@ -513,7 +571,7 @@ impl Courier {
             () = self.board.now.notified() => {}
             () = soon => {}
             () = sleep_until(alarm) => if alarm == look { self.look().await },
-            () = draining.cancelled() => {}
+            () = self.draining.cancelled() => {}
         }
     }
 
@@ -551,6 +609,7 @@ impl Courier {
         });
         self.carry_page(tenant, from).await;
         self.board.of(tenant, |progress| progress.reading = false);
+        self.board.moved.notify_waiters();
     }
 
     async fn carry_page(&self, tenant: TenantId, from: TenantCursor) {
@@ -560,7 +619,7 @@ impl Courier {
                 Err(error) => return self.failed(tenant, &error.to_string(), None),
             };
         let TenantPage { events, unavailable, next, more } = page;
-        let wanted = events.into_iter().filter(|(_, event)| self.board.hook.events.wants(&event.name));
+        let wanted = events.into_iter().filter(|(_, event)| self.board.hook.wants(event));
         let mut wanted =
             wanted.map(|(cursor, event)| HookEvent { position: cursor.position, seq: cursor.seq, event }).peekable();
         let most = self.board.hook.sink.most().clamp(1, TWICE);
@@ -576,7 +635,7 @@ impl Courier {
         }
         self.board.of(tenant, |progress| {
             if next != progress.at {
-                progress.moved(next, SAVE_AFTER.1, now);
+                progress.pass(next, now);
             }
             // The append that the page ends with may go on, and another one may have come since.
             progress.more = more;
@@ -651,7 +710,13 @@ impl Courier {
             progress.retry_at = Some(now + wait);
             (progress.failing, wait)
         });
-        tracing::warn!(hook = %self.board.hook.name, %tenant, failures, ?wait, why, "a hook's events are not taken");
+        let hook = &self.board.hook;
+        if hook.is_ours() && self.draining.is_cancelled() {
+            // Whoever would take them has gone already. The next process carries them.
+            tracing::debug!(hook = %hook.name, %tenant, why, "events are left to the next process");
+        } else {
+            tracing::warn!(hook = %hook.name, %tenant, failures, ?wait, why, "a hook's events are not taken");
+        }
     }
 
     async fn save_due(&self) {
@@ -662,13 +727,16 @@ impl Courier {
 
     /// Saves how far it has come; whether it is saved.
     async fn save(&self, tenant: TenantId) -> bool {
-        let (write, unsaved) = self.board.of(tenant, |progress| {
+        let (write, unsaved, position) = self.board.of(tenant, |progress| {
             progress.save_at = None;
-            (put(tenant, &self.board.hook, progress), progress.unsaved)
+            (put(tenant, &self.board.hook, progress), progress.unsaved, progress.at.position)
         });
         match (self.save)(write).await {
             Ok(()) => {
-                self.board.of(tenant, |progress| progress.unsaved -= unsaved);
+                self.board.of(tenant, |progress| {
+                    progress.unsaved -= unsaved;
+                    progress.saved = position;
+                });
                 true
             }
             Err(error) => {

@@ -841,7 +841,7 @@ impl Job {
 }
 
 /// An output that fits a record: of a text that is too long the end is kept.
-fn bounded(output: serde_json::Value) -> serde_json::Value {
+pub fn bounded(output: serde_json::Value) -> serde_json::Value {
     use serde_json::Value;
     match output {
         Value::String(text) => Value::String(end_of(text, DETAIL_BYTES)),

@@ -501,6 +501,11 @@ pub trait Sink: Send + Sync + 'static {
         usize::MAX
     }
 
+    /// Whether it would look at an event that its hook wants by name. Called for each commit: it must not take long.
+    fn looks_at(&self, _: &StoredEvent) -> bool {
+        true
+    }
+
     /// Takes the whole batch, or may get all of it again. `Ok` when nothing short of a failing disk, or of whoever
     /// answered for it, can lose it.
     fn deliver(&self, batch: HookBatch) -> SinkWork;

@@ -115,6 +115,9 @@ pub struct Turn {
     pub status: TurnStatus,
     /// The caller's summary of the prompt, or its beginning.
     pub input_summary: String,
+    /// The task of the thread's run that a job has this turn for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_id: Option<String>,
     #[serde(flatten)]
     pub settings: TurnSettings,
     /// Summed over the model calls of the turn.
@@ -186,6 +189,9 @@ pub struct TurnOverrides {
     /// The intent by which the tenant's routing rules chose the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route_intent: Option<String>,
+    /// The task that the turn is for. Only the runtime says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_id: Option<String>,
 }
 
 /// Where a turn, or an item, stands.
@@ -549,6 +555,9 @@ pub struct Effect {
     /// The run whose ledger it is in: the one that its thread worked for when it was intended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<RunId>,
+    /// The task of that run that its turn was for from the beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_id: Option<String>,
     /// In a ledger: over the canonical form (RFC 8785) of its arguments, in lower-case hex. Absent of what an agent did
     /// without asking.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -53,7 +53,7 @@ pub use self::{
     checkpoint::restored,
     command::{Command, Owed, Refused, Reply, Request, RestoreDue},
     event::{Record, event_id},
-    image::{Image, Rest},
+    image::{Image, PartCounts, Rest},
     ledger::{RollbackAction, RollbackOperation, RollbackPreview, RollbackStep, may_roll_back, preview},
     plan::todo_status,
     record::*,

@@ -71,6 +71,7 @@ fn turn() -> Box<Turn> {
         kind: TurnKind::Prompt,
         status: TurnStatus::Failed,
         input_summary: "hi".into(),
+        task_id: None,
         settings: TurnSettings {
             engine: "openai".into(),
             model: "m".into(),
@@ -237,6 +238,7 @@ fn effect(status: EffectStatus) -> Box<Effect> {
         tool: "exec_shell".into(),
         class: EffectClass::Reconcilable,
         run_id: None,
+        task_id: None,
         arguments_sha256: None,
         status,
         attempt: u32::from(started),

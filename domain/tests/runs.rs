@@ -11,8 +11,8 @@ use raddle_domain::{
     ports::{ChangedFile, Content},
     run::{
         Checkpoint, Entry, EntryKind, Image, LedgerPhase, LedgerRecord, LedgerStatus, LedgerSummary, Mutation,
-        MutationRecord, Record, Rest, RestoredFrom, Rollback, Run, RunState, RunStatus, RunStep, RunWorkspace, Source,
-        StepStatus, Summaries, Task, TaskCounts, TaskLease, TaskStatus,
+        MutationRecord, PartCounts, Record, Rest, RestoredFrom, Rollback, Run, RunState, RunStatus, RunStep,
+        RunWorkspace, Source, StepStatus, Summaries, Task, TaskCounts, TaskLease, TaskStatus,
         event::{EntryEvent, Event, RollbackBlocked, SCHEMA, TaskEvent},
     },
     time::UnixMs,
@@ -342,7 +342,11 @@ fn copy() -> Image {
             rolled_back_seq: Some(11),
         }],
         sources: BTreeMap::from([(thread(), 17)]),
-        rest: Rest { ledger, rollback: Some(rollback()) },
+        rest: Rest {
+            ledger,
+            rollback: Some(rollback()),
+            parts: PartCounts { entries: 1, checkpoints: 1, mutations: 1, sources: 1 },
+        },
     }
 }
 

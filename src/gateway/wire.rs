@@ -178,6 +178,8 @@ impl StartTurn {
             max_tokens: self.max_tokens,
             input_summary: self.input_summary,
             route_intent: self.route_intent,
+            // A job has a turn for a task, and nobody else.
+            task_id: None,
         };
         let expected_turn = self.expected_turn;
         Ok(command::StartTurn { prompt, delivery, if_idle, expected_turn, undelivered, overrides })

@@ -14,11 +14,11 @@ use raddle_domain::{
     command::{Interrupt, StartTurn},
     id::{InputId, JobId, ThreadKey, TurnId},
     job::{DETAIL_BYTES, Job, JobRefused, JobStatus, Token, TurnWork, Verb, Work},
-    ports::{JobDenied, JobEnd, JobRun, Output, RecordKind, Saying, StoreError, View},
+    ports::{JobDenied, JobEnd, JobRun, Output, RecordKind, Saying, SettledTurn, StoreError, View},
     record::{AdmissionStatus, Delivery, ItemKind, ThreadStatus, TurnOverrides, TurnStatus},
     time::UnixMs,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::{Notify, oneshot},
@@ -206,42 +206,34 @@ async fn held(
     let mut beat = interval((lease / 3).max(Duration::from_millis(10)));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beat.tick().await;
-    let work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
-    let mut work = work;
-    let mut saying = SAYING.0;
-    loop {
-        tokio::select! {
-            ended = &mut work => return match ended {
-                Ok(end) => end.map(Some),
-                Err(_) => {
-                    tracing::error!(%key, "the runner of a job panicked");
-                    Ok(Some(End::Of(JobEnd::Unknown("its runner broke off; this is a defect".to_owned()))))
+    let kept = async {
+        let mut saying = SAYING.0;
+        loop {
+            let verb = tokio::select! {
+                _ = beat.tick() => Verb::Renew { token, expires_at: shared.clock.now().after(lease) },
+                () = said.more.notified() => {
+                    sleep(saying.min(lease / 3)).await;
+                    saying = (saying * 2).min(SAYING.1);
+                    let detail = said.text.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    Verb::Progress { token, progress: None, detail: Some(detail) }
                 }
-            },
-            _ = beat.tick() => {
-                let expires_at = shared.clock.now().after(lease);
-                if !still(book::update(shared, *key, Verb::Renew { token, expires_at }, Call::default()).await) {
-                    return Ok(None);
-                }
-            }
-            () = said.more.notified() => {
-                // What comes meanwhile goes along; the work is not kept waiting for the disk.
-                let pause = sleep(saying.min(lease / 3));
-                saying = (saying * 2).min(SAYING.1);
-                tokio::select! {
-                    ended = &mut work => return match ended {
-                        Ok(end) => end.map(Some),
-                        Err(_) => Ok(Some(End::Of(JobEnd::Unknown("its runner broke off".to_owned())))),
-                    },
-                    () = pause => {}
-                }
-                let detail = said.text.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let verb = Verb::Progress { token, progress: None, detail: Some(detail) };
-                if !still(book::update(shared, *key, verb, Call::default()).await) {
-                    return Ok(None);
-                }
+            };
+            if !still(book::update(shared, *key, verb, Call::default()).await) {
+                return;
             }
         }
+    };
+    // Side by side: the work changes the job too, and whoever waits for its turn to do that while the other one, which
+    // has it, stands still, waits for ever.
+    tokio::select! {
+        ended = AssertUnwindSafe(work).catch_unwind() => match ended {
+            Ok(end) => end.map(Some),
+            Err(_) => {
+                tracing::error!(%key, "the runner of a job panicked");
+                Ok(Some(End::Of(JobEnd::Unknown("its runner broke off; this is a defect".to_owned()))))
+            }
+        },
+        () = kept => Ok(None),
     }
 }
 
@@ -295,7 +287,7 @@ fn idempotency(job: JobId, run: u32) -> Call {
     Call { idempotency: Some(Idempotency { key: digest("turn of"), request: digest("prompt of") }), if_match: None }
 }
 
-fn start_of(runtime: &Runtime, work: &TurnWork) -> Result<StartTurn, Error> {
+fn start_of(runtime: &Runtime, job: &Job, work: &TurnWork) -> Result<StartTurn, Error> {
     let choice = work.model.as_deref().map(|model| runtime.models().resolve(None, Some(model))).transpose();
     let choice = choice.map_err(|unknown| JobRefused::Invalid { field: "payload.model", why: unknown.0 })?;
     let overrides = TurnOverrides {
@@ -309,6 +301,7 @@ fn start_of(runtime: &Runtime, work: &TurnWork) -> Result<StartTurn, Error> {
         max_tokens: work.max_tokens,
         input_summary: work.input_summary.clone(),
         route_intent: work.route_intent.clone(),
+        task_id: job.task_id.clone(),
     };
     Ok(StartTurn { prompt: work.prompt.clone(), delivery: Delivery::Queue, overrides, ..StartTurn::default() })
 }
@@ -388,7 +381,7 @@ async fn start(desk: &Desk, job: &Job, work: &TurnWork, thread: ThreadKey) -> Re
     let failed = |why: String, again| Ok(Err(End::Of(JobEnd::Failed { why, again })));
     loop {
         let runtime = desk.runtime.get()?;
-        let started = match start_of(&runtime, work) {
+        let started = match start_of(&runtime, job, work) {
             Ok(start) => runtime.start_turn(thread, start, idempotency(job.id, job.run)).await,
             Err(error) => Err(error),
         };
@@ -428,15 +421,22 @@ fn look(view: &dyn View, key: ThreadKey, input: Option<InputId>, turn: Option<Tu
     };
     let record = disk::turn(key, &settled)?;
     match record.status {
-        TurnStatus::Completed | TurnStatus::RolledBack => {
-            let items = disk::items(view, key, &settled)?;
-            let said = items.into_iter().rev().find(|item| item.kind == ItemKind::AgentMessage);
-            let text = said.map(|item| item.detail).unwrap_or_default();
-            ended(End::Of(JobEnd::Done(json!({ "turn_id": turn, "text": text }))))
-        }
+        TurnStatus::Completed | TurnStatus::RolledBack => ended(End::Of(JobEnd::Done(output_of(view, key, &settled)?))),
         TurnStatus::Interrupted => ended(End::GivenUp("its turn was interrupted".to_owned())),
         _ => failed(record.error.map_or_else(|| "its turn failed".to_owned(), |error| error.message), true),
     }
+}
+
+/// What a turn that was completed came to; nothing if there is no such turn any more.
+pub(super) fn came_to(view: &dyn View, key: ThreadKey, turn: TurnId) -> Result<Option<Value>, StoreError> {
+    view.turn(key, turn)?.map(|settled| output_of(view, key, &settled)).transpose()
+}
+
+fn output_of(view: &dyn View, key: ThreadKey, settled: &SettledTurn) -> Result<Value, StoreError> {
+    let items = disk::items(view, key, settled)?;
+    let said = items.into_iter().rev().find(|item| item.kind == ItemKind::AgentMessage);
+    let text = said.map(|item| item.detail).unwrap_or_default();
+    Ok(json!({ "turn_id": settled.id, "text": text }))
 }
 
 /// What became of a prompt that waits behind another turn.
@@ -462,14 +462,23 @@ fn prompt(view: &dyn View, key: ThreadKey, input: Option<InputId>) -> Result<See
     })
 }
 
-/// Tells the turn of a run that was taken from it: a prompt that waits is taken back, a turn that is open is ended.
-/// Whether the work is then to be done again: not if the turn was completed before it could be told.
+/// Tells the turn of a run that was taken from it, and says what becomes of its task. Whether the work is then to be
+/// done again: not if the turn was completed before it could be told.
 async fn tell(desk: &Desk, job: &Job) -> Result<bool, Error> {
     let Work::Turn(work) = &job.work else { return Ok(true) };
+    let completed = call_off(desk, job).await?;
+    // Only now: nobody else may be at the task while the turn goes on.
+    task::settled(desk, job, work, completed).await?;
+    Ok(completed.is_none())
+}
+
+/// Ends what a run became: a prompt that waits is taken back, a turn that is open is ended. The turn, if it was completed
+/// before.
+pub(super) async fn call_off(desk: &Desk, job: &Job) -> Result<Option<TurnId>, Error> {
+    let Work::Turn(work) = &job.work else { return Ok(None) };
     let key = ThreadKey { tenant: desk.key.tenant, thread: work.thread_id };
     let (mut input, mut turn) = (job.input_id, job.turn_id);
     let runtime = desk.runtime.get()?;
-    task::given_back(&runtime, key.tenant, job, work).await?;
     if input.is_none() && turn.is_none() {
         let call = idempotency(job.id, job.run);
         // While the request is under way nobody can say; then it is asked again after a pause.
@@ -479,23 +488,23 @@ async fn tell(desk: &Desk, job: &Job) -> Result<bool, Error> {
                 Started::Turn(started) => turn = Some(started.id),
                 Started::Queued { admission, .. } => input = Some(admission.id),
             },
-            Ok(None) | Err(Error::Deleted) => return Ok(true),
+            Ok(None) | Err(Error::Deleted) => return Ok(None),
             Err(error) => return Err(error),
         }
     }
     if let (Some(input), None) = (input, turn) {
         match runtime.withdraw_prompt(key, input, Call::default()).await {
             Err(Error::AlreadyPromoted(admission)) => turn = admission.turn_id,
-            Err(Error::NotFound(_) | Error::Deleted) | Ok(_) => return Ok(true),
+            Err(Error::NotFound(_) | Error::Deleted) | Ok(_) => return Ok(None),
             Err(error) => return Err(error),
         }
     }
-    let Some(turn) = turn else { return Ok(true) };
+    let Some(turn) = turn else { return Ok(None) };
     match runtime.interrupt(key, Interrupt { turn, pause_queue: false }, Call::default()).await {
-        Ok(_) | Err(Error::NotFound(_) | Error::Deleted) => Ok(true),
+        Ok(_) | Err(Error::NotFound(_) | Error::Deleted) => Ok(None),
         Err(Error::Refused(_)) => match runtime.turn(key, turn).await {
-            Ok(ended) => Ok(ended.status != TurnStatus::Completed),
-            Err(Error::NotFound(_)) => Ok(true),
+            Ok(ended) => Ok(Some(turn).filter(|_| ended.status == TurnStatus::Completed)),
+            Err(Error::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
         },
         Err(error) => Err(error),

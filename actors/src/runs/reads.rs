@@ -428,7 +428,8 @@ impl Runtime {
             let read = self.read(move |view| {
                 let (mut more, mut last) = (Vec::new(), at);
                 for chunk in view.events(key, at, PAGE, PAGE_BYTES)? {
-                    for (seq, stored) in (chunk.first..).zip(&chunk.events) {
+                    // What was said since is not part of what was looked at.
+                    for (seq, stored) in (chunk.first..=upto).zip(&chunk.events) {
                         if wanted(&stored.name) {
                             if more.len() == room {
                                 return Ok((more, last, true));

@@ -49,6 +49,7 @@ fn turn_record(key: ThreadKey, id: TurnId, status: TurnStatus) -> Turn {
         kind: TurnKind::Prompt,
         status,
         input_summary: "\"thread_id\":\"thr_\" is a text".into(),
+        task_id: None,
         settings: TurnSettings {
             engine: "test".into(),
             model: "test".into(),

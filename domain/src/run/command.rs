@@ -288,7 +288,7 @@ pub struct AskRollback {
     pub policy_ack: Option<String>,
 }
 
-/// An event of a thread that works for the run.
+/// An event of a thread that works for the run. Its `task_id` is the one that the turn was for from the beginning, if any.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Journal {
     pub effect: LedgerRecord,

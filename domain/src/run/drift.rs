@@ -1,6 +1,6 @@
 //! What differs between a run as it is kept and as its log makes it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -10,7 +10,7 @@ use super::Image;
 const TOLD: usize = 100;
 
 /// What differs. Empty for every healthy history.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[schema(as = RunDrift)]
 pub struct Drift {
     pub mismatch: bool,
@@ -30,7 +30,7 @@ pub struct Drift {
 }
 
 /// One place that differs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = RunDifference)]
 pub struct Difference {
     /// Such as `tasks[task-7].status`.

@@ -35,6 +35,17 @@ pub struct Image {
 pub struct Rest {
     pub ledger: LedgerSummary,
     pub rollback: Option<Rollback>,
+    /// How many parts there are, beside tasks, which the record counts: one that is lost is noticed.
+    pub parts: PartCounts,
+}
+
+/// How many parts of which kind there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PartCounts {
+    pub entries: usize,
+    pub checkpoints: usize,
+    pub mutations: usize,
+    pub sources: usize,
 }
 
 /// Bytes that are no part of a run.
@@ -121,6 +132,16 @@ impl RunState {
     pub fn of(image: Image) -> Result<Self, BadPart> {
         let Image { run, tasks, entries, summaries, checkpoints, mutations, sources, rest } = image;
         let counted = run.task_counts;
+        let parts = PartCounts {
+            entries: entries.len(),
+            checkpoints: checkpoints.len(),
+            mutations: mutations.len(),
+            sources: sources.len(),
+        };
+        if parts != rest.parts {
+            let why = format!("there are {parts:?}, and there should be {:?}", rest.parts);
+            return Err(BadPart { what: "the parts", why });
+        }
         let mut state = Self {
             run: Run { task_counts: TaskCounts::default(), ..run },
             tasks: BTreeMap::new(),
@@ -166,7 +187,13 @@ impl RunState {
 
     /// What stands in the row beside the record.
     pub fn rest(&self) -> Rest {
-        Rest { ledger: self.ledger.clone(), rollback: self.rollback.clone() }
+        let parts = PartCounts {
+            entries: self.entries.len(),
+            checkpoints: self.checkpoints.len(),
+            mutations: self.mutations.len(),
+            sources: self.sources.len(),
+        };
+        Rest { ledger: self.ledger.clone(), rollback: self.rollback.clone(), parts }
     }
 
     /// What is to be written of the parts that were touched.

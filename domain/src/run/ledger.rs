@@ -14,19 +14,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
     LedgerRecord, LedgerSummary, Mutation, MutationRecord, Rollback, RunState, RunStatus,
-    command::{AskRollback, Journal, Refused, Reply, RestoreDue, RestoreReport},
+    command::{AskRollback, Journal, Refused, Reply, RestoreDue, RestoreReport, WorkBy, Worker},
     event::{Event, Record, RollbackBlocked, event_id, seq_of},
     limits,
     step::{RUNTIME, Stepper},
     task::check_name,
 };
 use crate::{
-    id::{OperationId, Seq, ThreadId},
+    id::{OperationId, Seq, ThreadId, TurnId},
     ports::ChangedFile,
 };
 
@@ -35,6 +35,8 @@ const CONFIRM: &str = "rollback";
 const POLICY_ACK: &str = "allow_rollback_execution";
 /// What tools are counted as that come when the ledger counts many by name already.
 const OTHER_TOOLS: &str = "(other tools)";
+/// Mutations among which one is looked for that is on record already.
+const REMEMBERED: usize = 1_000;
 
 /// Counts one more record.
 pub(super) fn count(ledger: &mut LedgerSummary, effect: &LedgerRecord, record: &Record) {
@@ -58,7 +60,7 @@ pub(super) fn mutation(mutation: &MutationRecord, record: &Record) -> Mutation {
 }
 
 /// What taking a file back would do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RollbackAction {
     DeleteCreatedFile,
@@ -79,7 +81,7 @@ impl RollbackAction {
 }
 
 /// What taking one mutation back would do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RollbackStep {
     pub event_id: String,
     pub seq: Seq,
@@ -90,7 +92,7 @@ pub struct RollbackStep {
     pub operations: Vec<RollbackOperation>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RollbackOperation {
     pub action: RollbackAction,
     #[serde(flatten)]
@@ -98,7 +100,7 @@ pub struct RollbackOperation {
 }
 
 /// What a rollback of everything would do, newest first.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RollbackPreview {
     pub executable: bool,
     pub step_count: usize,
@@ -164,9 +166,13 @@ impl Stepper<'_> {
             if self.state.sources.get(&source.thread_id).is_some_and(|known| *known >= source.seq) {
                 continue;
             }
-            effect.task_id = self.state.held_on(source.thread_id);
+            let named = effect.task_id.take().filter(|id| self.state.names.contains_key(id));
+            effect.task_id = named.or_else(|| self.state.held_in(source.thread_id, source.turn_id));
             let task_id = effect.task_id.clone();
-            if let Some(mutation) = mutation.filter(|mutation| !mutation.files.is_empty()) {
+            // An effect that nobody was sure of has come to an end twice; what it did to files was done once.
+            let is_new =
+                |mutation: &MutationRecord| !mutation.files.is_empty() && !self.state.has_changed(source.operation_id);
+            if let Some(mutation) = mutation.filter(is_new) {
                 self.emit(Event::MutationRecorded(Box::new(MutationRecord { task_id, ..mutation })));
             }
             self.emit(Event::EffectRecorded(Box::new(effect)));
@@ -233,12 +239,17 @@ impl Stepper<'_> {
 }
 
 impl RunState {
-    /// The task that is worked on in this thread.
-    fn held_on(&self, thread: ThreadId) -> Option<String> {
-        let here = format!("{thread}/");
+    /// The task that this turn has claimed.
+    fn held_in(&self, thread: ThreadId, turn: TurnId) -> Option<String> {
+        let worker = Worker { thread, by: WorkBy::Turn(turn) }.to_string();
         let mut held = self.queue.held().filter_map(|slot| self.tasks.get(&slot));
-        let held = held.find(|task| task.lease.as_ref().is_some_and(|lease| lease.owner.starts_with(&here)));
+        let held = held.find(|task| task.lease.as_ref().is_some_and(|lease| lease.owner == worker));
         held.map(|task| task.id.clone())
+    }
+
+    /// Whether it is on record what an operation did to files, as far as that is no long time ago.
+    fn has_changed(&self, operation: OperationId) -> bool {
+        self.mutations.values().rev().take(REMEMBERED).any(|known| known.record.source.operation_id == operation)
     }
 
     /// The mutations that are to be taken back, newest first, or why that cannot be.

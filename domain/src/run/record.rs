@@ -371,7 +371,7 @@ pub struct Source {
 pub struct LedgerRecord {
     #[serde(flatten)]
     pub source: Source,
-    /// The task that the thread held then, if it held one.
+    /// The task that the turn was for, or held then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_id: Option<String>,
     pub tool: String,

@@ -140,6 +140,8 @@ impl Event {
             self,
             Self::EffectRecorded(_)
                 | Self::MutationRecorded(_)
+                // Until files have been put back, a rollback may still be refused.
+                | Self::RollbackStarted(_)
                 | Self::RollbackBlocked(_)
                 | Self::CheckpointSaved(_)
                 | Self::CheckpointDeleted(_)

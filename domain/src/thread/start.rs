@@ -110,6 +110,7 @@ impl Stepper<'_> {
             kind,
             status: TurnStatus::InProgress,
             input_summary: overrides.input_summary.unwrap_or_else(|| summarize(&prompt)),
+            task_id: overrides.task_id,
             settings,
             usage: Usage::default(),
             error: None,

@@ -185,6 +185,7 @@ impl Stepper<'_> {
     pub(super) fn intend(&mut self, item: &Item, intent: Intent) {
         let Intent { call_id, tool, operation, class, arguments_sha256 } = intent;
         let run_id = self.state.view.run_id;
+        let task_id = self.state.open.as_ref().and_then(|open| open.turn.task_id.clone()).filter(|_| run_id.is_some());
         let effect = Effect {
             operation_id: operation,
             thread_id: self.state.id(),
@@ -194,6 +195,7 @@ impl Stepper<'_> {
             tool,
             class,
             run_id,
+            task_id,
             // Where there is no ledger nobody asks for it.
             arguments_sha256: arguments_sha256.filter(|_| run_id.is_some()),
             status: EffectStatus::Intended,
