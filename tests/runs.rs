@@ -820,7 +820,9 @@ fn forged(lines: &[u8], more: &[(&str, Value)]) -> Vec<u8> {
         let mut event: Value = serde_json::from_str(events.last().unwrap()).unwrap();
         let seq = event["seq"].as_u64().unwrap() + 1;
         let fields = event.as_object_mut().unwrap();
-        ["run", "step_id", "task_id"].map(|field| fields.remove(field));
+        for field in ["run", "step_id", "task_id"] {
+            fields.remove(field);
+        }
         event["seq"] = json!(seq);
         event["prev"] = json!(seq - 1);
         event["event_id"] = json!(format!("evt_{seq}"));
@@ -958,7 +960,9 @@ async fn a_rollback_that_is_refused_is_on_record_and_changes_nothing_else() {
         let after = run.show().await;
         let told = |shown: &Value| {
             let mut shown = shown.clone();
-            ["last_event_seq", "updated_at"].map(|field| shown.as_object_mut().unwrap().remove(field));
+            for field in ["last_event_seq", "updated_at"] {
+                shown.as_object_mut().unwrap().remove(field);
+            }
             shown
         };
         assert_eq!(told(&after), told(&before));

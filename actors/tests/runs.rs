@@ -23,7 +23,7 @@ use raddle_domain::{
     id::{CheckpointId, OperationId, RunId, TenantId, ThreadId, TurnId},
     ports::{Append, Chunk, Clock, LogStore, Part, PartKind, PartName, StoredEvent, ThreadRow, Write},
     run::{
-        EntryKind, Image, Record, Refused, Rollback, Run, RunStatus, RunStep, StepStatus, Task, TaskStatus,
+        EntryKind, Image, Record, Refused, Rollback, RunStatus, RunStep, StepStatus, Task, TaskStatus,
         command::{
             Action, AskRollback, Claim, NewEntry, NewRun, NewTask, Patch, Replace, SyncTodos, Tell, Todo, Transition,
             ValidateLease, WorkBy, Worker,
@@ -98,12 +98,6 @@ fn fact(id: &str, text: &str) -> Patch {
 fn todos(content: &str) -> SyncTodos {
     let todo = Todo { id: None, content: content.to_owned(), status: StepStatus::Runnable };
     SyncTodos { todos: vec![todo], replace: false, source_session_id: None, source_run_id: None }
-}
-
-fn replaced(run: &Run) -> Replace {
-    let new = NewRun { steps: run.steps.clone(), workspace: Some(run.workspace.clone()), ..objective("replaced") };
-    let status = run.status;
-    Replace { new, status, why_next_step: None, last_error: None, revision: Some(run.revision), tasks: None }
 }
 
 async fn make(runtime: &Runtime, tenant: TenantId) -> RunId {
@@ -344,7 +338,9 @@ fn shape(image: &Image) -> Value {
     fn strip(value: &mut Value) {
         match value {
             Value::Object(fields) => {
-                ["token_sha256", "checkpoint_id", "run_id"].map(|field| fields.remove(field));
+                for field in ["token_sha256", "checkpoint_id", "run_id"] {
+                    fields.remove(field);
+                }
                 fields.values_mut().for_each(strip);
             }
             Value::Array(all) => all.iter_mut().for_each(strip),
