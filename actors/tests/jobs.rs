@@ -12,7 +12,10 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use raddle_actors::{Config, Error, JobQuery, Ports, Runtime, TenantCursor, store::backend::MemoryMedium};
+use raddle_actors::{
+    Config, Error, JobQuery, Ports, Runtime, TenantCursor,
+    store::{backend::MemoryMedium, redb::RedbConfig},
+};
 use raddle_domain::{
     id::{JobId, ScheduleId, TenantId, ThreadId, ThreadKey},
     job::{CommandWork, Job, JobRefused, JobStatus, Template, WebhookWork, Work},
@@ -390,6 +393,20 @@ async fn what_a_run_says_is_seen_before_its_end() {
     assert_eq!((speaks.status, speaks.detail.as_deref()), (JobStatus::Running, Some("half of it")));
     bed.runner.hold.add_permits(1);
     assert_eq!(ends(&runtime, id).await.status, JobStatus::Completed);
+}
+
+#[tokio::test]
+async fn a_job_whose_lease_is_due_while_it_is_changed_goes_on() {
+    let bed = Bed::new();
+    // Each change takes longer than the pause before the lease is renewed.
+    let store = RedbConfig { sync_delay: Duration::from_millis(60), ..bed.config().store };
+    let config = Config { store, jobs_lease: Duration::from_millis(30), ..bed.config() };
+    let runtime = Runtime::start(config, bed.ports()).await.unwrap();
+    let thread = create(&runtime).await;
+    let id = make(&runtime, prompt_of(thread, "x")).await.id;
+    let done = ends(&runtime, id).await;
+    assert_eq!((done.status, done.begun), (JobStatus::Completed, 1));
+    runtime.shutdown(LONG).await;
 }
 
 #[tokio::test]

@@ -49,11 +49,19 @@ struct Script {
     taken: watch::Sender<Vec<(TenantId, u64, Seq, String)>>,
     asked: Mutex<Vec<Instant>>,
     most: usize,
+    /// The only events that it looks at, if it does not look at all.
+    looks: Option<&'static [u8]>,
 }
 
 impl Script {
     fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { does: Mutex::default(), taken: watch::Sender::default(), asked: Mutex::default(), most })
+        Arc::new(Self {
+            does: Mutex::default(),
+            taken: watch::Sender::default(),
+            asked: Mutex::default(),
+            most,
+            looks: None,
+        })
     }
 
     fn then(self: &Arc<Self>, tenant: TenantId, does: impl IntoIterator<Item = Does>) -> Arc<Self> {
@@ -80,6 +88,10 @@ struct Shared(Arc<Script>);
 impl Sink for Shared {
     fn most(&self) -> usize {
         self.0.most
+    }
+
+    fn looks_at(&self, event: &StoredEvent) -> bool {
+        self.0.looks.is_none_or(|looks| event.json == looks)
     }
 
     fn deliver(&self, batch: HookBatch) -> SinkWork {
@@ -404,6 +416,79 @@ async fn what_nobody_wants_is_passed_over() {
     assert_eq!(bed.saves.load(SeqCst), 0);
     sleep(Duration::from_secs(40)).await;
     assert_eq!(bed.saves.load(SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_sink_does_not_look_at_costs_neither_a_page_nor_a_commit() {
+    let mut bed = Bed::new();
+    let script = Arc::new(Script { looks: Some(b"never"), ..Arc::into_inner(Script::new(9)).unwrap() });
+    bed.start(vec![hook(&script)]);
+    sleep(Duration::from_secs(1)).await;
+    for _ in 0..PASSED_OVER - 1 {
+        bed.step("a", 1, &["turn.started"]);
+        let status = bed.status("a");
+        assert_eq!((status.behind, status.cursor.position), (0, status.cursor.seq), "at once");
+    }
+    sleep(Duration::from_secs(24 * 60 * 60)).await;
+    assert_eq!((bed.saves.load(SeqCst), script.asked.lock().unwrap().len()), (0, 0));
+    bed.step("a", 1, &["turn.started"]);
+    // Nobody wakes the courier for it.
+    sleep(LOOK + SAVE_AFTER.1).await;
+    assert_eq!(bed.saves.load(SeqCst), 1);
+    // A process that knows nothing of the last of them passes over them again.
+    bed.step("a", 1, &["turn.started"]);
+    bed.crash().await;
+    bed.start(vec![hook(&script)]);
+    bed.hooks.carried("audit", None).await;
+    assert_eq!(bed.status("a").cursor.position, PASSED_OVER + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_a_hook_waits_for_what_there_is_and_not_for_what_comes() {
+    let (mut bed, script) = (Bed::new(), Script::new(1));
+    bed.start(vec![hook(&script)]);
+    bed.hooks.carried("audit", Some(tenant("a"))).await;
+    script.then(tenant("a"), [down()]);
+    bed.step("a", 1, &["turn.started", "turn.completed"]);
+    bed.step("b", 1, &["turn.started"]);
+    bed.hooks.carried("audit", Some(tenant("b"))).await;
+    assert!(script.taken().iter().any(|(of, ..)| *of == tenant("b")));
+    bed.hooks.carried("audit", Some(tenant("a"))).await;
+    assert_eq!(script.taken().iter().filter(|(of, ..)| *of == tenant("a")).count(), 2, "all of the append");
+    // What hangs is another tenant's, or comes later.
+    script.then(tenant("a"), [Does::Hang]);
+    let waits = bed.hooks.carried("audit", None);
+    bed.step("b", 1, &["item.delta"]);
+    timeout(LINGER, waits).await.expect("what would be passed over at leisure is waited for");
+    bed.step("a", 1, &["turn.started"]);
+    assert!(timeout(Duration::from_secs(1), bed.hooks.carried("audit", None)).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_passed_over_that_a_page_on_its_way_has_not_reached() {
+    let (mut bed, script) = (Bed::new(), Script::new(1));
+    let wanted = EventFilter::parse(vec!["turn.completed".to_owned()]).unwrap();
+    bed.start(vec![Hook { events: wanted, ..hook(&script) }]);
+    let mut dice: u32 = 7;
+    let mut expected = 0;
+    for _ in 0..2_000 {
+        dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let names: &[&str] = match dice >> 30 {
+            0 => &["turn.completed"],
+            1 => &["item.delta", "turn.completed", "item.delta"],
+            _ => &["item.delta"],
+        };
+        expected += names.iter().filter(|name| **name == "turn.completed").count();
+        bed.step("a", 1, names);
+        // Each time the courier is somewhere else.
+        for _ in 0..(dice >> 16) % 4 {
+            tokio::task::yield_now().await;
+        }
+    }
+    bed.hooks.carried("audit", None).await;
+    let taken: Vec<_> = script.taken().into_iter().map(|(_, position, seq, _)| (position, seq)).collect();
+    assert_eq!(taken.len(), expected);
+    assert!(taken.is_sorted() && taken.windows(2).all(|pair| pair[0] != pair[1]), "in order, each once");
 }
 
 #[tokio::test(start_paused = true)]
