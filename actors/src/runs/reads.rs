@@ -519,7 +519,11 @@ impl Runtime {
                 let chunks = match subscription.next().await? {
                     Next::Stored(chunks) => chunks,
                     Next::Live { batch, .. } => vec![batch.chunk.clone()],
-                    Next::Gap { .. } | Next::Shutdown { .. } => return Err(Error::Draining),
+                    Next::Gap { .. } => {
+                        subscription = self.subscribe_run(tenant, run, rollback.started_seq).await?;
+                        continue;
+                    }
+                    Next::Shutdown { .. } => return Err(Error::Draining),
                     Next::Deleted => return Err(Error::NotFound("run")),
                 };
                 for chunk in chunks {
@@ -541,8 +545,9 @@ impl Runtime {
             }
         };
         match tokio::time::timeout(timeout, ended).await {
+            // It goes on whether or not somebody can watch.
+            Ok(Err(Error::Busy { .. })) | Err(_) => Ok(None),
             Ok(ended) => ended.map(Some),
-            Err(_) => Ok(None),
         }
     }
 }
