@@ -74,22 +74,13 @@ async fn busy(api: &Api) -> Run {
 }
 
 /// Asks for what must be refused, and must leave no trace.
-#[track_caller]
-fn refused<'a>(
-    run: &'a Run,
-    verb: Method,
-    rest: &'a str,
-    body: Value,
-    (status, code): (u16, &'a str),
-) -> impl Future<Output = Value> + 'a {
-    async move {
-        let before = (run.show().await, run.get("/blackboard").await);
-        let reply = run.api.send(run.api.request(verb.clone(), &run.at(rest)).json(&body)).await;
-        assert_eq!(reply.status, status, "{verb} {rest} {body}: {}", String::from_utf8_lossy(&reply.body));
-        let problem = reply.problem(status, code);
-        assert_eq!((run.show().await, run.get("/blackboard").await), before, "{verb} {rest} {body}");
-        problem
-    }
+async fn refused(run: &Run, verb: Method, rest: &str, body: Value, (status, code): (u16, &str)) -> Value {
+    let before = (run.show().await, run.get("/blackboard").await);
+    let reply = run.api.send(run.api.request(verb.clone(), &run.at(rest)).json(&body)).await;
+    assert_eq!(reply.status, status, "{verb} {rest} {body}: {}", String::from_utf8_lossy(&reply.body));
+    let problem = reply.problem(status, code);
+    assert_eq!((run.show().await, run.get("/blackboard").await), before, "{verb} {rest} {body}");
+    problem
 }
 
 // ---- the routes ----------------------------------------------------------------------------------
