@@ -390,7 +390,7 @@ fn effect(of: ThreadId, seq: Seq) -> LedgerRecord {
             thread_id: of,
             turn_id: TurnId::new(Uuid::from_u128(1)),
             item_id: ItemId::new(Uuid::from_u128(2)),
-            operation_id: OperationId::new(Uuid::from_u128(3)),
+            operation_id: OperationId::new(Uuid::from_u128(0x1_0000 + u128::from(seq))),
             seq,
         },
         task_id: None,

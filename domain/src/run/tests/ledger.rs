@@ -22,19 +22,28 @@ fn an_effect_belongs_to_the_task_that_its_thread_holds() {
     let mut bench = Bench::new();
     bench.create(vec![new_task("t"), new_task("u")]);
     bench.token(claim("somebody else"));
-    let worker = Worker { thread: thread(1), by: WorkBy::Turn(TurnId::new(Uuid::from_u128(9))) };
+    let worker = Worker { thread: thread(1), by: WorkBy::Turn(effect(thread(1), 1).source.turn_id) };
     bench.does(Command::Work(worker, Claim::default()));
     let files: &[_] = &[("a", None, Some("x"))];
-    // What a caller claims about the task counts for nothing.
-    let mut forged = changed(thread(1), 1, files);
-    forged.effect.task_id = Some("t".into());
-    bench.does(Command::Journal(vec![forged]));
+    // A task that there is not is nobody's, whoever names it.
+    let mut named = changed(thread(1), 1, files);
+    named.effect.task_id = Some("x".into());
+    bench.does(Command::Journal(vec![named]));
     bench.does(Command::Say(worker, transition("u", Action::Complete)));
     bench.does(Command::Journal(vec![changed(thread(1), 2, files)]));
     let of: Vec<_> = bench.log[5..].iter().map(|record| (record.event.name(), record.event.task_id())).collect();
     let [mutation, effect] = ["mutation_checkpoint_recorded", "tool_effect_recorded"].map(std::borrow::Cow::Borrowed);
     assert_eq!(of[..2], [(mutation.clone(), Some("u")), (effect.clone(), Some("u"))]);
     assert_eq!(of[3..], [(mutation, None), (effect, None)]);
+}
+
+#[test]
+fn an_effect_that_names_its_task_is_for_that_one() {
+    let mut bench = Bench::new();
+    bench.create(vec![new_task("t")]);
+    let of_a_job = LedgerRecord { task_id: Some("t".into()), ..effect(thread(1), 1) };
+    bench.does(Command::Journal(vec![Journal { effect: of_a_job, mutation: None }]));
+    assert_eq!(bench.log.last().unwrap().event.task_id(), Some("t"));
 }
 
 #[test]
