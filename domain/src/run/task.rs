@@ -43,6 +43,8 @@ pub const RETRY_BASE_MS: u64 = 500;
 /// The longest pause.
 const LONGEST_RETRY_MS: u64 = 60 * 60 * 1000;
 const MAX_ATTEMPTS: u32 = 3;
+/// No task is called that: it stands where ids of tasks do.
+const CLAIM: &str = "claim";
 const MOST_ATTEMPTS: u32 = 100;
 
 impl Stepper<'_> {
@@ -80,6 +82,7 @@ impl Stepper<'_> {
     pub(super) fn made(&self, new: NewTask, at: usize) -> Result<Task, Refused> {
         let field = |name: &str| format!("tasks[{at}].{name}");
         let id = match new.id {
+            Some(id) if id == CLAIM => return Err(Refused::invalid(field("id"), "is what claiming is called")),
             Some(id) => check_id(&field("id"), id)?,
             None => format!("task-{}", self.cx.ids.mint().as_hyphenated()),
         };

@@ -117,7 +117,7 @@ fn a_name_is_given_once() {
 #[test]
 fn names_are_made_of_few_characters() {
     let mut bench = Bench::new();
-    for id in ["", ".", "..", "a/b", "a b", "é", "a\n", &"x".repeat(129)] {
+    for id in ["", ".", "..", "a/b", "a b", "é", "a\n", "claim", &"x".repeat(129)] {
         assert!(matches!(bench.refused(Command::CreateTasks(vec![new_task(id)])), Refused::Invalid { .. }), "{id:?}");
     }
     let names = vec!["x".to_owned(); limits::NAMES + 1];
