@@ -120,6 +120,8 @@ pub(crate) struct Gauge {
     /// Set while the actor has anything under way: its crew, an append, a command.
     pinned: AtomicBool,
     running: AtomicBool,
+    /// The actor has ended.
+    gone: AtomicBool,
     used: AtomicU64,
     bytes: AtomicUsize,
     /// When the thread must be awake again; 0 for never.
@@ -138,8 +140,12 @@ impl Registry {
 
     /// Puts a thread in, with the first ticket for it.
     pub fn insert(&self, key: ThreadKey, slot: Slot) -> Ticket {
-        let ticket = self.admit(&slot);
+        let (ticket, gauge) = (self.admit(&slot), slot.gauge.clone());
         self.slots.insert(key, slot);
+        // Its actor runs already. One that has ended before it could be found would be taken for loaded for ever.
+        if gauge.gone.load(SeqCst) {
+            self.forget(&key, &gauge);
+        }
         ticket
     }
 
@@ -158,6 +164,7 @@ impl Registry {
 
     /// Forgets a thread whose actor is gone. Another actor of the same thread stays.
     pub fn forget(&self, key: &ThreadKey, gauge: &Arc<Gauge>) {
+        gauge.gone.store(true, SeqCst);
         self.slots.remove_if(key, |_, slot| Arc::ptr_eq(&slot.gauge, gauge));
         self.set_running(gauge, false);
         self.set_bytes(gauge, 0);
@@ -238,6 +245,7 @@ impl Gauge {
             tickets: AtomicUsize::new(0),
             pinned: AtomicBool::new(true),
             running: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             used: AtomicU64::new(0),
             bytes: AtomicUsize::new(0),
             wake_at: AtomicU64::new(0),
@@ -275,5 +283,38 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.0.gauge.tickets.fetch_sub(1, SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raddle_domain::id::{TenantId, ThreadId};
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    struct Nobody;
+
+    impl Hosted for Nobody {
+        fn tick(&self) {}
+        fn unload(&self) {}
+        fn park(&self, _: oneshot::Sender<()>) {}
+    }
+
+    #[test]
+    fn an_actor_that_ended_before_it_was_put_in_is_not_taken_for_loaded() {
+        let (registry, key) =
+            (Registry::default(), ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::from_bytes([1; 16]) });
+        let slot = || Slot { actor: Arc::new(Nobody), gauge: Gauge::new() };
+        let ended = slot();
+        registry.forget(&key, &ended.gauge);
+        drop(registry.insert(key, ended));
+        assert!(!registry.contains(&key));
+        // Nor does its end take out the one that came in its place.
+        let (before, now) = (slot(), slot());
+        let gauge = before.gauge.clone();
+        drop((registry.insert(key, before), registry.insert(key, now)));
+        registry.forget(&key, &gauge);
+        assert!(registry.contains(&key));
     }
 }
