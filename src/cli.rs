@@ -276,7 +276,12 @@ fn word(value: &impl Serialize) -> String {
 /// What of a text may be shown in a terminal: everything but control characters, which could rewrite what was
 /// shown before. Line ends and tabs stay.
 fn plain(text: &str) -> String {
-    text.chars().filter(|char| !char.is_control() || matches!(char, '\n' | '\t')).collect()
+    text.chars().filter(|char| (!char.is_control() || matches!(char, '\n' | '\t')) && !turns(*char)).collect()
+}
+
+/// Whether a character is not seen and changes how its line is read: what turns the direction, and what has no width.
+const fn turns(char: char) -> bool {
+    matches!(char, '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

@@ -165,8 +165,8 @@ async fn a_thread_is_bound_to_a_run_and_unbound() {
     let (server, _dir) = server().await;
     let path = format!("/v1/threads/{}", server.api.create(json!({})).await);
     let thread = path.rsplit('/').next().unwrap();
-    let id = "run_01905d3c-7e57-7abc-8def-000000000001";
-    server.api.post("/v1/runs", json!({"run_id": id, "objective": "ship it"})).await.expect(201);
+    let id = &server.api.post("/v1/runs", json!({"objective": "ship it"})).await.expect(201)["run_id"];
+    let id = id.as_str().unwrap();
     let bound = json_of(&ask(&server, &["threads", "bind", thread, "--run", id, "--json"]));
     assert_eq!(bound["run_id"], id);
     assert!(ask(&server, &["threads", "show", thread]).out.contains(id));

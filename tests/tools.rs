@@ -481,23 +481,22 @@ async fn effects(world: &Equipped, thread: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn what_a_thread_does_for_a_run_is_marked_until_it_works_for_none_and_a_fork_works_for_none() {
-    const RUN: &str = "run_01905d3c-7e57-7abc-8def-000000000001";
     let mut world = Equipped::start(&[]).await;
-    world.api().post("/v1/runs", json!({"run_id": RUN, "objective": "ship it"})).await.expect(201);
-    let thread = world.api().create(json!({"auto_approve": true, "run_id": RUN})).await;
+    let run = world.api().post("/v1/runs", json!({"objective": "ship it"})).await.expect(201)["run_id"].clone();
+    let thread = world.api().create(json!({"auto_approve": true, "run_id": run})).await;
     let path = format!("/v1/threads/{thread}");
-    assert_eq!(world.api().get(&path).await.expect(200)["run_id"], RUN);
+    assert_eq!(world.api().get(&path).await.expect(200)["run_id"], run);
     let put = call("demo_put", json!({"name": "file", "text": "x"}));
     world.say(&thread, &put).await;
     world.crash().await;
     let fork = world.api().post(&format!("{path}/fork"), json!({})).await.expect(201);
     assert_eq!(fork.get("run_id"), None);
-    assert_eq!(world.api().get(&path).await.expect(200)["run_id"], RUN);
+    assert_eq!(world.api().get(&path).await.expect(200)["run_id"], run);
     let freed = world.api().patch(&path, json!({"run_id": null})).await.expect(200);
     assert_eq!(freed.get("run_id"), None);
     world.say(&thread, &put).await;
     let [marked, plain] = <[Value; 2]>::try_from(effects(&world, &thread).await).expect("two effects");
-    assert_eq!((&marked["run_id"], &marked["status"]), (&json!(RUN), &json!("settled")));
+    assert_eq!((&marked["run_id"], &marked["status"]), (&run, &json!("settled")));
     let detail = &world.items(&thread).await[1].2;
     assert_eq!(marked["output_bytes"], detail.len());
     assert!(["arguments_sha256", "output_sha256"].iter().all(|of| marked[of].as_str().unwrap().len() == 64));

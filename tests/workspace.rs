@@ -245,8 +245,7 @@ async fn what_files_were_is_kept_for_a_run_and_for_nobody_else_out_of_reach() {
     let plain = world.thread(Some("w")).await;
     world.play(&plain, &format!("{}\n{}", write("one\n"), write("two\n"))).await;
     assert!(!blobs.exists());
-    let run = "run_01905d3c-7e57-7abc-8def-000000000001";
-    world.api().post("/v1/runs", json!({"run_id": run, "objective": "ship it"})).await.expect(201);
+    let run = world.api().post("/v1/runs", json!({"objective": "ship it"})).await.expect(201)["run_id"].clone();
     let thread = json!({"workspace": "w", "auto_approve": true, "run_id": run});
     let thread = world.api().create(thread).await;
     world.play(&thread, &write("three\n")).await;

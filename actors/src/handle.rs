@@ -132,8 +132,6 @@ pub enum Error {
     Job(#[from] JobRefused),
     #[error(transparent)]
     Run(#[from] raddle_domain::run::Refused),
-    #[error("there is a {0} of this name already")]
-    Taken(&'static str),
     #[error("the server is shutting down")]
     Draining,
     /// One thread's records cannot be used; the sentence names the record.
@@ -261,7 +259,7 @@ impl Runtime {
         let (now, fence) = (shared.clock.now(), shared.store.epoch());
         let mut steps = Steps::default();
         let site = Site { key, now, shared: &shared };
-        steps.receipts.extend(call.idempotency.map(|known| machine.receipt(&step, known, site)));
+        steps.receipts.extend(call.idempotency.and_then(|known| machine.receipt(&step, known, site)));
         let reply = machine.keep(step, &mut steps);
         if fork.is_some() {
             // A turn that is written again was its parent's.
@@ -294,8 +292,6 @@ impl Runtime {
             Ok(Err(AppendError::Refused(WriteRefused::Conflict { .. }))) if fork.is_some() => {
                 Err(Error::NotFound(M::WHAT))
             }
-            // A caller chose the name.
-            Ok(Err(AppendError::Refused(WriteRefused::Conflict { .. }))) => Err(Error::Taken(M::WHAT)),
             Ok(Err(error)) => Err(append_error(error)),
             Err(why) if why.is_cancelled() => Err(Error::Draining),
             Err(why) => Err(Error::Internal(why.to_string())),

@@ -256,7 +256,7 @@ impl<M: Machine> Host<M> {
         self.crew.told(&command);
         let site = Site { key: self.key, now: self.shared.clock.now(), shared: &self.shared };
         let outcome = self.machine.step(command, if_match, site).map(|step| {
-            steps.receipts.extend(idempotency.map(|known| self.machine.receipt(&step, known, site)));
+            steps.receipts.extend(idempotency.and_then(|known| self.machine.receipt(&step, known, site)));
             let reply = self.machine.keep(step, steps);
             (reply, self.machine.version())
         });

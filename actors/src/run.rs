@@ -143,9 +143,12 @@ impl Machine for RunMachine {
         ThreadRow { head, view: disk::json(self.state.run()).into(), snapshot: disk::json(&self.state.rest()).into() }
     }
 
-    fn receipt(&self, step: &Step, known: Idempotency, site: Site<'_>) -> Receipt {
+    fn receipt(&self, step: &Step, known: Idempotency, site: Site<'_>) -> Option<Receipt> {
+        if matches!(step.reply, Reply::RollbackBlocked(_)) {
+            return None;
+        }
         let stub = Stub { run: self.state.run().id, version: self.version(), reply: step.reply.clone() };
-        receipts::of(known, disk::json(&stub), site.now)
+        Some(receipts::of(known, disk::json(&stub), site.now))
     }
 
     fn recall(view: &dyn View, tenant: TenantId, receipt: &Receipt) -> Result<Option<Recalled<Reply>>, StoreError> {

@@ -13,7 +13,7 @@ pub(crate) mod worker;
 use raddle_domain::{
     id::{CheckpointId, RunId, Seq, TenantId},
     run::{
-        Checkpoint, Command, Entry, Refused, Reply, Rollback, Run, RunState, Task,
+        Checkpoint, Command, Entry, Reply, Rollback, Run, RunState, Task,
         command::{
             AskRollback, Claim, Claimed, Driven, Journal, LeaseReply, NewRun, NewTask, Patch, Replace, SyncTodos, Tell,
             Transition, ValidateLease,
@@ -79,21 +79,11 @@ fn no_run(error: Error) -> Error {
 }
 
 impl Runtime {
-    /// Makes a run, under a name of the caller's if he has one.
-    pub async fn create_run(
-        &self,
-        tenant: TenantId,
-        id: Option<RunId>,
-        new: NewRun,
-        call: Call,
-    ) -> Result<Done<Run>, Error> {
+    /// Makes a run. Its name is made up: one that was used before would be followed by what happened under it.
+    pub async fn create_run(&self, tenant: TenantId, new: NewRun, call: Call) -> Result<Done<Run>, Error> {
         let shared = self.shared().clone();
-        let id = id.unwrap_or_else(|| RunId::new(shared.ids.mint()));
+        let id = RunId::new(shared.ids.mint());
         let begin = async {
-            if !is_minted(id) {
-                let why = "must be `run_` and a UUID of version 7".to_owned();
-                return Err(Refused::Invalid { field: "run_id".to_owned(), why }.into());
-            }
             let cx = raddle_domain::run::Cx { now: shared.clock.now(), ids: &*shared.ids };
             Ok(RunState::create(id, tenant, new, cx)?)
         };

@@ -133,8 +133,8 @@ impl Machine for ThreadMachine {
         ThreadRow { head, view: disk::json(self.state.view()).into(), snapshot: rest.json.clone() }
     }
 
-    fn receipt(&self, step: &Step, known: Idempotency, site: Site<'_>) -> Receipt {
-        receipts::write(known, site.key.thread, step, site.now)
+    fn receipt(&self, step: &Step, known: Idempotency, site: Site<'_>) -> Option<Receipt> {
+        Some(receipts::write(known, site.key.thread, step, site.now))
     }
 
     fn recall(view: &dyn View, tenant: TenantId, receipt: &Receipt) -> Result<Option<Recalled<Reply>>, StoreError> {

@@ -50,7 +50,7 @@ async fn start_with(bed: &Bed) -> Runtime {
 
 async fn new_run(runtime: &Runtime) -> RunId {
     let new = NewRun { objective: "o".into(), ..NewRun::default() };
-    runtime.create_run(OWNER, None, new, call()).await.unwrap().value.id
+    runtime.create_run(OWNER, new, call()).await.unwrap().value.id
 }
 
 async fn add_tasks(runtime: &Runtime, run: RunId, ids: &[&str]) {

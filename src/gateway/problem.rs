@@ -308,7 +308,6 @@ impl From<Error> for Problem {
             Error::Refused(refused) => refused.into(),
             Error::Job(refused) => refused.into(),
             Error::Run(refused) => refused.into(),
-            Error::Taken(_) => Problem::new(Code::Conflict, sentence),
             Error::NotFound(_) => Problem::new(Code::NotFound, sentence),
             Error::Deleted => Problem::new(Code::ThreadDeleted, sentence),
             Error::InFlight => Problem::new(Code::InFlight, sentence),

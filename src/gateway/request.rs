@@ -462,7 +462,9 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 
 /// The seq of `If-Match: "<seq>"`; `*` asks for nothing but that the thing exists, which every verb asks anyway.
 fn if_match(headers: &HeaderMap) -> Result<Option<Seq>, Problem> {
-    let malformed = || Problem::new(Code::BadRequest, "`If-Match` must be one seq in quotes, such as \"12\"");
+    let malformed = || {
+        Problem::new(Code::BadRequest, "`If-Match` must be one number in quotes, as an `ETag` has it, such as \"12\"")
+    };
     match single(headers, header::IF_MATCH.as_str()).map_err(|_| malformed())? {
         None | Some(Some("*")) => Ok(None),
         Some(None) => Err(malformed()),

@@ -67,8 +67,6 @@ impl From<NewRunWorkspace> for RunWorkspace {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateRun {
-    /// A name of the caller's: `run_` and a UUID of version 7. One that is taken is a conflict.
-    pub run_id: Option<RunId>,
     #[schema(value_type = String, min_length = 1)]
     pub objective: Option<String>,
     /// `interactive` unless given.
@@ -76,7 +74,7 @@ pub struct CreateRun {
     pub workspace: Option<NewRunWorkspace>,
     pub source_client: Option<String>,
     #[schema(value_type = Option<Object>)]
-    pub source_metadata: Option<Value>,
+    pub source_metadata: Option<Map<String, Value>>,
     pub model_provider: Option<String>,
     pub model_id: Option<String>,
     pub mcp_servers: Option<Vec<String>>,
@@ -96,7 +94,7 @@ pub struct PutRun {
     pub workspace: Option<NewRunWorkspace>,
     pub source_client: Option<String>,
     #[schema(value_type = Option<Object>)]
-    pub source_metadata: Option<Value>,
+    pub source_metadata: Option<Map<String, Value>>,
     pub model_provider: Option<String>,
     pub model_id: Option<String>,
     pub mcp_servers: Option<Vec<String>>,
@@ -249,7 +247,7 @@ pub async fn create_run(
     let new = NewRun {
         run_type: body.run_type,
         source_client: body.source_client,
-        source_metadata: body.source_metadata,
+        source_metadata: body.source_metadata.map(Value::Object),
         model_provider: body.model_provider,
         model_id: body.model_id,
         mcp_servers: body.mcp_servers.unwrap_or_default(),
@@ -257,7 +255,7 @@ pub async fn create_run(
         workspace: body.workspace.map(Into::into),
         steps: body.steps.unwrap_or_default(),
     };
-    let done = gateway.runtime.create_run(tenant, body.run_id, new, call).await?;
+    let done = gateway.runtime.create_run(tenant, new, call).await?;
     let location = format!("/v1/runs/{}", done.value.id);
     Ok(reply(StatusCode::CREATED, done, Some(location), Json))
 }
@@ -341,7 +339,7 @@ pub async fn put_run(
         new: NewRun {
             run_type: body.run_type,
             source_client: body.source_client,
-            source_metadata: body.source_metadata,
+            source_metadata: body.source_metadata.map(Value::Object),
             model_provider: body.model_provider,
             model_id: body.model_id,
             mcp_servers: body.mcp_servers.unwrap_or_default(),

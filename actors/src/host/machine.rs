@@ -46,8 +46,8 @@ pub(crate) trait Machine: Sized + Send + 'static {
     /// [`Machine::seq`], and its `fence` the one that is given.
     fn row(&mut self, fence: u64) -> ThreadRow;
 
-    /// The receipt of a step, made before it is kept.
-    fn receipt(&self, step: &Self::Step, known: Idempotency, site: Site<'_>) -> Receipt;
+    /// The receipt of a step, made before it is kept. One that is a refusal has none: it is judged anew.
+    fn receipt(&self, step: &Self::Step, known: Idempotency, site: Site<'_>) -> Option<Receipt>;
 
     /// The reply that a receipt leads to; `None` when what it is about is gone.
     fn recall(

@@ -115,9 +115,9 @@ impl Machine for Counter {
         ThreadRow { head, view: json(self).into(), snapshot: json(self).into() }
     }
 
-    fn receipt(&self, step: &Counted, known: Idempotency, site: Site<'_>) -> Receipt {
+    fn receipt(&self, step: &Counted, known: Idempotency, site: Site<'_>) -> Option<Receipt> {
         let reply = json(&Stub { count: step.count, seq: self.seq });
-        Receipt { key: known.key, request: known.request, reply, expires_at: site.now.after(LIFE) }
+        Some(Receipt { key: known.key, request: known.request, reply, expires_at: site.now.after(LIFE) })
     }
 
     fn recall(_: &dyn View, _: TenantId, receipt: &Receipt) -> Result<Option<Recalled<u64>>, StoreError> {

@@ -53,7 +53,7 @@ pub(super) async fn worked(desk: &Desk, job: &Job, work: &TurnWork, token: Token
         end = follow(desk, &for_the_task, &work, token) => end?,
         () = lost(desk, &shift) => {
             stop(desk).await?;
-            return Ok(End::Of(JobEnd::Failed { why: "its task was taken away".to_owned(), again: false }));
+            return Ok(End::Of(taken_away()));
         }
     };
     let said = match &end {
@@ -64,9 +64,15 @@ pub(super) async fn worked(desk: &Desk, job: &Job, work: &TurnWork, token: Token
     loop {
         match shift.end(&desk.runtime.get()?, said.clone(), idempotency(job)).await {
             Err(error) if passes(&error) => sleep(BUSY).await,
-            said => return said.map(|()| end),
+            Ok(false) if matches!(end, End::Of(JobEnd::Done(_))) => return Ok(End::Of(taken_away())),
+            said => return said.map(|_| end),
         }
     }
+}
+
+/// What a turn came to for which there was no task any more came to nothing.
+fn taken_away() -> JobEnd {
+    JobEnd::Failed { why: "its task was taken away".to_owned(), again: false }
 }
 
 fn worker(job: &Job, work: &TurnWork) -> Worker {
@@ -174,7 +180,7 @@ pub(super) async fn settled(desk: &Desk, job: &Job, work: &TurnWork, completed: 
             let key = ThreadKey { tenant: desk.key.tenant, thread: work.thread_id };
             let output = book::read(&desk.shared, move |view| came_to(view, key, turn)).await?;
             let said = WorkEnd::Done(output.map(bounded));
-            shift(desk, job, work, wanted, task.clone()).end(&runtime, said, idempotency(job)).await
+            shift(desk, job, work, wanted, task.clone()).end(&runtime, said, idempotency(job)).await.map(drop)
         }
         _ => runtime.give_back(desk.key.tenant, wanted.run_id, worker(job, work)).await,
     }

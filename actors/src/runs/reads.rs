@@ -474,9 +474,9 @@ impl Runtime {
 
     /// What could be taken back of what tools did to files.
     pub async fn rollback_preview(&self, tenant: TenantId, run: RunId) -> Result<RollbackPreview, Error> {
-        let read = |view: &dyn View, key, _, _| {
+        let read = |view: &dyn View, key, run: Run, _| {
             let mutations: Vec<Mutation> = all(view, key, PartKind::Mutation)?;
-            Ok(preview(mutations.iter()))
+            Ok(preview(run.status, mutations.iter()))
         };
         self.of_run(tenant, run, read).await
     }

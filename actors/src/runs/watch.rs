@@ -9,6 +9,9 @@ use crate::{
     subscription::{TenantCursor, TenantPage, TenantSubscription, Wanted},
 };
 
+/// Pieces of the feed that a page is looked for in. One that is empty then is not the end: its cursor has moved.
+const LOOKED_THROUGH: usize = 256;
+
 impl Runtime {
     /// Watches some runs, or all of a tenant's, from right after `after`. Without it, some runs are told from their
     /// beginning, and all of them from now on. A run that there is not is refused.
@@ -31,7 +34,15 @@ impl Runtime {
         limit: usize,
     ) -> Result<TenantPage, Error> {
         let (after, wanted) = self.wanted_runs(tenant, after, runs).await?;
-        self.feed_events(tenant, after, wanted, limit).await
+        let mut page = self.feed_events(tenant, after, wanted.clone(), limit).await?;
+        // Others may have had much to say meanwhile.
+        for _ in 0..LOOKED_THROUGH {
+            if !page.events.is_empty() || !page.unavailable.is_empty() || !page.more {
+                break;
+            }
+            page = self.feed_events(tenant, Some(page.next), wanted.clone(), limit).await?;
+        }
+        Ok(page)
     }
 
     async fn wanted_runs(

@@ -91,8 +91,8 @@ impl Shift {
         !matches!(self.say(runtime, beat, Call::default()).await, Err(Error::Run(_) | Error::NotFound(_)))
     }
 
-    /// Says how the work ended. A lease that was lost meanwhile has nothing to say any more.
-    pub async fn end(&self, runtime: &Runtime, end: WorkEnd, call: Call) -> Result<(), Error> {
+    /// Says how the work ended; whether it was heard: a lease that was lost meanwhile has nothing to say any more.
+    pub async fn end(&self, runtime: &Runtime, end: WorkEnd, call: Call) -> Result<bool, Error> {
         let transition = end.transition(self.task.clone());
         let said = match self.say(runtime, transition.clone(), call).await {
             // The work is done, whether or not the run has room for what it came to.
@@ -102,7 +102,8 @@ impl Shift {
             said => said,
         };
         match said {
-            Ok(_) | Err(Error::Run(_) | Error::NotFound(_)) => Ok(()),
+            Ok(_) => Ok(true),
+            Err(Error::Run(_) | Error::NotFound(_)) => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -133,7 +133,27 @@ impl TaskEvent {
     }
 }
 
-/// Words that the machine alone may write. Everything that begins with `context.` is among them.
+/// The families of events that the runtime writes. A tenant's stream and its hooks have those of runs among all others,
+/// and know them by their names; what begins with `stream.` is about a connection.
+const FAMILIES: [&str; 15] = [
+    "context.",
+    "stream.",
+    "thread.",
+    "turn.",
+    "item.",
+    "prompt.",
+    "approval.",
+    "question.",
+    "effect.",
+    "compaction.",
+    "checkpoint.",
+    "usage.",
+    "job.",
+    "schedule.",
+    "mcp.",
+];
+
+/// Words that the machine alone may write, beside those families.
 const OURS: [&str; 10] = [
     "todo_synced",
     "meta_next_step_selected",
@@ -153,8 +173,7 @@ const KEPT: [&str; 4] = ["tool_routing_decision", "policy_decision_recorded", "s
 /// Whether a client may not write an event of this name, however it spells it.
 pub fn is_reserved(name: &str) -> bool {
     let name = name.trim().to_ascii_lowercase();
-    // What begins with `stream.` is about a connection: readers of a stream would take it for the end of theirs.
-    name.starts_with("context.") || name.starts_with("stream.") || OURS.contains(&&*name) || KEPT.contains(&&*name)
+    FAMILIES.iter().any(|family| name.starts_with(family)) || OURS.contains(&&*name) || KEPT.contains(&&*name)
 }
 
 impl Event {

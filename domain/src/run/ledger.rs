@@ -102,7 +102,10 @@ pub struct RollbackOperation {
 /// What a rollback of everything would do, newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RollbackPreview {
+    /// Whether all that can be taken back can be at once: there is something, and it is in one workspace.
     pub executable: bool,
+    /// Whether the run stands so that anything may be taken back now.
+    pub eligible: bool,
     pub step_count: usize,
     pub executable_step_count: usize,
     #[schema(value_type = Object)]
@@ -110,8 +113,8 @@ pub struct RollbackPreview {
     pub steps: Vec<RollbackStep>,
 }
 
-/// What could be taken back.
-pub fn preview<'m>(mutations: impl Iterator<Item = &'m Mutation>) -> RollbackPreview {
+/// What could be taken back, of a run that stands like this.
+pub fn preview<'m>(status: RunStatus, mutations: impl Iterator<Item = &'m Mutation>) -> RollbackPreview {
     let mut by_action = BTreeMap::new();
     let mut steps: Vec<RollbackStep> = mutations
         .map(|mutation| {
@@ -135,8 +138,11 @@ pub fn preview<'m>(mutations: impl Iterator<Item = &'m Mutation>) -> RollbackPre
         .collect();
     steps.reverse();
     let executable_step_count = steps.iter().filter(|step| step.executable).count();
+    let mut places = steps.iter().filter(|step| step.executable).map(|step| &step.workspace);
+    let first = places.next();
     RollbackPreview {
-        executable: !steps.is_empty() && executable_step_count == steps.len(),
+        executable: first.is_some() && places.all(|place| Some(place) == first),
+        eligible: may_roll_back(status),
         step_count: steps.len(),
         executable_step_count,
         by_action,
@@ -296,9 +302,10 @@ impl RunState {
                 }
             }
         }
-        let files: Vec<ChangedFile> = files.into_values().filter(|file| file.before != file.after).collect();
+        // What came back to what it was is looked at too: something else may be there by now.
+        let files: Vec<ChangedFile> = files.into_values().collect();
         match workspace {
-            Some(workspace) if !files.is_empty() => Ok((workspace.to_owned(), files)),
+            Some(workspace) if files.iter().any(|file| file.before != file.after) => Ok((workspace.to_owned(), files)),
             _ => Err("there is nothing to be taken back".to_owned()),
         }
     }

@@ -76,6 +76,8 @@ impl Stepper<'_> {
                 true => run.status,
                 false if any(StepStatus::InProgress) => RunStatus::Running,
                 false if all_done && self.state.tasks_are_over() => RunStatus::Completed,
+                // A run at work stays at work, whatever becomes of its plan.
+                false if run.status == RunStatus::Running => RunStatus::Running,
                 false => RunStatus::Planning,
             };
             run.enter(status, self.cx.now);

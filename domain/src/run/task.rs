@@ -300,13 +300,12 @@ impl Stepper<'_> {
         if !proven {
             check_lease(&task, &asked, self.cx.now)?;
         }
-        if let Some(agent) = &asked.agent_id {
+        // Who holds a lease is known by the lease, whatever name is given with its token.
+        let holder = task.lease.as_ref().filter(|_| proven || asked.lease_token.is_some()).map(|lease| &lease.owner);
+        if let Some(agent) = holder.or(asked.agent_id.as_ref()) {
             self.by = format!("agent:{agent}");
         }
-        // Whoever speaks without a lease does not hold the task.
-        let holder = asked.agent_id.clone().filter(|_| asked.lease_token.is_some());
-        let assigned_agent = holder.or_else(|| task.assigned_agent.clone());
-        let freed = Task { assigned_agent, lease: None, ..task.clone() };
+        let freed = Task { lease: None, ..task.clone() };
         let done = match (asked.action, to) {
             (Action::Heartbeat, _) => {
                 let expires_at = self.lease_end(asked.lease_ms);

@@ -127,13 +127,36 @@ impl Rollback {
         if !self.yes && !agreed(&preview, &events)? {
             return Err(Failure::Failed("nothing was taken back".to_owned()));
         }
-        let done = client.execute_rollback(&self.run, &events).await?;
-        match done.applied {
-            _ if self.remote.json => say_json(&done),
-            true => say(&format!("{} files are what they were", done.files)),
-            false => say("files are still being put back; `--history` tells the end"),
+        let mut all = Vec::new();
+        for events in by_workspace(&preview, events) {
+            let done = client.execute_rollback(&self.run, &events).await?;
+            match (self.remote.json, done.applied) {
+                (true, _) => {}
+                (false, true) if done.files == 1 => say("1 file is what it was")?,
+                (false, true) => say(&format!("{} files are what they were", done.files))?,
+                (false, false) => say("files are still being put back; `--history` tells the end")?,
+            }
+            all.push(done);
+        }
+        if self.remote.json { say_json(&all) } else { Ok(()) }
+    }
+}
+
+/// Threads have workspaces of their own, and what is taken back at once is in one: the newest first.
+fn by_workspace(preview: &RollbackPreview, events: Vec<String>) -> Vec<Vec<String>> {
+    let place = |event: &String| {
+        let step = preview.steps.iter().find(|step| step.event_id == *event);
+        step.map(|step| step.workspace.as_str())
+    };
+    let mut groups: Vec<(Option<&str>, Vec<String>)> = Vec::new();
+    for event in events {
+        let place = place(&event);
+        match groups.iter_mut().find(|(known, _)| *known == place) {
+            Some((_, group)) => group.push(event),
+            None => groups.push((place, vec![event])),
         }
     }
+    groups.into_iter().map(|(_, group)| group).collect()
 }
 
 fn previewed(preview: &RollbackPreview) -> Result<(), Failure> {

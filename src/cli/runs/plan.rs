@@ -38,6 +38,9 @@ pub struct Next {
 impl Todos {
     pub async fn run(self) -> Result<(), Failure> {
         let todos = todos(&read_file(&self.file)?).map_err(|why| Failure::Failed(format!("{}: {why}", self.file)))?;
+        if todos.is_empty() && !self.merge {
+            return Err(Failure::Failed(format!("{}: the list is empty, and would leave no plan", self.file)));
+        }
         let run = self.remote.client()?.sync_todos(&self.run, &todos, !self.merge).await?;
         if self.remote.json { say_json(&run) } else { run.steps.iter().try_for_each(|step| say(&line(step))) }
     }
