@@ -4,7 +4,7 @@ ci:
 
 # The figures of benches/README.md.
 bench:
-    cargo bench --bench append --bench dispatch --bench fanout --bench history --bench hooks --bench resume --bench http
+    cargo bench --bench append --bench dispatch --bench fanout --bench history --bench hooks --bench resume --bench runs --bench http
 
 # A server on the embedded store with the offline model.
 run:

@@ -4,6 +4,7 @@
 //! whatever else the machine does.
 #![allow(dead_code, reason = "each bench uses its part")]
 
+pub mod files;
 pub mod log;
 pub mod net;
 

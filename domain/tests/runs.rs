@@ -212,7 +212,7 @@ fn rollback() -> Rollback {
 fn today() -> Vec<(Event, Option<&'static str>, Option<Run>)> {
     use TaskEvent::{Blocked, Cancelled, Claimed, Completed, Created, Failed, Heartbeat, Requeued, StaleRequeued};
     let plain = |event| (event, None, None);
-    let payload = || json!({ "why_next_step": "so", "n": [1, -0.5] });
+    let payload = || json!({ "n": [1, -0.5], "why_next_step": "so" });
     let blocked = |missing_event_ids| {
         let (event_ids, reason) = (vec!["evt_9".into()], "no".into());
         Event::RollbackBlocked(RollbackBlocked { event_ids, reason, missing_event_ids })

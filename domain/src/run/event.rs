@@ -9,8 +9,8 @@
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize, de::DeserializeOwned, ser::SerializeMap};
+use serde_json::Value;
 
 use super::{Checkpoint, Entry, LedgerRecord, MutationRecord, Rollback, Run, RunStatus, Task};
 use crate::{
@@ -213,28 +213,59 @@ impl Event {
             _ => None,
         }
     }
+}
 
-    fn payload(&self) -> Value {
-        match self {
-            Self::Created | Self::Replaced | Self::WorkspaceBound | Self::Deleted => json!({}),
-            Self::Told { payload, .. }
-            | Self::TodosSynced { payload }
-            | Self::NextStepSelected { payload }
-            | Self::WorkspaceMismatch { payload } => payload.clone(),
-            Self::WorkspaceRebound { was } => json!({ "was": was }),
-            Self::Task(TaskEvent::Failed, task) => json!({ "task": task, "error": task.last_error }),
-            Self::Task(_, task) => json!({ "task": task }),
-            Self::Entry(event, entry) => json!({ "op": op(*event, entry.kind), "entry": entry }),
-            Self::Summary { pack, text } => json!({ "op": summary_op(*pack), "text": text }),
-            Self::CheckpointSaved(checkpoint) | Self::CheckpointDeleted(checkpoint) => {
-                json!({ "checkpoint": checkpoint })
-            }
-            Self::EffectRecorded(record) => json!({ "record": record }),
-            Self::MutationRecorded(record) => json!({ "record": record }),
-            Self::RollbackStarted(rollback) => json!({ "rollback": rollback }),
-            Self::RollbackApplied { rollback, files } => json!({ "rollback": rollback, "files": files }),
-            Self::RollbackBlocked(blocked) => json!(blocked),
+/// What an event says, as it is written: from where it stands, without a copy.
+struct Payload<'a>(&'a Event);
+
+impl Serialize for Payload<'_> {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Event::Told { payload, .. }
+            | Event::TodosSynced { payload }
+            | Event::NextStepSelected { payload }
+            | Event::WorkspaceMismatch { payload } => return payload.serialize(to),
+            Event::RollbackBlocked(blocked) => return blocked.serialize(to),
+            _ => {}
         }
+        let mut map = to.serialize_map(None)?;
+        match self.0 {
+            Event::WorkspaceRebound { was } => map.serialize_entry("was", was)?,
+            Event::Task(event, task) => {
+                map.serialize_entry("task", task)?;
+                if *event == TaskEvent::Failed {
+                    map.serialize_entry("error", &task.last_error)?;
+                }
+            }
+            Event::Entry(event, entry) => {
+                map.serialize_entry("op", &op(*event, entry.kind))?;
+                map.serialize_entry("entry", entry)?;
+            }
+            Event::Summary { pack, text } => {
+                map.serialize_entry("op", summary_op(*pack))?;
+                map.serialize_entry("text", text)?;
+            }
+            Event::CheckpointSaved(checkpoint) | Event::CheckpointDeleted(checkpoint) => {
+                map.serialize_entry("checkpoint", checkpoint)?;
+            }
+            Event::EffectRecorded(record) => map.serialize_entry("record", record)?,
+            Event::MutationRecorded(record) => map.serialize_entry("record", record)?,
+            Event::RollbackStarted(rollback) => map.serialize_entry("rollback", rollback)?,
+            Event::RollbackApplied { rollback, files } => {
+                map.serialize_entry("rollback", rollback)?;
+                map.serialize_entry("files", files)?;
+            }
+            Event::Created
+            | Event::Replaced
+            | Event::WorkspaceBound
+            | Event::Deleted
+            | Event::Told { .. }
+            | Event::TodosSynced { .. }
+            | Event::NextStepSelected { .. }
+            | Event::WorkspaceMismatch { .. }
+            | Event::RollbackBlocked(_) => {}
+        }
+        map.end()
     }
 }
 
@@ -296,7 +327,7 @@ struct Written<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     task_id: Option<&'a str>,
     event: &'a str,
-    payload: Value,
+    payload: Payload<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<&'a Run>,
 }
@@ -315,7 +346,7 @@ impl Serialize for Record {
             step_id: self.step_id.as_deref(),
             task_id: self.event.task_id(),
             event: &self.event.name(),
-            payload: self.event.payload(),
+            payload: Payload(&self.event),
             run: self.run.as_deref(),
         };
         written.serialize(to)

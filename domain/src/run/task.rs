@@ -406,7 +406,8 @@ impl RunState {
 
 /// Lower-case hex SHA-256.
 fn digest(text: &str) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    let digits = |byte: u8| [byte >> 4, byte & 15].map(|half| char::from(b"0123456789abcdef"[usize::from(half)]));
+    Sha256::digest(text).iter().flat_map(|byte| digits(*byte)).collect()
 }
 
 /// Whether whoever speaks may speak of the task now.
