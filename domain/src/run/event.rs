@@ -459,6 +459,10 @@ mod tests {
             "rollback_execution_applied",
             "policy_decision_recorded",
             "context.anything",
+            "stream.gap",
+            "turn.completed",
+            "Approval.Decided",
+            "job.failed",
         ] {
             assert!(is_reserved(ours), "{ours}");
         }

@@ -57,6 +57,14 @@ fn a_todo_list_that_does_not_replace_changes_what_it_names_and_adds_the_rest() {
 }
 
 #[test]
+fn a_run_at_work_stays_at_work_whatever_becomes_of_its_plan() {
+    let mut bench = Bench::planned(&["a"]);
+    bench.tell("plan_approved");
+    bench.does(sync(vec![todo(None, "new", StepStatus::Pending)], true));
+    assert_eq!(bench.run().status, RunStatus::Running);
+}
+
+#[test]
 fn a_list_that_is_done_ends_the_run_unless_tasks_are_left() {
     let done = || sync(vec![todo(None, "x", StepStatus::Done)], true);
     let mut bench = Bench::new();

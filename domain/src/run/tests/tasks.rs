@@ -182,7 +182,7 @@ fn an_output_is_kept_by_completing_and_a_null_is_none() {
 }
 
 #[test]
-fn whoever_speaks_without_a_lease_does_not_become_the_holder() {
+fn a_holder_is_known_by_the_lease_whatever_name_is_given() {
     let mut bench = Bench::new();
     bench.bring("t", TaskStatus::Failed);
     let retried = bench.say(Transition { agent_id: Some("boss".into()), ..transition("t", Action::Retry) });
@@ -190,7 +190,8 @@ fn whoever_speaks_without_a_lease_does_not_become_the_holder() {
     assert_eq!(bench.log.last().unwrap().by, "agent:boss");
     let lease_token = Some(bench.token(claim("a")));
     let done = Transition { lease_token, agent_id: Some("b".into()), ..transition("t", Action::Complete) };
-    assert_eq!(bench.say(done).assigned_agent.as_deref(), Some("b"));
+    assert_eq!(bench.say(done).assigned_agent.as_deref(), Some("a"));
+    assert_eq!(bench.log.last().unwrap().by, "agent:a");
 }
 
 #[test]
