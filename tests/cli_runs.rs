@@ -118,12 +118,13 @@ async fn a_refusal_is_an_exit_code_and_a_sentence_and_so_is_silence() {
         &["delete", NONE],
     ];
     for command in commands {
-        let output = ask(&server, command);
+        let output = told(&server, command, "- [ ] something");
         assert_eq!((output.code, output.out.as_str()), (Some(3), ""), "{command:?}: {}", output.said);
         assert!(output.said.contains("404 not-found"), "{command:?}: {}", output.said);
     }
     for command in commands {
-        let output = run(raddle().arg("runs").args(command).args(["--server", "http://127.0.0.1:1"]), "");
+        let output =
+            run(raddle().arg("runs").args(command).args(["--server", "http://127.0.0.1:1"]), "- [ ] something");
         assert_eq!((output.code, output.out.as_str()), (Some(4), ""), "{command:?}: {}", output.said);
     }
 }
@@ -636,10 +637,10 @@ async fn what_a_tool_did_to_files_is_listed_and_taken_back_once_somebody_agreed(
     };
     let (code, out, told) = answers(b"no\n");
     assert_eq!((code, out.as_str()), (Some(1), ""), "{told}");
-    assert!(told.contains("delete_created_file  a.txt") && told.contains("take back 1 changes? [y/N]"), "{told}");
+    assert!(told.contains("delete_created_file  a.txt") && told.contains("take back this change? [y/N]"), "{told}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "hello");
     let (code, out, told) = answers(b"y\n");
-    assert_eq!((code, out.as_str()), (Some(0), "1 files are what they were\n"), "{told}");
+    assert_eq!((code, out.as_str()), (Some(0), "1 file is what it was\n"), "{told}");
     assert!(!file.exists());
     let again = ask(&server, &["rollback", &id, &event, "--execute", "--yes"]);
     assert!(again.code == Some(3) && again.said.contains("rollback-blocked"), "{again:?}");

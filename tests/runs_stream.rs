@@ -118,7 +118,7 @@ async fn who_watches_a_run_and_who_replays_it_read_the_same_bytes() {
     };
     happen(std::slice::from_ref(&run), 100).await;
     // What a client calls its events ends no stream.
-    for name in ["thread.deleted", "turn.completed", "deleted"] {
+    for name in ["deleted", "end", "thread_deleted"] {
         run.tell(name).await;
     }
     happen(std::slice::from_ref(&run), 100).await;

@@ -17,7 +17,6 @@ use std::io::Read;
 
 use clap::{Args, Subcommand};
 use raddle_domain::{
-    id::RunId,
     record::summarize,
     run::{Run, RunStep, StepStatus},
 };
@@ -141,9 +140,6 @@ struct Create {
     /// An MCP server that its agents use, as often as there are such
     #[arg(long = "mcp", value_name = "NAME")]
     mcp_servers: Vec<String>,
-    /// The run's id: `run_` and a UUID of version 7
-    #[arg(long, value_name = "ID")]
-    id: Option<RunId>,
     #[command(flatten)]
     remote: Remote,
 }
@@ -253,7 +249,6 @@ impl Create {
         let workspace =
             NewRunWorkspace { workspace_id: self.workspace_id.as_deref(), canonical_path: self.workspace.as_deref() };
         let new = NewRun {
-            run_id: self.id,
             objective: &self.objective,
             run_type: self.run_type.as_deref(),
             workspace: (self.workspace.is_some() || self.workspace_id.is_some()).then_some(workspace),

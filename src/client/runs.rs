@@ -19,7 +19,6 @@ const IMPORT_PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// What a run is made with.
 #[derive(Debug, Default, Serialize)]
 pub struct NewRun<'a> {
-    pub run_id: Option<RunId>,
     pub objective: &'a str,
     pub run_type: Option<&'a str>,
     pub workspace: Option<NewRunWorkspace<'a>>,

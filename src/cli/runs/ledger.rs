@@ -182,7 +182,8 @@ fn agreed(preview: &RollbackPreview, events: &[String]) -> Result<bool, Failure>
     for step in preview.steps.iter().filter(|step| events.contains(&step.event_id)) {
         shown(step).iter().for_each(|line| eprintln!("{line}"));
     }
-    eprint!("take back {} changes? [y/N] ", events.len());
+    let what = if events.len() == 1 { "this change" } else { "these changes" };
+    eprint!("take back {what}? [y/N] ");
     std::io::stderr().flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
