@@ -39,7 +39,7 @@ async fn new_run(runtime: &Runtime, tenant: TenantId) -> RunId {
         steps: (0..6).map(step).collect(),
         ..NewRun::default()
     };
-    runtime.create_run(tenant, None, new, Call::default()).await.expect("it is created").value.id
+    runtime.create_run(tenant, new, Call::default()).await.expect("it is created").value.id
 }
 
 fn new_task(n: usize, task_type: &str) -> NewTask {

@@ -62,7 +62,7 @@ enum Verb {
     /// Say what comes next, and begin it
     Next(plan::Next),
     /// List the tasks of a run; add some, show one
-    Tasks(tasks::Tasks),
+    Tasks(Box<tasks::Tasks>),
     /// Claim the task that is next; fails when there is none
     Claim(tasks::Claim),
     /// Keep a task for another while
