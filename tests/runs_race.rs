@@ -339,7 +339,7 @@ async fn of_agents_that_race_crash_come_back_late_and_ask_twice_each_task_is_don
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_under_its_agents_loses_nothing_acknowledged_and_doubles_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    race(dir.path(), 16, 150, 4, 5_150).await;
+    race(dir.path(), 100, 1_000, 4, 5_150).await;
 }
 
 #[tokio::test]
