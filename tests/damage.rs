@@ -5,7 +5,7 @@ mod support;
 use std::{
     fs::File,
     io::{ErrorKind, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
@@ -13,21 +13,6 @@ use std::{
 use serde_json::json;
 use support::*;
 use tokio::time::Instant;
-
-/// Flips a bit in the middle of every place in the database where `marker` stands. Returns how many there are.
-fn damage(dir: &Path, marker: &str) -> usize {
-    let path = dir.join("raddle.redb");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let length = marker.len();
-    let places: Vec<_> = (0..bytes.len() - length)
-        .filter(|at| bytes[*at] == marker.as_bytes()[0] && bytes[*at..].starts_with(marker.as_bytes()))
-        .collect();
-    for at in &places {
-        bytes[at + length / 2] ^= 0x04;
-    }
-    std::fs::write(&path, bytes).unwrap();
-    places.len()
-}
 
 /// Whether everything that a client does with a thread works.
 async fn works(api: &Api, thread: &str) {

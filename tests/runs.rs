@@ -1725,21 +1725,6 @@ async fn runs_of_one_server_do_not_touch_each_other() {
 
 // ---- damage --------------------------------------------------------------------------------------
 
-/// Flips a bit in the middle of every place in the database where `marker` stands. Returns how many there are.
-fn damage(dir: &std::path::Path, marker: &str) -> usize {
-    let path = dir.join("raddle.redb");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let length = marker.len();
-    let places: Vec<_> = (0..bytes.len() - length)
-        .filter(|at| bytes[*at] == marker.as_bytes()[0] && bytes[*at..].starts_with(marker.as_bytes()))
-        .collect();
-    for at in &places {
-        bytes[at + length / 2] ^= 0x04;
-    }
-    std::fs::write(&path, bytes).unwrap();
-    places.len()
-}
-
 #[tokio::test]
 async fn a_damaged_run_says_so_by_name_and_costs_no_other() {
     const RECORD: &str = "an-objective-whose-record-will-be-damaged";

@@ -645,6 +645,20 @@ async fn ten_thousand_runs_are_listed_and_a_crowd_of_unknown_ones_asked_for_with
 }
 
 #[tokio::test]
+async fn a_page_of_a_run_is_not_empty_because_others_had_much_to_say() {
+    let runtime = bed().start().await;
+    let run = make(&runtime, OWNER).await;
+    let quiet = runtime.runs_events(OWNER, None, Some(vec![run]), 9).await.unwrap();
+    for _ in 0..4 {
+        join_all((0..500).map(|_| make(&runtime, OWNER))).await;
+    }
+    runtime.tell_run(OWNER, run, tell("deployed"), call()).await.unwrap();
+    let page = runtime.runs_events(OWNER, Some(quiet.next), Some(vec![run]), 9).await.unwrap();
+    assert_eq!(page.events.len(), 1);
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
 async fn a_deleted_run_leaves_nothing() {
     let bed = bed();
     let runtime = bed.start().await;

@@ -394,3 +394,18 @@ fn what_no_schema_wrote_is_refused_by_name() {
     let told = line("Deployed it").replace("Deployed it", "deployed");
     assert_eq!(Record::decode(1, told.as_bytes()).unwrap().event.name(), "deployed");
 }
+
+/// Whoever reads the feed of a tenant knows events by their names alone.
+#[test]
+fn no_client_can_say_what_threads_jobs_and_schedules_say() {
+    let words = [
+        include_str!("golden/events-1.jsonl"),
+        include_str!("golden/events-2.jsonl"),
+        include_str!("golden/events-3.jsonl"),
+    ];
+    for line in words.iter().flat_map(|lines| lines.lines()) {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        let name = event["event"].as_str().unwrap();
+        assert!(raddle_domain::run::event::is_reserved(name), "{name}");
+    }
+}
