@@ -113,7 +113,7 @@ fn repeatable() -> Call {
         digest[..16].copy_from_slice(UuidIds.mint().as_bytes());
         digest
     };
-    Call { idempotency: Some(Idempotency { key: fresh(), request: fresh() }), if_match: None }
+    Call { idempotency: Some(Idempotency { key: fresh(), request: fresh() }), ..Call::default() }
 }
 
 // ---- pasts ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ use raddle_domain::{
     command::Limits,
     ports::{Clock, Files, Ids, JobRunner, LogStore, Models, NoFiles, NoRunner, NoTools, StoreError, Tools},
     price::Prices,
+    tenant::Quotas,
 };
 
 use crate::{
@@ -43,6 +44,8 @@ pub struct Config {
     pub jobs_retention: Duration,
     /// How long a run may go on without a word of its process.
     pub jobs_lease: Duration,
+    /// What holds for a tenant whose own record does not say otherwise.
+    pub quotas: Quotas,
     /// How long after its end a turn's log is packed: its deltas are joined, and what is stored is compressed.
     pub pack_after: Duration,
 }
@@ -63,6 +66,7 @@ impl Config {
             jobs_concurrent: 16,
             jobs_retention: Duration::from_secs(7 * 24 * 60 * 60),
             jobs_lease: Duration::from_secs(60),
+            quotas: Quotas::default(),
             pack_after: Duration::from_secs(60 * 60),
             arbiters: std::thread::available_parallelism().map_or(2, usize::from),
         }

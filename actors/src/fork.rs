@@ -40,9 +40,10 @@ impl Runtime {
         title: Option<String>,
         call: Call,
     ) -> Result<Done<Thread>, Error> {
+        let if_match = call.if_match;
         let begin = async {
             let point = self.read(move |view| point(view, parent, &at)).await??;
-            if let Some(expected) = call.if_match
+            if let Some(expected) = if_match
                 && expected != point.parent.seq
             {
                 let head = point.parent.seq;

@@ -21,6 +21,7 @@ use raddle_domain::{
     job::JobRefused,
     ports::{Append, Fork, Models, Receipt, StoreError, View, Write, WriteRefused},
     record::{Admission, Approval, ApprovalStatus, Effect, InterruptReceipt, Question, Thread, Turn},
+    tenant::{Attribution, TenantRefused},
     thread::{Cx, ThreadState},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -79,12 +80,14 @@ struct Inner {
 }
 
 /// What every verb may carry beside its own fields.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Call {
     /// For verbs that make something. Patching and deleting can be repeated as they are, and take no notice of it.
     pub idempotency: Option<Idempotency>,
     /// Refuse unless the thread's log ends here, or the run has this revision.
     pub if_match: Option<Seq>,
+    /// Who asks: what has to be accounted for stands in the tenant's audit log under this name.
+    pub by: Option<Arc<Attribution>>,
 }
 
 /// An accepted and durable command.
@@ -132,6 +135,11 @@ pub enum Error {
     Job(#[from] JobRefused),
     #[error(transparent)]
     Run(#[from] raddle_domain::run::Refused),
+    #[error(transparent)]
+    Tenant(#[from] TenantRefused),
+    /// A bound of the caller's tenant is reached; `limit` is the quota's name.
+    #[error("the tenant's quota of `{limit}` is used up: the limit is {max}")]
+    Quota { limit: &'static str, max: u64 },
     #[error("the server is shutting down")]
     Draining,
     /// One thread's records cannot be used; the sentence names the record.
@@ -307,13 +315,14 @@ impl Runtime {
     /// Removes a thread with everything that was ever stored of it.
     pub async fn delete_thread(&self, key: ThreadKey, call: Call) -> Result<Done<()>, Error> {
         let call = Call { idempotency: None, ..call };
+        let if_match = call.if_match;
         let deleted = self.command::<ThreadMachine, _>(key, Command::Delete, call, |reply| match reply {
             Reply::Deleted => Ok(()),
             other => Err(unexpected(&other)),
         });
         match deleted.await {
             // A thread that cannot be loaded has no actor to ask; it can still be removed.
-            Err(Error::ThreadUnavailable(_)) if call.if_match.is_none() => self.purge(key).await,
+            Err(Error::ThreadUnavailable(_)) if if_match.is_none() => self.purge(key).await,
             deleted => deleted,
         }
     }
@@ -378,7 +387,7 @@ impl Runtime {
         call: Call,
         expect: impl Fn(M::Reply) -> Result<T, Error>,
     ) -> Result<Done<T>, Error> {
-        let Call { idempotency, if_match } = call;
+        let Call { idempotency, if_match, by } = call;
         let mut place = if M::ends_work(&command) { self.place()? } else { self.admit()? };
         let mut in_flight = match self.known::<M>(key.tenant, call.idempotency).await? {
             Known::Replay(stored) => return replay(stored, expect),
@@ -397,7 +406,7 @@ impl Runtime {
             let ticket = self.ticket::<M>(key).await?;
             let addr = ticket.actor().of::<M>().ok_or(Error::NotFound(M::WHAT))?.clone();
             let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, in_flight });
-            let envelope = Envelope { command: command.clone(), if_match, idempotency, answer };
+            let envelope = Envelope { command: command.clone(), if_match, idempotency, by: by.clone(), answer };
             // Closed or full: the envelope comes back, or is dropped; either way it says that it did not run.
             if let Err(SendError::Closed(unsent) | SendError::Full(unsent)) = addr.try_send(envelope) {
                 drop(unsent);

@@ -24,6 +24,7 @@ use actix::prelude::*;
 use raddle_domain::{
     id::{Seq, ThreadKey},
     ports::{Chunk, StoreError, Write, WriteRefused},
+    tenant::Attribution,
     time::UnixMs,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -73,6 +74,8 @@ pub(crate) struct Envelope<M: Machine> {
     /// See [`crate::Call`].
     pub if_match: Option<u64>,
     pub idempotency: Option<Idempotency>,
+    /// See [`crate::Call`].
+    pub by: Option<Arc<Attribution>>,
     pub answer: Answer<M::Reply>,
 }
 
@@ -134,7 +137,7 @@ impl<R> Drop for Answer<R> {
 impl<M: Machine> Envelope<M> {
     /// One that nobody waits for.
     fn internal(command: M::Command) -> Self {
-        Self { command, if_match: None, idempotency: None, answer: Answer::nobody() }
+        Self { command, if_match: None, idempotency: None, by: None, answer: Answer::nobody() }
     }
 }
 
@@ -252,10 +255,12 @@ impl<M: Machine> Host<M> {
     }
 
     fn step(&mut self, envelope: Envelope<M>, steps: &mut Steps, waiting: &mut Vec<Waiting<M>>) {
-        let Envelope { command, if_match, idempotency, answer } = envelope;
+        let Envelope { command, if_match, idempotency, by, answer } = envelope;
         self.crew.told(&command);
         let site = Site { key: self.key, now: self.shared.clock.now(), shared: &self.shared };
+        let deed = M::deed(&command, self.key);
         let outcome = self.machine.step(command, if_match, site).map(|step| {
+            steps.documents.extend(deed.map(|deed| deed.document(by.as_deref(), &self.shared)));
             steps.receipts.extend(idempotency.and_then(|known| self.machine.receipt(&step, known, site)));
             let reply = self.machine.keep(step, steps);
             (reply, self.machine.version())
@@ -428,6 +433,11 @@ impl<M: Machine> Host<M> {
 
     fn erase(&mut self, steps: Steps, waiting: Vec<Waiting<M>>, ctx: &mut Context<Self>) {
         let expected = self.machine.seq() - steps.events.len() as Seq;
+        if !steps.documents.is_empty() {
+            // What is a tenant's outlives the log. Handed over first, so it is stored no later than the log is gone.
+            let write = Write::Put { tenant: self.key.tenant, documents: steps.documents };
+            drop(self.shared.store_handle.append(write));
+        }
         let write = Write::Erase { key: self.key, fence: self.shared.store.epoch(), expected };
         let chunk = Chunk { first: expected + 1, events: steps.events };
         let last = Arc::new(Batch::new(self.key, chunk, 0));

@@ -13,6 +13,7 @@
 //!
 //! Absent on purpose: HTTP, and the name of any model provider.
 
+mod admin;
 pub mod batch;
 mod bus;
 mod clock;
@@ -36,6 +37,7 @@ pub mod store;
 mod subscription;
 mod supervisor;
 mod system;
+mod tenants;
 mod thread;
 mod timers;
 mod tool;
@@ -43,6 +45,7 @@ mod usage;
 mod verbs;
 
 pub use self::{
+    admin::{AuditPage, MAX_KEYS},
     clock::{SystemClock, UuidIds},
     config::{Config, Ports, StartError},
     fork::ForkAt,
@@ -59,6 +62,7 @@ pub use self::{
         RunPage, RunQuery, RunWhole, TaskQuery, WorkEnd,
     },
     subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
+    tenants::HeldKey,
     usage::{GroupBy, UsageKey, UsageQuery, UsageReport},
     verbs::RecordQuery,
 };

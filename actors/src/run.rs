@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::{
+    admin::Deed,
     disk,
     host::{Crew, Loaded, Machine, Place, Said, Site, Steps},
     receipts::{self, Idempotency, Recalled},
@@ -189,6 +190,15 @@ impl Machine for RunMachine {
     /// What a worker has to say of a task that it holds, and what was done.
     fn ends_work(command: &Command) -> bool {
         matches!(command, Command::Transition(_) | Command::Say(..) | Command::GiveBack(_) | Command::Journal(_))
+    }
+
+    fn deed(command: &Command, key: ThreadKey) -> Option<Deed> {
+        let run = key.thread.of_run()?;
+        match command {
+            Command::Delete => Some(Deed::new("run.deleted", run)),
+            Command::Rollback(_) => Some(Deed::new("run.rolled_back", run)),
+            _ => None,
+        }
     }
 
     fn seq(&self) -> Seq {

@@ -151,9 +151,10 @@ impl Runtime {
     /// Removes a run with everything that was ever stored of it.
     pub async fn delete_run(&self, tenant: TenantId, run: RunId, call: Call) -> Result<Done<()>, Error> {
         let call = Call { idempotency: None, ..call };
+        let if_match = call.if_match;
         match self.run_verb(tenant, run, Command::Delete, call, reply!(Reply::Deleted => ())).await {
             // One that cannot be loaded has no actor to ask; it can still be removed.
-            Err(Error::ThreadUnavailable(_)) if call.if_match.is_none() => self.purge(run.log(tenant)).await,
+            Err(Error::ThreadUnavailable(_)) if if_match.is_none() => self.purge(run.log(tenant)).await,
             deleted => deleted,
         }
     }

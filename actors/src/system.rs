@@ -30,6 +30,7 @@ use crate::{
     runs::journal,
     store::{StoreActor, StoreHandle, redb::RedbStore},
     supervisor::{self, Supervisor, Sweep},
+    tenants::Tenants,
     timers::{self, Timers},
 };
 
@@ -60,6 +61,7 @@ pub(crate) struct Shared {
     pub at_work: AtomicUsize,
     pub job_locks: Locks,
     pub registry: Arc<Registry>,
+    pub tenants: Tenants,
     /// Where engines run and blocking reads are made.
     pub engines: Handle,
     pub draining: AtomicBool,
@@ -131,16 +133,17 @@ fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
     let (ledger, way) = journal::hook(ports.files.clone());
     let prepared = store.and_then(|store| {
         let hooks = Hooks::prepare(&*store, ports.hooks.iter().cloned().chain([ledger]).collect())?;
-        Ok((store, hooks))
+        let tenants = Tenants::load(&*store.view()?, config.quotas)?;
+        Ok((store, hooks, tenants))
     });
-    let (store, hooks) = match prepared {
+    let (store, hooks, tenants) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return drop(started.send(Err(error))),
     };
     let runner = System::new();
     let system = System::current();
     let engines_of = engines.handle().clone();
-    let (shared, arbiters) = runner.block_on(async { tree(config, ports, store, (hooks, way), engines_of) });
+    let (shared, arbiters) = runner.block_on(async { tree(config, ports, store, tenants, (hooks, way), engines_of) });
     if started.send(Ok((system, shared.clone()))).is_err() {
         return;
     }
@@ -167,6 +170,7 @@ fn tree(
     config: Config,
     ports: Ports,
     store: Arc<dyn LogStore>,
+    tenants: Tenants,
     (hooks, way): (Hooks, Arc<SetOnce<WeakRuntime>>),
     engines: Handle,
 ) -> (Arc<Shared>, Vec<Arbiter>) {
@@ -223,6 +227,7 @@ fn tree(
         at_work: AtomicUsize::new(0),
         job_locks: Locks::default(),
         registry,
+        tenants,
         engines,
         draining: AtomicBool::new(false),
         parking: AtomicBool::new(false),

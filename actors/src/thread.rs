@@ -16,7 +16,10 @@ use raddle_domain::{
 };
 
 use self::crew::ThreadCrew;
+use serde_json::json;
+
 use crate::{
+    admin::Deed,
     config::Config,
     disk,
     handle::Begun,
@@ -203,6 +206,30 @@ impl Machine for ThreadMachine {
 
     fn ends_work(command: &Command) -> bool {
         command.ends_work()
+    }
+
+    /// A person's word on what an agent may do, and the end of a thread.
+    fn deed(command: &Command, key: ThreadKey) -> Option<Deed> {
+        let on = |deed: Deed| deed.with("thread_id", key.thread.to_string());
+        Some(match command {
+            Command::Decide(decide) => {
+                on(Deed::new("approval.decided", decide.approval).with("decision", json!(decide.decision)))
+            }
+            Command::Answer(answer) => on(Deed::new("question.answered", answer.question)),
+            Command::Resolve(resolve) => {
+                on(Deed::new("effect.resolved", resolve.operation).with("resolution", json!(resolve.resolution)))
+            }
+            Command::Delete => Deed::new("thread.deleted", key.thread),
+            Command::Patch(patch) => {
+                let deed = Deed::new("thread.trusted", key.thread);
+                let flags = [("auto_approve", patch.auto_approve), ("trust_mode", patch.trust_mode)];
+                let given = flags.into_iter().filter_map(|(name, flag)| Some((name, flag?)));
+                let deed = given.fold(deed, |deed, (name, flag)| deed.with(name, flag));
+                let deed = patch.policy.iter().fold(deed, |deed, policy| deed.with("policy", json!(policy)));
+                return (!deed.detail.is_empty()).then_some(deed);
+            }
+            _ => return None,
+        })
     }
 
     fn seq(&self) -> Seq {

@@ -388,11 +388,11 @@ async fn a_decision_whose_reply_was_lost_is_found_again_or_made_again_and_acts_o
         let key = create(&runtime).await;
         let approval = asks(&runtime, key, "call gated_once a").await;
         let call = keyed(1, 1);
-        let lost = runtime.decide(OWNER, approval.id, Decision::Approved, None, call).await;
+        let lost = runtime.decide(OWNER, approval.id, Decision::Approved, None, call.clone()).await;
         assert!(matches!(lost, Err(Error::Store(_))), "{lost:?}");
         let again = async {
             loop {
-                match runtime.decide(OWNER, approval.id, Decision::Approved, None, call).await {
+                match runtime.decide(OWNER, approval.id, Decision::Approved, None, call.clone()).await {
                     Err(Error::Store(_)) => tokio::task::yield_now().await,
                     done => break done,
                 }

@@ -45,7 +45,7 @@ fn under(key: &str) -> Call {
     let digest = |text: &str| PartName::digest(text).0;
     Call {
         idempotency: Some(Idempotency { key: digest(key), request: digest(&format!("{key} asks")) }),
-        if_match: None,
+        ..Call::default()
     }
 }
 

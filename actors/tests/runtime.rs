@@ -129,7 +129,7 @@ async fn a_request_under_the_same_key_is_replayed_and_under_another_body_refused
     let runtime = runtime(dir.path(), &model).await;
     let key = create(&runtime).await;
     let call =
-        |request| Call { idempotency: Some(Idempotency { key: [7; 32], request: [request; 32] }), if_match: None };
+        |request| Call { idempotency: Some(Idempotency { key: [7; 32], request: [request; 32] }), ..Call::default() };
     let first = runtime.start_turn(key, prompt("a", Delivery::Reject), call(1)).await.unwrap();
     rests(&runtime, key).await;
     let again = runtime.start_turn(key, prompt("a", Delivery::Reject), call(1)).await.unwrap();
@@ -151,7 +151,7 @@ async fn every_verb_is_replayed_as_it_was_answered() {
     let dir = tempfile::tempdir().unwrap();
     let model = TestModel::new();
     let runtime = runtime(dir.path(), &model).await;
-    let call = |n| Call { idempotency: Some(Idempotency { key: [n; 32], request: [n; 32] }), if_match: None };
+    let call = |n| Call { idempotency: Some(Idempotency { key: [n; 32], request: [n; 32] }), ..Call::default() };
     let new = raddle_domain::command::NewThread::with(choice());
     let created = runtime.create_thread(TenantId::DEFAULT, new.clone(), call(1)).await.unwrap();
     let key = testbed::key(&created.value);
@@ -396,8 +396,8 @@ async fn a_key_can_be_used_again_as_soon_as_its_reply_is_heard() {
     let key = create(&runtime).await;
     start(&runtime, key, "hold").await;
     for n in 0..90 {
-        let call = Call { idempotency: Some(Idempotency { key: [n; 32], request: [n; 32] }), if_match: None };
-        let first = runtime.start_turn(key, prompt("q", Delivery::Queue), call).await.unwrap();
+        let call = Call { idempotency: Some(Idempotency { key: [n; 32], request: [n; 32] }), ..Call::default() };
+        let first = runtime.start_turn(key, prompt("q", Delivery::Queue), call.clone()).await.unwrap();
         let again = runtime.start_turn(key, prompt("q", Delivery::Queue), call).await.unwrap();
         assert_eq!((&again.value, again.replayed), (&first.value, true));
     }

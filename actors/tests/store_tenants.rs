@@ -13,7 +13,7 @@ use raddle_domain::{
 use support::{append, document, indexed, put, redb, settled, spent, tenant, thread};
 use uuid::Uuid;
 
-use DocumentKind::{PolicyRule, RoutingRule};
+use DocumentKind::{Audit, HookCursor, PolicyRule, RoutingRule, Tenant};
 use RecordKind::{Approval, Effect, Question};
 
 suite! {
@@ -29,6 +29,8 @@ suite! {
     what_was_spent_adds_up_by_day_thread_and_model
     a_bill_is_paged_and_outlives_its_thread
     documents_are_put_beside_each_other_and_replaced_as_a_whole
+    documents_are_read_in_pages
+    tenants_are_those_with_a_document_of_their_own
 }
 
 fn view(store: &dyn LogStore) -> Box<dyn View + '_> {
@@ -263,6 +265,36 @@ fn documents_are_put_beside_each_other_and_replaced_as_a_whole(store: &dyn LogSt
     replace(PolicyRule, &[]);
     assert_eq!(listed(1, PolicyRule), []);
     assert_eq!(view(store).feed_head(key.tenant), Ok(2));
+}
+
+fn documents_are_read_in_pages(store: &dyn LogStore) {
+    let kinds = [PolicyRule, Audit];
+    let all: Vec<_> = kinds.into_iter().flat_map(|kind| [1, 3, 7].map(|n| document(kind, n, "x"))).collect();
+    for of in [1, 2] {
+        let write = Write::Put { tenant: tenant(of), documents: all.clone() };
+        assert_eq!(store.commit(&[write]).unwrap(), [Ok(0)]);
+    }
+    let page = |after: Option<u8>, limit| {
+        let after = after.map(|n| document(Audit, n, "").id);
+        view(store).documents_after(tenant(1), Audit, after, limit).unwrap()
+    };
+    let [one, three, seven] = [1, 3, 7].map(|n| document(Audit, n, "x"));
+    assert_eq!(page(None, 2), [one, three.clone()]);
+    assert_eq!(page(Some(1), 9), [three, seven.clone()]);
+    assert_eq!(page(Some(4), 9), [seven]);
+    assert_eq!(page(Some(7), 9), []);
+    assert_eq!(page(None, 0), []);
+}
+
+fn tenants_are_those_with_a_document_of_their_own(store: &dyn LogStore) {
+    assert_eq!(view(store).tenants().unwrap(), []);
+    for (of, kind) in [(9, Tenant), (1, PolicyRule), (4, Tenant), (4, Audit), (9, HookCursor), (200, Tenant)] {
+        let write = Write::Put { tenant: tenant(of), documents: vec![document(kind, 0, "x")] };
+        assert_eq!(store.commit(&[write]).unwrap(), [Ok(0)]);
+    }
+    let mut expected = [4, 9, 200].map(tenant);
+    expected.sort();
+    assert_eq!(view(store).tenants().unwrap(), expected);
 }
 
 // ---- one life, many stores --------------------------------------------------------------------------

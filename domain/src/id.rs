@@ -117,7 +117,77 @@ ids! {
     RunId = "run_", "run";
     /// A run as it was at one moment.
     CheckpointId = "cp_", "checkpoint";
+    /// Something that somebody did, in a tenant's audit log.
+    AuditId = "aud_", "audit entry";
 }
+
+/// The public half of an API key: 16 random characters of `a-z` and `2-7` (base 32, RFC 4648, in lower case). It says
+/// which key, and proves nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId([u8; 16]);
+
+/// Why a text is not the id of a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the id of a key is 16 characters of a-z and 2-7")]
+pub struct BadKeyId;
+
+impl KeyId {
+    const ALPHABET: &'static [u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+
+    /// Made of fresh randomness: five bits of each byte, so 80 in all.
+    pub fn from_random(random: [u8; 16]) -> Self {
+        Self(random.map(|byte| Self::ALPHABET[usize::from(byte & 31)]))
+    }
+
+    /// The text form.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = BadKeyId;
+
+    fn from_str(text: &str) -> Result<Self, BadKeyId> {
+        let bytes: [u8; 16] = text.as_bytes().try_into().map_err(|_| BadKeyId)?;
+        if bytes.iter().all(|byte| Self::ALPHABET.contains(byte)) { Ok(Self(bytes)) } else { Err(BadKeyId) }
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for KeyId {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyId {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(from)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl utoipa::PartialSchema for KeyId {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .pattern(Some("^[a-z2-7]{16}$"))
+            .into()
+    }
+}
+impl utoipa::ToSchema for KeyId {}
 
 /// Whose it is. Part of every storage key, so that a record cannot be reached without naming its owner.
 ///
@@ -132,16 +202,19 @@ pub struct BadTenant;
 
 impl TenantId {
     /// The tenant of a server without keys.
-    pub const DEFAULT: TenantId = {
-        let mut bytes = [0; 32];
-        let name = b"default";
-        let mut at = 0;
+    pub const DEFAULT: TenantId = Self::named(b"default");
+
+    /// Under which the runtime keeps what is about tenants and no tenant's: nobody can be it.
+    pub const SYSTEM: TenantId = Self::named(b"_raddle");
+
+    const fn named(name: &[u8]) -> Self {
+        let (mut bytes, mut at) = ([0; 32], 0);
         while at < name.len() {
             bytes[at] = name[at];
             at += 1;
         }
         TenantId(bytes)
-    };
+    }
 
     /// The text, padded with zeros to the width that keys need.
     pub const fn as_bytes(&self) -> &[u8; 32] {

@@ -958,6 +958,12 @@ pub enum DocumentKind {
     Policy = 3,
     /// How far a hook has come.
     HookCursor = 4,
+    /// The tenant itself: at most one.
+    Tenant = 5,
+    /// An API key, by its id.
+    Key = 6,
+    /// What somebody did, in the order of time. Only ever added to.
+    Audit = 7,
 }
 
 /// Why one write of a batch was refused, while the others were stored.
@@ -1115,7 +1121,21 @@ pub trait View {
     ) -> Result<Vec<SpentBy>, StoreError>;
 
     /// The tenant's documents of a kind.
-    fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, StoreError>;
+    fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
+        self.documents_after(tenant, kind, None, usize::MAX)
+    }
+
+    /// Those with names after `after`, in the order of their names, at most `limit`.
+    fn documents_after(
+        &self,
+        tenant: TenantId,
+        kind: DocumentKind,
+        after: Option<[u8; 32]>,
+        limit: usize,
+    ) -> Result<Vec<Document>, StoreError>;
+
+    /// The tenants that have a document of their own, in the order of their ids.
+    fn tenants(&self) -> Result<Vec<TenantId>, StoreError>;
 
     /// A part of a log, as JSON.
     fn part(&self, key: ThreadKey, kind: PartKind, name: PartName) -> Result<Option<Vec<u8>>, StoreError>;

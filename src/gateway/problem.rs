@@ -10,7 +10,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use raddle_actors::Error;
-use raddle_domain::{command::Refused, job::JobRefused, policy::check::BadRule, ports::StoreError, run};
+use raddle_domain::{
+    command::Refused, job::JobRefused, policy::check::BadRule, ports::StoreError, run, tenant::TenantRefused,
+};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::{
@@ -56,6 +58,10 @@ macro_rules! codes {
 codes! {
     BadRequest = 400, "bad-request", "The request cannot be read";
     /// A page of another site, or another name than the machine's own, on a server without keys.
+    Unauthenticated = 401, "unauthenticated", "Nobody is known by the key";
+    /// The key is good, and not for this.
+    InsufficientScope = 403, "insufficient-scope", "The key does not allow it";
+    TenantSuspended = 403, "tenant-suspended", "The tenant is suspended";
     ForeignOrigin = 403, "foreign-origin", "The request comes from elsewhere";
     /// A rule of the policy.
     Forbidden = 403, "forbidden", "A rule forbids it";
@@ -86,7 +92,11 @@ codes! {
     TaskOutputTargetRequired = 422, "task-output-target-required", "The task does not say where it writes";
     EventReserved = 422, "event-reserved", "Only the runtime writes such an event";
     IdempotencyMismatch = 422, "idempotency-mismatch", "The key belongs to another request";
+    BudgetExceeded = 402, "budget-exceeded", "The budget is spent";
     InboxFull = 429, "inbox-full", "The thread's inbox is full";
+    /// A bound of the tenant.
+    QuotaExceeded = 429, "quota-exceeded", "The tenant has as much as it may";
+    RateLimited = 429, "rate-limited", "Too many requests";
     Internal = 500, "internal", "A defect of the server";
     NotImplemented = 501, "not-implemented", "Not built yet";
     Busy = 503, "busy", "The server is busy";
@@ -301,6 +311,21 @@ impl From<run::Refused> for Problem {
     }
 }
 
+impl From<TenantRefused> for Problem {
+    fn from(refused: TenantRefused) -> Self {
+        let sentence = refused.to_string();
+        match refused {
+            TenantRefused::Invalid { field, why: _ } => Problem::new(Code::Invalid, sentence).with("field", field),
+            TenantRefused::Exists | TenantRefused::Erased | TenantRefused::Erasing => {
+                Problem::new(Code::Conflict, sentence)
+            }
+            TenantRefused::Precondition { expected: _, head } => {
+                Problem::new(Code::PreconditionFailed, sentence).with("revision", head)
+            }
+        }
+    }
+}
+
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let sentence = error.to_string();
@@ -325,6 +350,11 @@ impl From<Error> for Problem {
             Error::AlreadyResolved(effect) => Problem::new(Code::AlreadyDecided, sentence)
                 .with("resolution", json(&effect.resolution))
                 .with("effect", json(&effect)),
+            Error::Tenant(refused) => refused.into(),
+            Error::Quota { limit, max } => Problem::new(Code::QuotaExceeded, sentence)
+                .with("limit", limit)
+                .with("max", max)
+                .after(Duration::from_secs(5)),
             Error::Draining => Problem::new(Code::Draining, sentence).after(Duration::from_secs(5)),
             Error::ThreadUnavailable(_) => {
                 tracing::error!(%sentence, "a thread is unavailable");

@@ -329,7 +329,7 @@ impl<B: DeserializeOwned> FromRequest<Arc<Gateway>> for Verb<B> {
                 request: digest([parts.uri.path(), &canonical(&value)]),
             }
         });
-        Ok(Self { body: typed(value)?, call: Call { idempotency, if_match } })
+        Ok(Self { body: typed(value)?, call: Call { idempotency, if_match, by: None } })
     }
 }
 
@@ -350,7 +350,7 @@ pub async fn imported(
         let content: String = content.iter().map(|byte| format!("{byte:02x}")).collect();
         Idempotency { key: digest([Method::POST.as_str(), route, &key]), request: digest([route, &content]) }
     });
-    Ok((bytes, Call { idempotency, if_match: None }))
+    Ok((bytes, Call { idempotency, ..Call::default() }))
 }
 
 /// Reads a body up to `limit` bytes.

@@ -208,7 +208,7 @@ fn read<'a, T: Deserialize<'a>>(arguments: &'a Value) -> Result<T, Failed> {
 fn once(invocation: &Invocation) -> Call {
     let digest = |what: &str| Sha256::digest(format!("{what} {}", invocation.operation)).into();
     let idempotency = Idempotency { key: digest("a tool of the board"), request: digest("its operation") };
-    Call { idempotency: Some(idempotency), if_match: None }
+    Call { idempotency: Some(idempotency), ..Call::default() }
 }
 
 impl Act {

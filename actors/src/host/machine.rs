@@ -14,6 +14,7 @@ use raddle_domain::{
 
 use super::{Host, Spoke};
 use crate::{
+    admin::Deed,
     config::Config,
     handle::Error,
     receipts::{Idempotency, Recalled},
@@ -77,6 +78,11 @@ pub(crate) trait Machine: Sized + Send + 'static {
     /// What it is to be told without anybody having asked: once what that follows from is saved, and behind what has
     /// come meanwhile, if it still follows then.
     fn next(&self) -> Option<Self::Command> {
+        None
+    }
+
+    /// What the tenant has to account for, if the command is accepted.
+    fn deed(_: &Self::Command, _: ThreadKey) -> Option<Deed> {
         None
     }
 

@@ -284,7 +284,7 @@ async fn other(desk: &Desk, job: &Job, output: Arc<Said>) -> Result<End, Error> 
 /// By what the request for a run's turn is known again.
 fn idempotency(job: JobId, run: u32) -> Call {
     let digest = |what: &str| -> [u8; 32] { Sha256::digest(format!("{what} {job} {run}")).into() };
-    Call { idempotency: Some(Idempotency { key: digest("turn of"), request: digest("prompt of") }), if_match: None }
+    Call { idempotency: Some(Idempotency { key: digest("turn of"), request: digest("prompt of") }), ..Call::default() }
 }
 
 fn start_of(runtime: &Runtime, job: &Job, work: &TurnWork) -> Result<StartTurn, Error> {

@@ -86,7 +86,7 @@ fn shift(desk: &Desk, job: &Job, work: &TurnWork, wanted: &TaskWanted, task: Str
 /// By what the word about the task of a job's run is known again.
 fn idempotency(job: &Job) -> Call {
     let digest = |what: &str| -> [u8; 32] { Sha256::digest(format!("{what} {} {}", job.id, job.run)).into() };
-    Call { idempotency: Some(Idempotency { key: digest("task of"), request: digest("its end") }), if_match: None }
+    Call { idempotency: Some(Idempotency { key: digest("task of"), request: digest("its end") }), ..Call::default() }
 }
 
 /// Whether it was said what became of the task, by a process that could not note any more that the job is over.

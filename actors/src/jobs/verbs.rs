@@ -16,6 +16,7 @@ use crate::{
     batch::Batch,
     handle::{Call, Done, Error, Runtime, append_error},
     reads::Page,
+    receipts::Idempotency,
     store::AppendError,
 };
 
@@ -80,7 +81,7 @@ impl Runtime {
     ) -> Result<Done<Job>, Error> {
         let place = self.admit()?;
         let in_flight = self.in_flight(tenant, call.idempotency)?;
-        if let Some(recalled) = self.recall_work(tenant, call).await? {
+        if let Some(recalled) = self.recall_work(tenant, call.idempotency).await? {
             return recalled.job();
         }
         let shared = self.shared().clone();
@@ -99,7 +100,7 @@ impl Runtime {
         });
         match joined(saved.await)? {
             Ok(_) => Ok(Done { seq: job.seq, value: job, replayed: false }),
-            Err(AppendError::Refused(WriteRefused::Repeated)) => self.repeated(tenant, call).await?.job(),
+            Err(AppendError::Refused(WriteRefused::Repeated)) => self.repeated(tenant, call.idempotency).await?.job(),
             Err(error) => Err(append_error(error)),
         }
     }
@@ -135,11 +136,11 @@ impl Runtime {
         }
     }
 
-    async fn recall_work(&self, tenant: TenantId, call: Call) -> Result<Option<Recalled>, Error> {
-        self.recall_as(tenant, call.idempotency, move |view, receipt| of_receipt(view, tenant, receipt)).await
+    async fn recall_work(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Option<Recalled>, Error> {
+        self.recall_as(tenant, call, move |view, receipt| of_receipt(view, tenant, receipt)).await
     }
 
-    async fn repeated(&self, tenant: TenantId, call: Call) -> Result<Recalled, Error> {
+    async fn repeated(&self, tenant: TenantId, call: Option<Idempotency>) -> Result<Recalled, Error> {
         self.recall_work(tenant, call).await?.ok_or(Error::InFlight)
     }
 
@@ -184,7 +185,7 @@ impl Runtime {
     async fn job_verb(&self, tenant: TenantId, job: JobId, verb: Verb, call: Call) -> Result<Done<Job>, Error> {
         let place = self.admit()?;
         let in_flight = self.in_flight(tenant, call.idempotency)?;
-        if let Some(recalled) = self.recall_work(tenant, call).await? {
+        if let Some(recalled) = self.recall_work(tenant, call.idempotency).await? {
             return recalled.job();
         }
         self.job(tenant, job).await?;
@@ -209,7 +210,7 @@ impl Runtime {
     ) -> Result<Done<Schedule>, Error> {
         let place = self.admit()?;
         let in_flight = self.in_flight(tenant, call.idempotency)?;
-        if let Some(recalled) = self.recall_work(tenant, call).await? {
+        if let Some(recalled) = self.recall_work(tenant, call.idempotency).await? {
             return recalled.schedule();
         }
         let shared = self.shared().clone();
@@ -217,7 +218,7 @@ impl Runtime {
         let schedule = Schedule::create(id, new, now)?;
         let job = self.judged(tenant, JobId::of_slot(id, now), schedule.job.clone()).await?;
         let schedule = Schedule { job, ..schedule };
-        let write = self.schedule_write(tenant, &schedule, 0, ScheduleEvent::Created, now, call);
+        let write = self.schedule_write(tenant, &schedule, 0, ScheduleEvent::Created, now, call.idempotency);
         let store = shared.store_handle.clone();
         let saved = shared.engines.spawn(async move {
             let saved = store.append(write).await;
@@ -229,7 +230,9 @@ impl Runtime {
                 shared.jobs.do_send(Look);
                 Ok(Done { seq: schedule.seq, value: schedule, replayed: false })
             }
-            Err(AppendError::Refused(WriteRefused::Repeated)) => self.repeated(tenant, call).await?.schedule(),
+            Err(AppendError::Refused(WriteRefused::Repeated)) => {
+                self.repeated(tenant, call.idempotency).await?.schedule()
+            }
             Err(error) => Err(append_error(error)),
         }
     }
@@ -242,7 +245,7 @@ impl Runtime {
         expected: u64,
         event: ScheduleEvent,
         now: UnixMs,
-        call: Call,
+        call: Option<Idempotency>,
     ) -> Write {
         let shared = self.shared();
         let record = schedule::Record::new(schedule, event, schedule.seq, now);
@@ -250,7 +253,7 @@ impl Runtime {
         let head = schedule.head(shared.store.epoch());
         let key = schedule.id.log(tenant);
         let mut append = book::append(key, expected, now, (head, schedule), events, schedule.indexed());
-        append.receipts.extend(call.idempotency.map(|known| {
+        append.receipts.extend(call.map(|known| {
             book::Stub { event: schedule.seq, job: None, schedule: Some(schedule.id) }.receipt(known, now)
         }));
         Write::Append(append)
@@ -297,7 +300,7 @@ impl Runtime {
             if patch.job.is_some() {
                 schedule.job = self.judged(tenant, JobId::of_slot(id, now), schedule.job).await?;
             }
-            let write = self.schedule_write(tenant, &schedule, was.seq, ScheduleEvent::Updated, now, Call::default());
+            let write = self.schedule_write(tenant, &schedule, was.seq, ScheduleEvent::Updated, now, None);
             match self.shared().store_handle.append(write).await {
                 Ok(()) => {
                     self.shared().jobs.do_send(Look);

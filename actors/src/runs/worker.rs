@@ -94,7 +94,7 @@ impl Shift {
     /// Says how the work ended; whether it was heard: a lease that was lost meanwhile has nothing to say any more.
     pub async fn end(&self, runtime: &Runtime, end: WorkEnd, call: Call) -> Result<bool, Error> {
         let transition = end.transition(self.task.clone());
-        let said = match self.say(runtime, transition.clone(), call).await {
+        let said = match self.say(runtime, transition.clone(), call.clone()).await {
             // The work is done, whether or not the run has room for what it came to.
             Err(Error::Run(Refused::TooLarge { .. } | Refused::Full { .. } | Refused::Invalid { .. })) => {
                 self.say(runtime, Transition { output: None, ..transition }, call).await

@@ -517,8 +517,18 @@ impl View for MemoryView {
         Ok(self.0.tenants.spent(tenant).filter(wanted).take(limit).collect())
     }
 
-    fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
-        Ok(self.0.tenants.documents(tenant, kind))
+    fn documents_after(
+        &self,
+        tenant: TenantId,
+        kind: DocumentKind,
+        after: Option<[u8; 32]>,
+        limit: usize,
+    ) -> Result<Vec<Document>, StoreError> {
+        Ok(self.0.tenants.documents(tenant, kind, after, limit))
+    }
+
+    fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
+        Ok(self.0.tenants.recorded())
     }
 
     fn part(&self, key: ThreadKey, kind: PartKind, name: PartName) -> Result<Option<Vec<u8>>, StoreError> {

@@ -155,7 +155,7 @@ pub fn prompt(prompt: &str, delivery: Delivery) -> StartTurn {
 
 /// A call with an idempotency key, and what stands for its body.
 pub fn keyed(key: u8, request: u8) -> Call {
-    Call { idempotency: Some(Idempotency { key: [key; 32], request: [request; 32] }), if_match: None }
+    Call { idempotency: Some(Idempotency { key: [key; 32], request: [request; 32] }), ..Call::default() }
 }
 
 pub async fn start(runtime: &Runtime, key: ThreadKey, text: &str) -> Turn {

@@ -145,6 +145,19 @@ impl DocumentKey {
     pub(crate) fn all(tenant: TenantId, kind: DocumentKind) -> RangeInclusive<Self> {
         Self::new(tenant, kind, &[0; 32])..=Self::new(tenant, kind, &[0xff; 32])
     }
+    /// The keys of the kind after the one that is named `after`.
+    pub(crate) fn after(tenant: TenantId, kind: DocumentKind, after: Option<[u8; 32]>) -> (Bound<Self>, Bound<Self>) {
+        let key = |id: [u8; 32]| Self::new(tenant, kind, &id);
+        rest(key([0; 32]), after.map(key), key([0xff; 32]))
+    }
+    /// Whose it is; `None` when the key is damaged.
+    pub(crate) fn tenant(&self) -> Option<TenantId> {
+        TenantId::from_bytes(self.part(0)).ok()
+    }
+    /// The last key that the same tenant can have.
+    pub(crate) fn last(&self) -> Self {
+        Self::join(&[&self.0[..32], &[0xff; 33]])
+    }
     pub(crate) fn id(&self) -> [u8; 32] {
         self.part(33)
     }

@@ -1,6 +1,9 @@
 //! What is a tenant's rather than one thread's.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use raddle_domain::{
     id::{TenantId, ThreadId, ThreadKey},
@@ -103,8 +106,22 @@ impl Tenants {
         })
     }
 
-    pub fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Vec<Document> {
-        let all = (tenant, kind, [0; 32])..=(tenant, kind, [0xff; 32]);
-        self.documents.range(all).map(|((.., id), json)| Document { kind, id: *id, json: json.clone() }).collect()
+    pub fn documents(
+        &self,
+        tenant: TenantId,
+        kind: DocumentKind,
+        after: Option<[u8; 32]>,
+        limit: usize,
+    ) -> Vec<Document> {
+        let from = after.map_or(Bound::Included((tenant, kind, [0; 32])), |id| Bound::Excluded((tenant, kind, id)));
+        let all = self.documents.range((from, Bound::Included((tenant, kind, [0xff; 32])))).take(limit);
+        all.map(|((.., id), json)| Document { kind, id: *id, json: json.clone() }).collect()
+    }
+
+    /// The tenants that have a document of their own.
+    pub fn recorded(&self) -> Vec<TenantId> {
+        let all: BTreeSet<_> =
+            self.documents.keys().filter(|(_, kind, _)| *kind == DocumentKind::Tenant).map(|(of, ..)| *of).collect();
+        all.into_iter().collect()
     }
 }

@@ -528,8 +528,18 @@ impl View for RedbView<'_> {
         self.read(|| self.spent_by(tenant, from, to, after, limit))
     }
 
-    fn documents(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
-        self.read(|| self.documents_of(tenant, kind))
+    fn documents_after(
+        &self,
+        tenant: TenantId,
+        kind: DocumentKind,
+        after: Option<[u8; 32]>,
+        limit: usize,
+    ) -> Result<Vec<Document>, StoreError> {
+        self.read(|| self.documents_of(tenant, kind, after, limit))
+    }
+
+    fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
+        self.read(|| self.recorded_tenants())
     }
 
     fn part(&self, key: ThreadKey, kind: PartKind, name: PartName) -> Result<Option<Vec<u8>>, StoreError> {

@@ -182,7 +182,16 @@ impl View for Fake {
     ) -> Result<Vec<SpentBy>, StoreError> {
         Ok(Vec::new())
     }
-    fn documents(&self, _: TenantId, _: DocumentKind) -> Result<Vec<Document>, StoreError> {
+    fn documents_after(
+        &self,
+        _: TenantId,
+        _: DocumentKind,
+        _: Option<[u8; 32]>,
+        _: usize,
+    ) -> Result<Vec<Document>, StoreError> {
+        Ok(Vec::new())
+    }
+    fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
         Ok(Vec::new())
     }
     fn part(&self, _: ThreadKey, _: PartKind, _: PartName) -> Result<Option<Vec<u8>>, StoreError> {

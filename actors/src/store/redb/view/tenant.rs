@@ -192,9 +192,18 @@ impl RedbView<'_> {
         Ok(all)
     }
 
-    pub(super) fn documents_of(&self, tenant: TenantId, kind: DocumentKind) -> Result<Vec<Document>, Fault> {
+    pub(super) fn documents_of(
+        &self,
+        tenant: TenantId,
+        kind: DocumentKind,
+        after: Option<[u8; 32]>,
+        limit: usize,
+    ) -> Result<Vec<Document>, Fault> {
         let mut all = Vec::new();
-        for entry in self.txn.open_table(DOCUMENTS)?.range(DocumentKey::all(tenant, kind))? {
+        for entry in self.txn.open_table(DOCUMENTS)?.range(DocumentKey::after(tenant, kind, after))? {
+            if all.len() == limit {
+                break;
+            }
             let (at, bytes) = entry?;
             let at = at.value();
             let json = codec::read_document(&at, bytes.value()).map_err(Fault::Corrupt)?;
@@ -206,5 +215,25 @@ impl RedbView<'_> {
             all.push(Document { kind, id, json });
         }
         Ok(all)
+    }
+
+    /// One look, or two, for each tenant that has any document.
+    pub(super) fn recorded_tenants(&self) -> Result<Vec<TenantId>, Fault> {
+        let documents = self.txn.open_table(DOCUMENTS)?;
+        let mut tenants = Vec::new();
+        let mut next = documents.first()?.map(|(at, _)| at.value());
+        while let Some(at) = next {
+            match at.tenant() {
+                Some(tenant) => {
+                    let own = DocumentKey::all(tenant, DocumentKind::Tenant);
+                    tenants.extend(documents.range(own)?.next().transpose()?.map(|_| tenant));
+                }
+                None => tracing::error!(record = %at.place(), "a damaged entry of `documents` is passed over"),
+            }
+            let behind = documents.range((Bound::Excluded(at.last()), Bound::Unbounded))?.next().transpose()?;
+            // A damaged page can lead back.
+            next = behind.map(|(behind, _)| behind.value()).filter(|behind| behind.bytes() > at.bytes());
+        }
+        Ok(tenants)
     }
 }
