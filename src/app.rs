@@ -8,7 +8,8 @@ use raddle_domain::{policy::Policy, ports::Sink, price::Prices};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
-    config::{AgentConfig, Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
+    auth::{self, Auth, AuthConfig},
+    config::{self, AgentConfig, Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
     egress::{Allowed, Egress},
     hooks::{Jsonl, Stdout, Unix, Webhook},
     jobs::{self, Runner},
@@ -30,6 +31,8 @@ pub struct App {
     pub workspaces: Arc<Workspaces>,
     pub mcp: Mcp,
     pub sandbox: Arc<Sandbox>,
+    /// Who callers are known by; nothing where nobody needs a key.
+    pub auth: Option<Arc<Auth>>,
 }
 
 impl App {
@@ -62,9 +65,45 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     let runtime = Runtime::start(runtime(config), ports).await?;
     // Tools are run by the runtime, so there was none to give them.
     drop(way.set(runtime.downgrade()));
+    let auth = match auth(config, &runtime) {
+        Ok(auth) => auth.map(Arc::new),
+        Err(err) => {
+            runtime.shutdown(Duration::ZERO).await;
+            return Err(err);
+        }
+    };
     // Not before the data directory is known to be ours.
     mcp.start();
-    Ok(App { runtime, workspaces, mcp, sandbox })
+    Ok(App { runtime, workspaces, mcp, sandbox, auth })
+}
+
+/// Who callers are known by. Others can reach a server only if it asks them who they are.
+fn auth(config: &Config, runtime: &Runtime) -> anyhow::Result<Option<Auth>> {
+    let config::AuthConfig { admin_key, pepper_file, jwt } = config.auth.clone();
+    let found = AuthConfig {
+        admin_key: admin_key.as_ref().map(reveal).transpose().context("`auth.admin_key_file`")?,
+        pepper_file,
+        #[cfg(feature = "jwt")]
+        jwt: jwt.map(|jwt| auth::jwt::JwtConfig {
+            jwks_file: jwt.jwks_file,
+            issuer: jwt.issuer,
+            audience: jwt.audience,
+            tenant_claim: jwt.tenant_claim,
+            scopes_claim: jwt.scopes_claim,
+        }),
+    };
+    #[cfg(not(feature = "jwt"))]
+    drop(jwt);
+    let auth = Auth::open(found, runtime)?;
+    let open = [Some(config.listen), config.admin_listen].into_iter().flatten().find(|at| !at.ip().is_loopback());
+    match (&auth, open) {
+        (None, Some(open)) => bail!(
+            "`listen` is {open}, which others can reach, and nobody needs a key: set `auth.admin_key` (and make keys \
+             with it), or listen on loopback, such as 127.0.0.1:{}",
+            open.port()
+        ),
+        _ => Ok(auth),
+    }
 }
 
 /// The servers whose tools are offered, not started yet.
@@ -116,13 +155,19 @@ async fn sandbox(config: &Config) -> Arc<Sandbox> {
         SinkConfig::Webhook { secret, .. } => Some(secret),
         SinkConfig::Jsonl { .. } | SinkConfig::Stdout | SinkConfig::Unix { .. } => None,
     });
-    let secrets = keys.into_iter().chain(hooks).flatten().filter_map(|secret| match secret {
+    let keys = keys.into_iter().chain([config.auth.admin_key.as_ref()]);
+    let secrets = keys.chain(hooks).flatten().filter_map(|secret| match secret {
         Secret::File(path) => Some(path.clone()),
         Secret::Value(_) => None,
     });
     // A command is shown the workspace that it runs in, and nobody else's.
     let roots = [config.data_dir.clone(), config.workspaces_root.clone()].map(Some);
-    let files = [config.file.clone(), config.mcp.file.clone(), config.jobs.secrets_file.clone()];
+    let files = [
+        config.file.clone(),
+        config.mcp.file.clone(),
+        config.jobs.secrets_file.clone(),
+        Some(config.auth.pepper_file.clone()),
+    ];
     let hidden: Vec<_> = roots.into_iter().chain(files).flatten().chain(secrets).collect();
     let sandbox = Sandbox::probe(config.sandbox.clone(), sandbox::this_program(), &hidden).await;
     let enforced = sandbox.enforced();

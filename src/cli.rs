@@ -27,6 +27,7 @@ mod routing;
 mod runs;
 mod schedules;
 mod serve;
+mod tenants;
 mod threads;
 mod usage;
 
@@ -68,6 +69,10 @@ enum Command {
     Hooks(hooks::Hooks),
     /// Say what would be decided about a command, and show what the rules are
     Policy(policy::PolicyCommand),
+    /// Make, list, change and suspend tenants (with the operator's key)
+    Tenants(tenants::Tenants),
+    /// Make, list and revoke keys
+    Keys(tenants::Keys),
     /// Check that a server is well
     Doctor(doctor::Doctor),
     /// What `serve` runs MCP servers with; of no use to anybody else
@@ -232,6 +237,8 @@ impl Cli {
             Command::Routing(routing) => routing.run().await,
             Command::Hooks(hooks) => hooks.run().await,
             Command::Policy(policy) => policy.run().await,
+            Command::Tenants(tenants) => tenants.run().await,
+            Command::Keys(keys) => keys.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;

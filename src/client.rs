@@ -3,6 +3,7 @@
 //! Failures are of three sorts, and the exit code depends on which: the server could not be reached, it refused,
 //! or something else went wrong. [`Follow`] turns a stream that may be cut at any time into one that is not.
 
+mod admin;
 mod runs;
 
 use std::{
@@ -34,7 +35,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use self::runs::*;
+pub use self::{admin::NewKey, runs::*};
 use crate::sse::{Bounds, Parser};
 
 /// Where the server is unless somebody says otherwise.

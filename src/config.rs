@@ -10,13 +10,17 @@ use raddle_domain::{command::Limits, policy::SandboxMode};
 use secrecy::SecretString;
 use toml::{Table, Value};
 
-pub use self::hooks::{HookConfig, SinkConfig};
+pub use self::{
+    auth::{AuthConfig, JwtConfig},
+    hooks::{HookConfig, SinkConfig},
+};
 use crate::{
     egress::Allowed,
     models::{acp, anthropic, provider::Patience},
     sandbox::{self, Kind, SandboxConfig},
 };
 
+mod auth;
 mod hooks;
 
 /// Variables that are no configuration of the server: they belong to the command line.
@@ -31,6 +35,10 @@ pub struct Config {
     /// Where to listen; port 0 picks one.
     pub listen: SocketAddr,
     pub data_dir: PathBuf,
+    /// Who callers are known by.
+    pub auth: AuthConfig,
+    /// Where the routes of the operator are served, if not beside all others.
+    pub admin_listen: Option<SocketAddr>,
     /// Where the file was, if there was one. It may hold secrets.
     pub file: Option<PathBuf>,
     pub limits: ServerLimits,
@@ -249,17 +257,10 @@ impl Config {
         let _ = Self::take(&mut keys);
         // Of these there are as many as somebody names.
         let _ = hooks::hook(&mut keys, "NAME");
-        keys.asked.retain(|key| !key.starts_with("auth."));
         keys.asked
     }
 
     fn take(keys: &mut Keys) -> Result<Self, ConfigError> {
-        for key in ["auth.admin_key", "auth.admin_key_file"] {
-            if let Some((_, origin)) = keys.raw(key) {
-                let why = "cannot be set: keys are not built yet, so the server listens on loopback only".to_owned();
-                return Err(ConfigError::Invalid { key: key.to_owned(), origin, why });
-            }
-        }
         let data_dir = keys.text("data_dir")?.map_or_else(|| PathBuf::from("./raddle-data"), |text| text.0.into());
         // Beside the store's files, not above them: no workspace has them in it.
         let workspaces_root =
@@ -267,6 +268,8 @@ impl Config {
         let listen = listen(keys)?;
         Ok(Self {
             listen,
+            auth: auth::auth(keys, &data_dir)?,
+            admin_listen: auth::admin_listen(keys, listen)?,
             data_dir,
             file: None,
             limits: limits(keys)?,
@@ -336,14 +339,6 @@ fn listen(keys: &mut Keys) -> Result<SocketAddr, ConfigError> {
     let Ok(listen) = text.parse::<SocketAddr>() else {
         return Err(invalid("listen", origin, "must be an address and a port, such as 127.0.0.1:7878"));
     };
-    if !listen.ip().is_loopback() {
-        let why = format!(
-            "is {listen}, which others can reach: keys are not built yet, so the server listens on loopback only, \
-             such as 127.0.0.1:{}",
-            listen.port()
-        );
-        return Err(invalid("listen", origin, why));
-    }
     Ok(listen)
 }
 
@@ -782,6 +777,15 @@ mod tests {
         let documented = [
             "listen",
             "data_dir",
+            "admin.listen",
+            "auth.admin_key",
+            "auth.admin_key_file",
+            "auth.pepper_file",
+            "auth.jwt.jwks_file",
+            "auth.jwt.issuer",
+            "auth.jwt.audience",
+            "auth.jwt.tenant_claim",
+            "auth.jwt.scopes_claim",
             "limits.loaded_threads",
             "limits.loaded_bytes",
             "limits.body_bytes",
@@ -862,13 +866,9 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_others_can_reach_is_refused() {
-        for open in ["0.0.0.0:7878", "[::]:7878", "192.168.0.2:7878"] {
-            let err = read("", &[], &[("listen", open)]).unwrap_err().to_string();
-            assert!(err.contains("loopback only"), "{err}");
-        }
-        for closed in ["127.0.0.1:0", "127.9.9.9:1", "[::1]:7878"] {
-            assert!(read("", &[], &[("listen", closed)]).is_ok(), "{closed}");
+    fn where_to_listen_is_an_address() {
+        for open in ["0.0.0.0:7878", "[::]:7878", "192.168.0.2:7878", "127.0.0.1:0", "[::1]:7878"] {
+            assert!(read("", &[], &[("listen", open)]).is_ok(), "{open}");
         }
         assert!(read("", &[], &[("listen", "localhost")]).is_err());
     }
@@ -968,13 +968,6 @@ mod tests {
     fn a_syntax_error_names_its_line() {
         let err = read("listen = \"127.0.0.1:1\"\n\nlimits = [", &[], &[]).unwrap_err();
         assert!(matches!(err, ConfigError::Syntax { line: Some(3), .. }), "{err:?}");
-    }
-
-    #[test]
-    fn keys_of_features_that_are_not_built_are_told_apart() {
-        let err = read("[auth]\nadmin_key = \"k\"", &[], &[]).unwrap_err().to_string();
-        assert!(err.contains("auth.admin_key") && err.contains("not built"), "{err}");
-        assert!(read("", &[("RADDLE_AUTH_ADMIN_KEY_FILE", "/k")], &[]).is_err());
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //! [`Runtime`], writes a reply. No rule of a thread is decided here.
 //!
 //! Invariants: every error is a problem document; every route is in the OpenAPI document, because one call adds
-//! it to both; a handler that panics answers 500 and ends nobody else's request.
-//! Absent on purpose: keys (see [`request::Caller`]), TLS, compression, CORS.
+//! it to both; nobody reaches a handler whom `access` did not let pass; a handler that panics answers 500 and ends
+//! nobody else's request.
+//! Absent on purpose: TLS, compression, CORS.
 
 use std::sync::Arc;
 
@@ -22,8 +23,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{sandbox::Sandbox, workspace::Workspaces};
+use crate::{auth::Auth, sandbox::Sandbox, workspace::Workspaces};
 
+mod access;
+mod admin;
 mod cursor;
 mod decisions;
 mod events;
@@ -50,6 +53,7 @@ mod turns;
 mod usage;
 mod wire;
 
+use access::Serves;
 use problem::{Code, Problem};
 
 use crate::mcp::Mcp;
@@ -70,6 +74,8 @@ pub struct GatewayConfig {
     pub sandbox: Option<Arc<Sandbox>>,
     /// The servers whose tools are offered, for `/v1/mcp`.
     pub mcp: Option<Mcp>,
+    /// Who callers are known by. Without it everybody is the tenant `default`, and nobody administers any.
+    pub auth: Option<Arc<Auth>>,
 }
 
 impl Default for GatewayConfig {
@@ -81,6 +87,7 @@ impl Default for GatewayConfig {
             workspaces: None,
             sandbox: None,
             mcp: None,
+            auth: None,
         }
     }
 }
@@ -90,6 +97,7 @@ pub(crate) struct Gateway {
     runtime: Runtime,
     config: GatewayConfig,
     metrics: metrics::Metrics,
+    rows: access::Rows,
     openapi: Bytes,
 }
 
@@ -116,13 +124,29 @@ impl Gateway {
 
 /// The whole API as a router, for the server and for hosts that mount it in their own.
 pub fn router(runtime: Runtime, config: GatewayConfig) -> Router {
+    let (gateway, routes) = parts(runtime, config);
+    layered(gateway, routes, Serves::All)
+}
+
+/// The same in two: what tenants ask, and what the operator does. What is about the server itself is in both.
+pub fn routers(runtime: Runtime, config: GatewayConfig) -> (Router, Router) {
+    let (gateway, routes) = parts(runtime, config);
+    (layered(gateway.clone(), routes.clone(), Serves::Tenants), layered(gateway, routes, Serves::Operator))
+}
+
+fn parts(runtime: Runtime, config: GatewayConfig) -> (Arc<Gateway>, Router<Arc<Gateway>>) {
     let (router, document) = table().split_for_parts();
+    let rows = access::Rows::new(&document);
     let openapi = document.to_json().unwrap_or_default().into();
     let metrics = metrics::Metrics::new(runtime.clone(), config.mcp.clone());
-    let gateway = Arc::new(Gateway { runtime, config, metrics, openapi });
-    router
+    (Arc::new(Gateway { runtime, config, metrics, rows, openapi }), router)
+}
+
+fn layered(gateway: Arc<Gateway>, routes: Router<Arc<Gateway>>, serves: Serves) -> Router {
+    routes
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn_with_state((gateway.clone(), serves), access::check))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(gateway.clone(), observe::observe))
         .with_state(gateway)
@@ -210,9 +234,15 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(runs::ledger::execute_rollback))
         .routes(routes!(runs::ledger::list_rollbacks))
         .routes(routes!(schedules::create_schedule, schedules::list_schedules))
+        .routes(routes!(admin::create_tenant, admin::list_tenants))
+        .routes(routes!(admin::get_tenant, admin::patch_tenant))
+        .routes(routes!(admin::create_key, admin::list_keys))
+        .routes(routes!(admin::revoke_key))
+        .routes(routes!(admin::list_audit))
         .routes(routes!(schedules::get_schedule, schedules::patch_schedule, schedules::delete_schedule));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
+    access::describe(table.get_openapi_mut());
     table
 }
 

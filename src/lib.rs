@@ -5,6 +5,7 @@
 //! [`gateway::router`] and a [`raddle_actors::Runtime`].
 
 pub mod app;
+pub mod auth;
 pub mod cli;
 pub mod client;
 pub mod config;

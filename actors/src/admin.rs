@@ -10,6 +10,7 @@ use raddle_domain::{
     ports::{Corrupt, Document, DocumentKind, View, Write},
     record::Metadata,
     tenant::{self, ApiKey, Attribution, AuditEntry, StoredKey, Tenant, TenantPatch, TenantRefused},
+    time::UnixMs,
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -81,6 +82,11 @@ fn key_document(document: &KeyDocument) -> Document {
 }
 
 impl Runtime {
+    /// The time by the runtime's clock.
+    pub fn now(&self) -> UnixMs {
+        self.shared().clock.now()
+    }
+
     /// The tenants that somebody made, in the order of their ids.
     pub fn tenants(&self) -> Vec<Arc<Tenant>> {
         self.shared().tenants.recorded()
@@ -205,6 +211,19 @@ impl Runtime {
             Ok(AuditPage { entries, next })
         };
         self.read(read).await
+    }
+
+    /// Makes a write that has no room for the line of the audit log beside it: the line is handed over first, so what
+    /// is done is not done without it.
+    pub(crate) async fn accounted(
+        &self,
+        tenant: TenantId,
+        deed: Deed,
+        by: Option<&Attribution>,
+        write: Write,
+    ) -> Result<(), Error> {
+        let documents = vec![deed.document(by, self.shared())];
+        tokio::try_join!(self.write(Write::Put { tenant, documents }), self.write(write)).map(drop)
     }
 
     /// Adds a line to a tenant's audit log.

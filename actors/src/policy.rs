@@ -9,9 +9,12 @@ use raddle_domain::{
     policy::Policy,
     ports::{Document, DocumentKind, Explained, Scene, Supposed, Write},
     record::{Permit, Thread, TurnSettings},
+    tenant::Attribution,
 };
+use serde_json::json;
 
 use crate::{
+    admin::Deed,
     disk,
     handle::{Error, Runtime},
 };
@@ -30,10 +33,11 @@ impl Runtime {
     }
 
     /// Replaces it.
-    pub async fn set_policy(&self, tenant: TenantId, policy: &Policy) -> Result<(), Error> {
+    pub async fn set_policy(&self, tenant: TenantId, policy: &Policy, by: Option<&Attribution>) -> Result<(), Error> {
         let json = serde_json::to_vec(policy).map_err(|why| Error::Internal(why.to_string()))?;
-        let documents = vec![Document { kind: DocumentKind::Policy, id: [0; 32], json }];
-        self.write(Write::Documents { tenant, kind: DocumentKind::Policy, documents }).await
+        let deed = Deed::new("policy.replaced", tenant).with("policy", json!(policy)).document(by, self.shared());
+        let documents = vec![Document { kind: DocumentKind::Policy, id: [0; 32], json }, deed];
+        self.write(Write::Put { tenant, documents }).await
     }
 
     /// The calls that the tenant approved for ever, by the names of their rules.
@@ -42,13 +46,14 @@ impl Runtime {
     }
 
     /// Takes such an approval back.
-    pub async fn revoke(&self, tenant: TenantId, rule: String) -> Result<(), Error> {
+    pub async fn revoke(&self, tenant: TenantId, rule: String, by: Option<&Attribution>) -> Result<(), Error> {
+        let deed = Deed::new("permit.revoked", &rule);
         let kind = DocumentKind::PolicyRule;
         let ids =
             self.read(move |view| Ok(view.documents(tenant, kind)?.into_iter().map(|document| document.id).collect()));
         let ids: Vec<[u8; 32]> = ids.await?;
         let id = ids.into_iter().find(|id| disk::permit_name(id) == rule).ok_or(Error::NotFound("permit"))?;
-        self.write(Write::Forget { tenant, kind, id }).await
+        self.accounted(tenant, deed, by, Write::Forget { tenant, kind, id }).await
     }
 
     /// What would be decided about a call, on a thread or on one without settings.

@@ -6,13 +6,16 @@
 
 use std::collections::HashSet;
 
+use raddle_domain::tenant::Attribution;
 use raddle_domain::{
     command::{Refused, StartTurn},
     id::TenantId,
     ports::{Corrupt, Document, DocumentKind, Models, StoreError, UnknownModel, Write},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use crate::admin::Deed;
 use crate::handle::{Error, Runtime, append_error};
 
 /// Rules of one tenant: they are read, all of them, at every start that names an intent.
@@ -49,10 +52,17 @@ impl Runtime {
     }
 
     /// Replaces the tenant's rules by these, or leaves them as they are.
-    pub async fn set_routing_rules(&self, tenant: TenantId, rules: Vec<RoutingRule>) -> Result<(), RulesError> {
+    pub async fn set_routing_rules(
+        &self,
+        tenant: TenantId,
+        rules: Vec<RoutingRule>,
+        by: Option<&Attribution>,
+    ) -> Result<(), RulesError> {
         check(&rules, &**self.models())?;
         let documents = documents(&rules).map_err(|why| Error::Internal(why.to_string()))?;
-        Ok(self.write(Write::Documents { tenant, kind: DocumentKind::RoutingRule, documents }).await?)
+        let deed = Deed::new("routing_rules.replaced", tenant).with("rules", json!(rules));
+        let write = Write::Documents { tenant, kind: DocumentKind::RoutingRule, documents };
+        Ok(self.accounted(tenant, deed, by, write).await?)
     }
 
     /// Makes a write that is no thread's.

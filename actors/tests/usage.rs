@@ -134,7 +134,7 @@ impl World {
 
     async fn set_rules(&self, rules: &[(&str, &str)]) {
         let rule = |&(intent, model): &(&str, &str)| RoutingRule { intent: intent.into(), model: model.into() };
-        self.runtime.set_routing_rules(TenantId::DEFAULT, rules.iter().map(rule).collect()).await.unwrap();
+        self.runtime.set_routing_rules(TenantId::DEFAULT, rules.iter().map(rule).collect(), None).await.unwrap();
     }
 
     async fn report(&self, group_by: GroupBy) -> UsageReport {
@@ -329,13 +329,13 @@ async fn rules_are_replaced_whole_kept_as_given_and_outlive_a_restart() {
     assert_eq!(world.runtime.routing_rules(other).await.unwrap(), []);
     // What is refused changes nothing.
     let bad = vec![RoutingRule { intent: " ".into(), model: "b".into() }];
-    world.runtime.set_routing_rules(TenantId::DEFAULT, bad).await.unwrap_err();
+    world.runtime.set_routing_rules(TenantId::DEFAULT, bad, None).await.unwrap_err();
     world.runtime.shutdown(LONG).await;
     drop(world.runtime);
     let (ports, ..) = ports_of(&world.model);
     let runtime = Runtime::start(Config::new(world.dir.path()), ports).await.unwrap();
     assert_eq!(rules(&runtime).await, kept);
-    runtime.set_routing_rules(TenantId::DEFAULT, Vec::new()).await.unwrap();
+    runtime.set_routing_rules(TenantId::DEFAULT, Vec::new(), None).await.unwrap();
     assert_eq!(rules(&runtime).await, []);
     runtime.shutdown(LONG).await;
 }

@@ -72,11 +72,12 @@ impl Serve {
         let gateway = GatewayConfig {
             body_bytes: config.limits.body_bytes,
             limits: config.limits.thread,
-            // The configuration allows nothing but loopback while there are no keys.
-            loopback_only: true,
+            // Where nobody needs a key, only what runs on this machine can reach it.
+            loopback_only: app.auth.is_none(),
             workspaces: Some(app.workspaces.clone()),
             mcp: Some(app.mcp.clone()),
             sandbox: Some(app.sandbox.clone()),
+            auth: app.auth.clone(),
         };
         let router = gateway::router(app.runtime.clone(), gateway);
         // Small frames must not wait for each other.

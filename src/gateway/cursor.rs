@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use raddle_actors::{ItemPlace, TenantCursor};
 use raddle_domain::{
-    id::{InputId, Seq, TenantId, ThreadId, ThreadKey},
+    id::{AuditId, InputId, Seq, TenantId, ThreadId, ThreadKey},
     ports::Place,
     time::UnixMs,
 };
@@ -34,6 +34,9 @@ pub enum List {
     Jobs(TenantId),
     Schedules(TenantId),
     Runs(TenantId),
+    /// Tenants themselves.
+    Tenants,
+    Audit(TenantId),
     /// Whatever is a run's and stands in the order of its log.
     OfRun(ThreadKey),
 }
@@ -104,6 +107,24 @@ impl Point for Uuid {
     }
 }
 
+impl Point for AuditId {
+    fn write(&self, into: &mut Vec<u8>) {
+        into.extend(self.as_bytes());
+    }
+    fn read(bytes: &[u8]) -> Option<Self> {
+        Some(Self::from_bytes(bytes.try_into().ok()?))
+    }
+}
+
+impl Point for TenantId {
+    fn write(&self, into: &mut Vec<u8>) {
+        into.extend(self.as_bytes());
+    }
+    fn read(bytes: &[u8]) -> Option<Self> {
+        Self::from_bytes(bytes.try_into().ok()?).ok()
+    }
+}
+
 /// The text for a place.
 pub fn encode<P: Point>(list: List, place: &P) -> String {
     let mut bytes = vec![VERSION];
@@ -170,6 +191,8 @@ fn check(list: List, body: &[u8]) -> [u8; CHECK] {
         List::Schedules(tenant) => name(21, tenant, None),
         List::Runs(tenant) => name(22, tenant, None),
         List::OfRun(key) => name(23, key.tenant, Some(key.thread)),
+        List::Tenants => name(24, TenantId::SYSTEM, None),
+        List::Audit(tenant) => name(25, tenant, None),
     }
     digest.update(body);
     let whole: [u8; 32] = digest.finalize().into();

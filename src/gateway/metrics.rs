@@ -18,6 +18,7 @@ use prometheus_client::{
 };
 use raddle_actors::{Health, HookFigures, Runtime};
 
+use super::problem::Code;
 use crate::mcp::{Mcp, board::Status};
 
 /// Upper bounds in seconds: from a read in memory to a disk in trouble.
@@ -35,6 +36,12 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<Labels, Counter>,
     latency: Family<Labels, Histogram, fn() -> Histogram>,
+    refused: Family<Refused, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refused {
+    code: &'static str,
 }
 
 impl Metrics {
@@ -44,11 +51,13 @@ impl Metrics {
         let latency = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
         registry.register("http_requests", "Requests answered", requests.clone());
         registry.register("http_request_seconds", "Time until the answer began", latency.clone());
+        let refused = Family::default();
+        registry.register("http_requests_refused", "Requests that did not get as far as a handler", refused.clone());
         registry.register_collector(Box::new(RuntimeHealth(runtime)));
         if let Some(mcp) = mcp {
             registry.register_collector(Box::new(McpHealth(mcp)));
         }
-        Self { registry, requests, latency }
+        Self { registry, requests, latency, refused }
     }
 
     /// Counts an answer.
@@ -56,6 +65,11 @@ impl Metrics {
         let labels = Labels { route: route.to_owned(), method: method_label(method), status: class(status) };
         self.requests.get_or_create(&labels).inc();
         self.latency.get_or_create(&labels).observe(elapsed.as_secs_f64());
+    }
+
+    /// Counts a request that was not let pass.
+    pub fn refused(&self, code: Code) {
+        self.refused.get_or_create(&Refused { code: code.as_str() }).inc();
     }
 
     /// Everything, as Prometheus reads it.

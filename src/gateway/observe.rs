@@ -40,6 +40,8 @@ pub async fn observe(State(gateway): State<Arc<Gateway>>, request: Request, next
         %method,
         route = route.as_ref().map_or("unmatched", MatchedPath::as_str),
         trace_id = trace,
+        tenant = tracing::field::Empty,
+        key = tracing::field::Empty,
     );
     let value = HeaderValue::from_str(&id);
     let mut response = CURRENT.scope(id, next.run(request).instrument(span.clone())).await;

@@ -50,13 +50,13 @@ pub struct Writes;
 
 impl IntoResponses for Reads {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        problems(&[403, 404, 410, 422, 500, 503])
+        problems(&[401, 403, 404, 410, 422, 429, 500, 503])
     }
 }
 
 impl IntoResponses for Writes {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        problems(&[400, 403, 404, 409, 410, 412, 413, 422, 428, 429, 500, 501, 503, 507])
+        problems(&[400, 401, 402, 403, 404, 409, 410, 412, 413, 422, 428, 429, 500, 501, 503, 507])
     }
 }
 

@@ -82,7 +82,7 @@ pub async fn put_policy(
         return Err(Problem::invalid("If-Match", "does not apply to this route: a policy has no seq"));
     }
     policy::check(&body).map_err(|bad| Problem::bad_rule("rules", bad))?;
-    gateway.runtime.set_policy(caller.tenant, &body).await?;
+    gateway.runtime.set_policy(caller.tenant, &body, call.by.as_deref()).await?;
     Ok(Json(body))
 }
 
@@ -116,7 +116,7 @@ pub async fn delete_permit(
     if call.if_match.is_some() {
         return Err(Problem::invalid("If-Match", "does not apply to this route: a permit has no seq"));
     }
-    gateway.runtime.revoke(tenant, rule).await?;
+    gateway.runtime.revoke(tenant, rule, call.by.as_deref()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

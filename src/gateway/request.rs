@@ -12,9 +12,12 @@ use axum::{
 };
 use futures_util::StreamExt;
 use raddle_actors::{Call, Idempotency};
-use raddle_domain::id::{
-    ApprovalId, CheckpointId, InputId, JobId, OperationId, QuestionId, RunId, ScheduleId, Seq, TenantId, ThreadId,
-    ThreadKey, TurnId,
+use raddle_domain::{
+    id::{
+        ApprovalId, CheckpointId, InputId, JobId, KeyId, OperationId, QuestionId, RunId, ScheduleId, Seq, TenantId,
+        ThreadId, ThreadKey, TurnId,
+    },
+    tenant::{Attribution, Scope, Scopes},
 };
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde_json::{Map, Value};
@@ -23,6 +26,7 @@ use tokio::time::timeout;
 
 use super::{
     Gateway,
+    access::{self, Identity},
     problem::{Code, Problem},
 };
 
@@ -39,40 +43,75 @@ pub const MAX_PAGE: usize = 500;
 
 // ---- who -----------------------------------------------------------------------------------------
 
-/// Who calls. The one place that decides whose data a request may touch.
-///
-/// There are no keys yet: everyone is tenant `default`, and the server listens on loopback only. What a web page
-/// can make a browser send to loopback is refused here: a foreign `Origin`, or a `Host` that is some public name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Who calls, as a tenant: whose data a request may touch. [`access`] says so.
+#[derive(Debug, Clone, Copy)]
 pub struct Caller {
     pub tenant: TenantId,
 }
 
-impl FromRequestParts<Arc<Gateway>> for Caller {
+impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
-        if gateway.config.loopback_only {
-            let host = parts.uri.authority().map(|authority| authority.as_str());
-            let host = host.or_else(|| parts.headers.get(header::HOST)?.to_str().ok());
-            let origin = parts.headers.get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or_default());
-            let origin = origin.map(|origin| origin.split_once("://").map_or(origin, |(_, authority)| authority));
-            if !host.is_none_or(is_local) || !origin.is_none_or(is_local) {
-                let why = "a server without keys answers only to names of the machine itself, such as localhost";
-                return Err(Problem::new(Code::ForeignOrigin, why));
-            }
-        }
-        Ok(Self { tenant: TenantId::DEFAULT })
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let identity = Identity::from_request_parts(parts, state).await?;
+        let (tenant, _) = identity.tenant().ok_or_else(|| access::needs(Scope::Read))?;
+        Ok(Self { tenant })
     }
 }
 
-/// Whether `host[:port]` names the machine itself.
-fn is_local(authority: &str) -> bool {
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
-    };
-    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+/// Whether a body hands a person's decisions over in advance: to `auto_approve`, to `trust_mode`, or to rules of a
+/// thread; also in the work of a job, or of a schedule.
+fn hands_over(body: &Map<String, Value>) -> bool {
+    let given = |name: &str| body.get(name);
+    let flags = ["auto_approve", "trust_mode"].into_iter().any(|flag| given(flag) == Some(&Value::Bool(true)));
+    let below = ["payload", "job"].into_iter().filter_map(given).filter_map(Value::as_object).any(hands_over);
+    flags || body.contains_key("policy") || below
+}
+
+/// Refuses to decide in advance in the name of somebody who may not decide.
+fn may_hand_over(identity: Option<&Identity>, body: &Map<String, Value>) -> Result<(), Problem> {
+    let decides = identity.and_then(Identity::tenant).is_none_or(|(_, scopes)| scopes.allows(Scope::Approve));
+    if decides || !hands_over(body) {
+        return Ok(());
+    }
+    let problem = access::needs(Scope::Approve);
+    let detail = format!("to decide in advance (`auto_approve`, `trust_mode`, `policy`), {}", problem.detail);
+    Err(Problem { detail, ..problem })
+}
+
+/// A tenant that is administered: any for the operator, his own for a tenant's administrator. Another one's is told
+/// from one that there is not by nobody.
+#[derive(Debug, Clone)]
+pub struct OfKeeper {
+    pub tenant: TenantId,
+    /// What whoever asks may do himself; nothing for the operator, who may do anything.
+    pub scopes: Option<Scopes>,
+    pub by: Arc<Attribution>,
+}
+
+impl<S: Sync> FromRequestParts<S> for OfKeeper {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let identity = Identity::from_request_parts(parts, state).await?;
+        let tenant: TenantId = in_path(parts, "tenant", "tenant").await?;
+        match identity.tenant() {
+            Some((own, _)) if own != tenant => Err(Problem::not_found("tenant")),
+            found => Ok(Self { tenant, scopes: found.map(|(_, scopes)| scopes), by: identity.by }),
+        }
+    }
+}
+
+/// The key that the path names.
+#[derive(Debug, Clone, Copy)]
+pub struct OfKey(pub KeyId);
+
+impl<S: Sync> FromRequestParts<S> for OfKey {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Ok(Self(in_path(parts, "key_id", "key").await?))
+    }
 }
 
 // ---- which thing ---------------------------------------------------------------------------------
@@ -310,6 +349,7 @@ impl<B: DeserializeOwned> FromRequest<Arc<Gateway>> for Verb<B> {
         let (parts, body) = request.into_parts();
         Params::parse(parts.uri.query().unwrap_or_default())?.end()?;
         let if_match = if_match(&parts.headers)?;
+        let identity: Option<Identity> = parts.extensions.get().cloned();
         let key = match parts.method {
             Method::POST => idempotency_key(&parts.headers)?,
             _ => None,
@@ -322,6 +362,8 @@ impl<B: DeserializeOwned> FromRequest<Arc<Gateway>> for Verb<B> {
             return Err(Problem::new(Code::BadRequest, "a PUT needs a body; `{}` is one that says nothing"));
         }
         let value = object(&bytes)?;
+        may_hand_over(identity.as_ref(), &value)?;
+        let by = identity.map(|identity| identity.by);
         let idempotency = key.map(|key| {
             let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
             Idempotency {
@@ -329,7 +371,7 @@ impl<B: DeserializeOwned> FromRequest<Arc<Gateway>> for Verb<B> {
                 request: digest([parts.uri.path(), &canonical(&value)]),
             }
         });
-        Ok(Self { body: typed(value)?, call: Call { idempotency, if_match, by: None } })
+        Ok(Self { body: typed(value)?, call: Call { idempotency, if_match, by } })
     }
 }
 
@@ -575,6 +617,24 @@ mod tests {
     }
 
     #[test]
+    fn who_decides_in_advance_is_found_wherever_it_stands() {
+        let hands = |json: &str| hands_over(&object(json.as_bytes()).unwrap());
+        for over in [
+            r#"{"auto_approve": true}"#,
+            r#"{"prompt": "x", "trust_mode": true}"#,
+            r#"{"policy": {"rules": []}}"#,
+            r#"{"policy": null}"#,
+            r#"{"kind": "turn", "payload": {"auto_approve": true}}"#,
+            r#"{"cron": "* * * * *", "job": {"payload": {"trust_mode": true}}}"#,
+        ] {
+            assert!(hands(over), "{over}");
+        }
+        for not in [r#"{}"#, r#"{"auto_approve": false, "allow_shell": true}"#, r#"{"prompt": "auto_approve"}"#] {
+            assert!(!hands(not), "{not}");
+        }
+    }
+
+    #[test]
     fn no_body_is_an_empty_object() {
         assert!(sample("").is_ok());
         assert!(sample(" \n").is_ok());
@@ -636,15 +696,5 @@ mod tests {
         assert_eq!(fault("limit=ten"), Some("limit".into()));
         assert_eq!(fault("limit=1&limit=2"), Some("limit".into()));
         assert_eq!(fault("offset=3"), Some("offset".into()));
-    }
-
-    #[test]
-    fn only_names_of_the_machine_itself_are_local() {
-        for local in ["localhost", "LOCALHOST:7878", "127.0.0.1:1", "127.9.9.9", "[::1]:80", "[::1]"] {
-            assert!(is_local(local), "{local}");
-        }
-        for foreign in ["evil.example", "localhost.evil.example:80", "10.0.0.1:7878", "null", "", "[::2]:80"] {
-            assert!(!is_local(foreign), "{foreign}");
-        }
     }
 }

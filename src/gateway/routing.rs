@@ -66,9 +66,11 @@ pub async fn put_routing_rules(
         return Err(Problem::invalid("If-Match", "does not apply to this route: rules have no seq"));
     }
     let rules = body.rules.iter().map(|rule| RoutingRule { intent: rule.intent.clone(), model: rule.model.clone() });
-    gateway.runtime.set_routing_rules(caller.tenant, rules.collect()).await.map_err(|error| match error {
-        RulesError::Invalid { field, why } => Problem::invalid(&field, why),
-        RulesError::Failed(error) => error.into(),
+    gateway.runtime.set_routing_rules(caller.tenant, rules.collect(), call.by.as_deref()).await.map_err(|error| {
+        match error {
+            RulesError::Invalid { field, why } => Problem::invalid(&field, why),
+            RulesError::Failed(error) => error.into(),
+        }
     })?;
     Ok(Json(body))
 }

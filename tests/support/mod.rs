@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Method, RequestBuilder, Response, header::HeaderMap};
+use reqwest::{
+    Method, RequestBuilder, Response,
+    header::{AUTHORIZATION, HeaderMap, HeaderValue},
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -225,6 +228,15 @@ impl Api {
         // No proxy of the machine may stand between a test and its server.
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { http, url: url.to_owned() }
+    }
+
+    /// The same API for a caller who sends this key with every request.
+    pub fn with_key(&self, key: &str) -> Self {
+        let mut value = HeaderValue::try_from(format!("Bearer {key}")).unwrap();
+        value.set_sensitive(true);
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
+        let http = reqwest::Client::builder().no_proxy().default_headers(headers).build().unwrap();
+        Self { http, url: self.url.clone() }
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
