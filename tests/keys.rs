@@ -412,3 +412,48 @@ async fn without_keys_everybody_on_the_machine_is_the_default_tenant_and_nobody_
     let api = member(&server, "default", &["read"]).await;
     assert_eq!(api.get("/v1/threads").await.expect(200)["data"].as_array().unwrap().len(), 1);
 }
+
+/// Signed with the first Ed25519 pair of RFC 8032, section 7.1, which is public: for the tenants `acme` and `nobody`,
+/// until the year 2100.
+#[cfg(feature = "jwt")]
+const TOKENS: [&str; 2] = [
+    "eyJhbGciOiJFZERTQSIsImtpZCI6ImEiLCJ0eXAiOiJKV1QifQ.eyJpc3MiOiJodHRwczovL2lzc3Vlci5leGFtcGxlIiwiYXVkIjoicmFkZGxlIiwic3ViIjoiYWRhIiwiZXhwIjo0MTAyNDQ0ODAwLCJ0ZW5hbnQiOiJhY21lIiwic2NvcGUiOiJyYWRkbGU6d3JpdGUgbWFpbCJ9.1n2w4XQUoqdvzs26oSa7SUo-dRHV6AJ1mPAdHCZuM8pypoBpMgXlijq7QxVmSI9aHvsMl9TONoYUiyayby6cBg",
+    "eyJhbGciOiJFZERTQSIsImtpZCI6ImEiLCJ0eXAiOiJKV1QifQ.eyJpc3MiOiJodHRwczovL2lzc3Vlci5leGFtcGxlIiwiYXVkIjoicmFkZGxlIiwic3ViIjoiYWRhIiwiZXhwIjo0MTAyNDQ0ODAwLCJ0ZW5hbnQiOiJub2JvZHkiLCJzY29wZSI6IndyaXRlIn0.9UAuqzJkWizRd48RQuhBJQPXMzosBVfVeNV5oP65Y1fDd-IxrSjY3ysJTSqvWHBUmPB9CcGisEqG27j4hLISAg",
+];
+
+#[cfg(feature = "jwt")]
+#[tokio::test]
+async fn a_token_of_the_configured_issuer_speaks_for_the_tenant_in_its_claim() {
+    let dir = tempfile::tempdir().unwrap();
+    let jwks = dir.path().join("jwks.json");
+    let public = json!({
+        "kty": "OKP", "crv": "Ed25519", "kid": "a", "alg": "EdDSA", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+    });
+    fs::write(&jwks, json!({ "keys": [public] }).to_string()).unwrap();
+    let issuer = [
+        ("RADDLE_AUTH_JWT_JWKS_FILE", jwks.to_str().unwrap()),
+        ("RADDLE_AUTH_JWT_ISSUER", "https://issuer.example"),
+        ("RADDLE_AUTH_JWT_AUDIENCE", "raddle"),
+    ];
+    let data = dir.path().join("data");
+    let server = start(&data, &issuer).await;
+    let [acme, nobody] = TOKENS.map(|token| server.api.with_key(token));
+    // A claim makes no tenant.
+    acme.get("/v1/threads").await.problem(401, "unauthenticated");
+    tenant(&server, "acme", json!({})).await;
+    let thread = acme.create(json!({})).await;
+    acme.delete(&format!("/v1/threads/{thread}")).await.expect(204);
+    acme.send(acme.request(Method::PUT, "/v1/policy").json(&json!({}))).await.problem(403, "insufficient-scope");
+    nobody.get("/v1/threads").await.problem(401, "unauthenticated");
+    let audit = operator(&server).get("/v1/admin/tenants/acme/audit").await.expect(200);
+    assert_eq!(audit["data"][1]["by"], "jwt:ada");
+    let (head, _) = TOKENS[0].rsplit_once('.').unwrap();
+    let other = TOKENS[1].rsplit_once('.').unwrap().1;
+    for forged in [format!("{head}.{other}"), format!("{head}."), head.to_owned()] {
+        server.api.with_key(&forged).get("/v1/threads").await.problem(401, "unauthenticated");
+    }
+    server.stop().await;
+    // Without the issuer its tokens are nothing.
+    let server = start(&data, &[]).await;
+    server.api.with_key(TOKENS[0]).get("/v1/threads").await.problem(401, "unauthenticated");
+}
