@@ -41,6 +41,7 @@ mod timers;
 mod tool;
 mod usage;
 mod verbs;
+mod whole;
 
 pub use self::{
     clock::{SystemClock, UuidIds},
@@ -61,4 +62,5 @@ pub use self::{
     subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
     usage::{GroupBy, UsageKey, UsageQuery, UsageReport},
     verbs::RecordQuery,
+    whole::{Imported, Pieces},
 };

@@ -143,6 +143,19 @@ impl TenantId {
         TenantId(bytes)
     };
 
+    /// Whom records are of that are the installation's own. No text has this name, so no request and no configuration
+    /// can mean it.
+    pub const SYSTEM: TenantId = {
+        let mut bytes = [0; 32];
+        let name = b"@raddle";
+        let mut at = 0;
+        while at < name.len() {
+            bytes[at] = name[at];
+            at += 1;
+        }
+        TenantId(bytes)
+    };
+
     /// The text, padded with zeros to the width that keys need.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -150,6 +163,9 @@ impl TenantId {
 
     /// Reads the padded bytes of a storage key.
     pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, BadTenant> {
+        if bytes == Self::SYSTEM.0 {
+            return Ok(Self::SYSTEM);
+        }
         let length = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
         let text = std::str::from_utf8(&bytes[..length]).map_err(|_| BadTenant)?;
         let tenant: TenantId = text.parse()?;

@@ -325,6 +325,8 @@ impl From<Error> for Problem {
             Error::AlreadyResolved(effect) => Problem::new(Code::AlreadyDecided, sentence)
                 .with("resolution", json(&effect.resolution))
                 .with("effect", json(&effect)),
+            Error::TenantClosed(_) | Error::TenantNotEmpty => Problem::new(Code::Conflict, sentence),
+            Error::BadExport { line, why: _ } => Problem::new(Code::Invalid, sentence).with("line", line),
             Error::Draining => Problem::new(Code::Draining, sentence).after(Duration::from_secs(5)),
             Error::ThreadUnavailable(_) => {
                 tracing::error!(%sentence, "a thread is unavailable");
