@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::{
     config::{AgentConfig, Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
     egress::{Allowed, Egress},
+    erase,
     hooks::{Jsonl, Stdout, Unix, Webhook},
     jobs::{self, Runner},
     mcp::{self, Mcp},
@@ -64,6 +65,7 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     drop(way.set(runtime.downgrade()));
     // Not before the data directory is known to be ours.
     mcp.start();
+    tokio::spawn(erase::go_on(runtime.clone(), workspaces.clone()));
     Ok(App { runtime, workspaces, mcp, sandbox })
 }
 

@@ -15,6 +15,7 @@ use crate::{
 };
 
 mod approvals;
+mod backup;
 mod chat;
 mod doctor;
 mod effects;
@@ -27,6 +28,7 @@ mod routing;
 mod runs;
 mod schedules;
 mod serve;
+mod tenants;
 mod threads;
 mod usage;
 
@@ -70,6 +72,10 @@ enum Command {
     Policy(policy::PolicyCommand),
     /// Check that a server is well
     Doctor(doctor::Doctor),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
+    Export(tenants::Export),
+    Import(tenants::Import),
     /// What `serve` runs MCP servers with; of no use to anybody else
     #[cfg(target_os = "linux")]
     #[command(name = crate::mcp::GUARD, hide = true)]
@@ -233,6 +239,10 @@ impl Cli {
             Command::Hooks(hooks) => hooks.run().await,
             Command::Policy(policy) => policy.run().await,
             Command::Doctor(doctor) => doctor.run().await,
+            Command::Backup(backup) => backup.run().await,
+            Command::Restore(restore) => restore.run().await,
+            Command::Export(export) => export.run().await,
+            Command::Import(import) => import.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;
                 say(&document)

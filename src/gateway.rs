@@ -24,6 +24,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{sandbox::Sandbox, workspace::Workspaces};
 
+mod archive;
 mod cursor;
 mod decisions;
 mod events;
@@ -179,6 +180,9 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(policy::delete_permit))
         .routes(routes!(policy::check_policy))
         .routes(routes!(mcp::get_mcp))
+        .routes(routes!(archive::backup))
+        .routes(routes!(archive::export_tenant))
+        .routes(routes!(archive::import_tenant))
         .routes(routes!(jobs::create_job, jobs::list_jobs))
         .routes(routes!(jobs::get_job))
         .routes(routes!(jobs::pause_job))

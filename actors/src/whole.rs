@@ -284,6 +284,12 @@ impl Runtime {
         Ok(notes.filter(|note| note.state == State::Erased).filter_map(|note| note.receipt()).collect())
     }
 
+    /// The tenants that are erased, or are being erased, and have not been readmitted since.
+    pub async fn erased_tenants(&self) -> Result<Vec<TenantId>, Error> {
+        let notes = self.closed().await?.into_iter();
+        Ok(notes.filter(|note| matches!(note.state, State::Erasing | State::Erased)).map(|note| note.tenant).collect())
+    }
+
     /// What of a tenant counts against its quotas. Cheap, but for the first time after a start.
     pub async fn figures(&self, tenant: TenantId) -> Result<Figures, Error> {
         if let Some(figures) = self.shared().store.known_figures(tenant) {

@@ -44,7 +44,6 @@ pub const TABLE: &[Part] = &[
             (Post, "/v1/admin/tenants/{tenant}/keys"),
             (Get, "/v1/admin/tenants/{tenant}/keys"),
             (Delete, "/v1/admin/tenants/{tenant}/keys/{key_id}"),
-            (Post, "/v1/admin/tenants/{tenant}/export"),
             (Post, "/v1/admin/tenants/{tenant}/erase"),
         ],
     },

@@ -221,7 +221,7 @@ impl FromRequestParts<Arc<Gateway>> for OfRunCheckpoint {
 }
 
 /// A name in the path. A text that is no id names nothing, exactly like an id that nobody has.
-async fn in_path<T: FromStr>(parts: &mut Parts, name: &str, what: &str) -> Result<T, Problem> {
+pub(super) async fn in_path<T: FromStr>(parts: &mut Parts, name: &str, what: &str) -> Result<T, Problem> {
     let params = RawPathParams::from_request_parts(parts, &()).await.map_err(|_| Problem::not_found(what))?;
     let found = params.iter().find_map(|(key, value)| (key == name).then(|| value.parse().ok())?);
     found.ok_or_else(|| Problem::not_found(what))
