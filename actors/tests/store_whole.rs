@@ -406,6 +406,20 @@ fn lines_reach_no_table_that_is_not_a_tenants_and_no_secret() {
 }
 
 #[test]
+fn how_far_a_hook_has_come_with_a_tenant_that_has_nothing_is_nothing_and_stays() {
+    let store = redb(&MemoryMedium::default());
+    let cursor = document(DocumentKind::HookCursor, 1, "at the beginning");
+    let put = Write::Put { tenant: tenant(1), documents: vec![cursor.clone()] };
+    assert_eq!(commit(&store, &[put]), [Ok(())]);
+    let mut lines = exported(&small(), tenant(1));
+    lines.truncate(lines.len() / 2);
+    imported(&store, tenant(1), &lines).unwrap_err();
+    undo(&store, tenant(1));
+    assert_eq!(store.view().unwrap().documents(tenant(1), DocumentKind::HookCursor).unwrap(), [cursor]);
+    assert_eq!(of(&store, tenant(1)).values().map(Vec::len).sum::<usize>(), 1);
+}
+
+#[test]
 fn only_an_empty_tenant_is_filled() {
     let store = small();
     let close =

@@ -54,16 +54,18 @@ pub(crate) trait AnyTable: Sync {
         after: Option<&[u8]>,
         bytes: usize,
     ) -> Result<Stretch, Error>;
-    /// Removes a tenant's records after `after`, as far as `budget` allows.
+    /// Removes a tenant's records after `after`, but for those whose keys `stays` names, as far as `budget` allows.
     fn sweep(
         &self,
         txn: &WriteTransaction,
         of: TenantId,
         after: Option<&[u8]>,
+        stays: &dyn Fn(&[u8]) -> bool,
         budget: &mut Budget,
     ) -> Result<Swept, Error>;
-    /// Whether a tenant has a record here. Of tables that are in the order of times, nothing is known.
-    fn has_of(&self, txn: &WriteTransaction, of: TenantId) -> Result<bool, Error>;
+    /// Whether a tenant has a record here, but for those whose keys `stays` names. Of tables that are in the order of
+    /// times, nothing is known.
+    fn has_of(&self, txn: &WriteTransaction, of: TenantId, stays: &dyn Fn(&[u8]) -> bool) -> Result<bool, Error>;
 }
 
 /// What may be done in one commit.
@@ -252,6 +254,7 @@ where
         txn: &WriteTransaction,
         of: TenantId,
         after: Option<&[u8]>,
+        stays: &dyn Fn(&[u8]) -> bool,
         budget: &mut Budget,
     ) -> Result<Swept, Error> {
         let mut swept = Swept::default();
@@ -264,7 +267,7 @@ where
             let (at, value) = entry?;
             let at = at.value();
             budget.looks -= 1;
-            if is_of(&at, Some(of)) {
+            if is_of(&at, Some(of)) && !stays(at.bytes()) {
                 let held = value.value();
                 let size = K::WIDTH + V::as_bytes(&held).as_ref().len();
                 swept.bytes += size as u64;
@@ -284,13 +287,18 @@ where
         Ok(swept)
     }
 
-    fn has_of(&self, txn: &WriteTransaction, of: TenantId) -> Result<bool, Error> {
+    fn has_of(&self, txn: &WriteTransaction, of: TenantId, stays: &dyn Fn(&[u8]) -> bool) -> Result<bool, Error> {
         if K::TENANT_AT != Some(0) {
             return Ok(false);
         }
         let table = txn.open_table(self.definition)?;
-        let first = table.range(range::<K>(Some(of), None))?.next().transpose()?;
-        Ok(first.is_some_and(|(at, _)| is_of(&at.value(), Some(of))))
+        for entry in table.range(range::<K>(Some(of), None))? {
+            let at = entry?.0.value();
+            if is_of(&at, Some(of)) && !stays(at.bytes()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -69,11 +69,11 @@ impl Tables<'_> {
         *self = Self { changes, ..Self::new(self.txn, closed) };
     }
 
-    /// Whether there is no record of the tenant. One in the order of times alone is not looked for: it leads nowhere.
+    /// Whether there is no record of the tenant: how far a hook has come with nothing is none. One in the order of times alone is not looked for: it leads nowhere.
     fn is_empty(&mut self, tenant: TenantId) -> Result<bool, Fault> {
         self.let_go();
         for table in TABLES {
-            if table.has_of(self.txn, tenant)? {
+            if table.has_of(self.txn, tenant, &|key| is_cursor(*table, key))? {
                 return Ok(false);
             }
         }
@@ -134,7 +134,9 @@ impl Tables<'_> {
             None => (0, None),
         };
         while let Some(table) = TABLES.get(from) {
-            let swept = table.sweep(self.txn, tenant, after.take().as_deref(), &mut budget)?;
+            // What was imported holds no cursors: those that are there were there before.
+            let stays = |key: &[u8]| note.state == State::Undoing && is_cursor(*table, key);
+            let swept = table.sweep(self.txn, tenant, after.take().as_deref(), &stays, &mut budget)?;
             if swept.records > 0 && note.state == State::Erasing {
                 *note.records.entry(table.name().to_owned()).or_default() += swept.records;
                 note.bytes += swept.bytes;
@@ -198,4 +200,9 @@ impl Tables<'_> {
         self.change(tenant).unknown = true;
         Ok(Ok(0))
     }
+}
+
+/// Whether it is a document that says how far a hook has come.
+fn is_cursor(table: &dyn AnyTable, key: &[u8]) -> bool {
+    table.name() == DocumentKey::TABLE && key.get(32) == Some(&(DocumentKind::HookCursor as u8))
 }
