@@ -11,6 +11,7 @@ use crate::{
     auth::{self, Auth, AuthConfig},
     config::{self, AgentConfig, Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
     egress::{Allowed, Egress},
+    erase,
     hooks::{Jsonl, Stdout, Unix, Webhook},
     jobs::{self, Runner},
     mcp::{self, Mcp},
@@ -74,6 +75,7 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     };
     // Not before the data directory is known to be ours.
     mcp.start();
+    tokio::spawn(erase::go_on(runtime.clone(), workspaces.clone()));
     Ok(App { runtime, workspaces, mcp, sandbox, auth })
 }
 

@@ -15,6 +15,7 @@ use crate::{
 };
 
 mod approvals;
+mod backup;
 mod chat;
 mod doctor;
 mod effects;
@@ -29,6 +30,7 @@ mod schedules;
 mod serve;
 mod tenants;
 mod threads;
+mod transfer;
 mod usage;
 
 /// A durable, multi-tenant runtime for AI-agent threads.
@@ -75,6 +77,10 @@ enum Command {
     Keys(tenants::Keys),
     /// Check that a server is well
     Doctor(doctor::Doctor),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
+    Export(transfer::Export),
+    Import(transfer::Import),
     /// What `serve` runs MCP servers with; of no use to anybody else
     #[cfg(target_os = "linux")]
     #[command(name = crate::mcp::GUARD, hide = true)]
@@ -240,6 +246,10 @@ impl Cli {
             Command::Tenants(tenants) => tenants.run().await,
             Command::Keys(keys) => keys.run().await,
             Command::Doctor(doctor) => doctor.run().await,
+            Command::Backup(backup) => backup.run().await,
+            Command::Restore(restore) => restore.run().await,
+            Command::Export(export) => export.run().await,
+            Command::Import(import) => import.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;
                 say(&document)

@@ -7,7 +7,7 @@ mod admin;
 mod runs;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fmt,
     sync::{
         Arc,
@@ -16,7 +16,11 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
 use raddle_actors::RoutingRule;
 use raddle_domain::{
     command::IfIdle,
@@ -32,7 +36,8 @@ use raddle_domain::{
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json, value::RawValue};
-use tokio::time::Instant;
+use tokio::{io::AsyncRead, time::Instant};
+use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
 pub use self::{admin::NewKey, runs::*};
@@ -82,6 +87,21 @@ impl fmt::Display for Refusal {
             None => f.write_str(")"),
         }
     }
+}
+
+/// A large answer, as it comes.
+pub type Pieces = BoxStream<'static, Result<Bytes, ClientError>>;
+
+/// What an import brought.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Brought {
+    pub tenant: String,
+    /// Records, by table.
+    pub records: BTreeMap<String, u64>,
+}
+
+fn cut(why: &str) -> String {
+    format!("the answer was cut off: {why}; the server's log may say more")
 }
 
 /// A part of a list.
@@ -269,6 +289,49 @@ impl Client {
 
     async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
         let response = self.send(request.timeout(PATIENCE)).await?;
+        let body = response.bytes().await.map_err(|err| ClientError::Failed(cause(&err)))?;
+        serde_json::from_slice(&body)
+            .map_err(|err| ClientError::Failed(format!("the answer is not as expected: {err}")))
+    }
+
+    /// A body as it comes. It may take as long as it likes, and may not fall silent.
+    async fn pieces(&self, request: RequestBuilder) -> Result<Pieces, ClientError> {
+        let body = self.send(request).await?.bytes_stream();
+        let piece = |piece: reqwest::Result<Bytes>| piece.map_err(|err| ClientError::Failed(cut(&cause(&err))));
+        Ok(stream::unfold(Some(Box::pin(body)), move |open| async move {
+            let mut open = open?;
+            match tokio::time::timeout(SILENCE, open.next()).await {
+                Ok(None) => None,
+                Ok(Some(next)) => {
+                    let next = piece(next);
+                    let goes_on = next.is_ok();
+                    Some((next, goes_on.then_some(open)))
+                }
+                Err(_) => Some((Err(ClientError::Failed(cut("the server fell silent"))), None)),
+            }
+        })
+        .boxed())
+    }
+
+    /// A backup of everything.
+    pub async fn backup(&self) -> Result<Pieces, ClientError> {
+        self.pieces(self.request(Method::GET, &["v1", "admin", "backup"], &[])).await
+    }
+
+    /// Everything of a tenant, as lines of JSON.
+    pub async fn export(&self, tenant: &str) -> Result<Pieces, ClientError> {
+        self.pieces(self.request(Method::POST, &["v1", "admin", "tenants", tenant, "export"], &[])).await
+    }
+
+    /// Brings an export in.
+    pub async fn import(
+        &self,
+        tenant: &str,
+        lines: impl AsyncRead + Send + Unpin + 'static,
+    ) -> Result<Brought, ClientError> {
+        let request = self.request(Method::POST, &["v1", "admin", "tenants", tenant, "import"], &[]);
+        let request = request.header(header::CONTENT_TYPE, "application/x-ndjson");
+        let response = self.send(request.body(reqwest::Body::wrap_stream(ReaderStream::new(lines)))).await?;
         let body = response.bytes().await.map_err(|err| ClientError::Failed(cause(&err)))?;
         serde_json::from_slice(&body)
             .map_err(|err| ClientError::Failed(format!("the answer is not as expected: {err}")))

@@ -27,6 +27,7 @@ use crate::{auth::Auth, sandbox::Sandbox, workspace::Workspaces};
 
 mod access;
 mod admin;
+mod archive;
 mod cursor;
 mod decisions;
 mod events;
@@ -203,6 +204,9 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(policy::delete_permit))
         .routes(routes!(policy::check_policy))
         .routes(routes!(mcp::get_mcp))
+        .routes(routes!(archive::backup))
+        .routes(routes!(archive::export_tenant))
+        .routes(routes!(archive::import_tenant))
         .routes(routes!(jobs::create_job, jobs::list_jobs))
         .routes(routes!(jobs::get_job))
         .routes(routes!(jobs::pause_job))
@@ -235,7 +239,8 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(runs::ledger::list_rollbacks))
         .routes(routes!(schedules::create_schedule, schedules::list_schedules))
         .routes(routes!(admin::create_tenant, admin::list_tenants))
-        .routes(routes!(admin::get_tenant, admin::patch_tenant))
+        .routes(routes!(admin::get_tenant, admin::patch_tenant, archive::delete_tenant))
+        .routes(routes!(archive::erase_tenant))
         .routes(routes!(admin::create_key, admin::list_keys))
         .routes(routes!(admin::revoke_key))
         .routes(routes!(admin::list_audit))

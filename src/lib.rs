@@ -10,6 +10,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod egress;
+pub mod erase;
 pub mod gateway;
 pub mod hooks;
 mod instant;

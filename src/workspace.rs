@@ -243,6 +243,20 @@ impl Workspaces {
         }
     }
 
+    /// Removes the tenant's directory with everything in it: workspaces, and what tools noted. Whether there was one.
+    /// Links are removed and not followed. One that could not be removed whole is begun anew by the next call.
+    pub fn remove_tenant(&self, tenant: TenantId) -> io::Result<bool> {
+        match self.root.symlink_metadata(tenant.as_str()) {
+            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Ok(found) if !found.is_dir() => self.root.remove_file(tenant.as_str())?,
+            Ok(_) => self.root.remove_dir_all(tenant.as_str())?,
+            Err(why) => return Err(why),
+        }
+        // What was removed is not to be there again after a power cut.
+        File::open(&self.path)?.sync_all()?;
+        Ok(true)
+    }
+
     fn make_tenant(&self, tenant: TenantId) -> Result<Dir, NoWorkspace> {
         make_private(&self.root, tenant.as_str())?;
         self.tenant(tenant)
@@ -348,6 +362,30 @@ mod tests {
 
     fn key(thread: u8) -> ThreadKey {
         ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::from_bytes([thread; 16]) }
+    }
+
+    #[test]
+    fn a_tenants_directory_goes_with_all_that_is_in_it_and_nothing_else_does() {
+        let ground = Ground::new();
+        let (gone, stays): (TenantId, TenantId) = ("acme".parse().unwrap(), "other".parse().unwrap());
+        for tenant in [gone, stays] {
+            std::fs::write(ground.spaces.named(tenant, "a/b").unwrap().path().join("file"), "x").unwrap();
+            ground.spaces.notes(tenant).unwrap().write("note", "x").unwrap();
+        }
+        let out = ground.dir.path().join("secret");
+        symlink(&out, ground.tenant("acme").join("a/out")).unwrap();
+        symlink(ground.tenant("other"), ground.tenant("acme").join("theirs")).unwrap();
+        assert!(ground.spaces.remove_tenant(gone).unwrap());
+        assert!(!ground.dir.path().join("root/acme").exists());
+        assert_eq!(std::fs::read_to_string(out.join("key")).unwrap(), "hush");
+        assert!(
+            ground.tenant("other").join("a/b/file").exists() && ground.tenant("other").join(".raddle/note").exists()
+        );
+        assert!(!ground.spaces.remove_tenant(gone).unwrap());
+        // One that is a link somewhere else.
+        symlink(&out, ground.dir.path().join("root/linked")).unwrap();
+        assert!(ground.spaces.remove_tenant("linked".parse().unwrap()).unwrap());
+        assert!(out.join("key").exists() && !ground.dir.path().join("root/linked").exists());
     }
 
     #[test]

@@ -252,7 +252,7 @@ async fn the_operator_administers_tenants_and_is_none() {
     operator.post("/v1/admin/tenants", json!({ "id": "acme" })).await.problem(409, "conflict");
     for (body, field) in [
         (json!({ "id": "No Such" }), "id"),
-        (json!({ "id": "_raddle" }), "id"),
+        (json!({ "id": "@raddle" }), "id"),
         (json!({ "id": "x", "quotas": { "thread": 1 } }), "quotas.thread"),
         (json!({ "id": "x", "budgets": { "day": { "usd": -1 } } }), "budgets.day.usd"),
     ] {

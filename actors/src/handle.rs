@@ -51,7 +51,7 @@ use crate::{
 const FEED_PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a shutdown waits for what should take no time, once its deadline has passed.
-const PARKING: Duration = Duration::from_secs(10);
+pub(crate) const PARKING: Duration = Duration::from_secs(10);
 
 /// The runtime: cheap to clone, `Send`, and gone when [`Runtime::shutdown`] was awaited or the last clone dropped.
 #[derive(Clone)]
@@ -140,6 +140,14 @@ pub enum Error {
     /// A bound of the caller's tenant is reached; `limit` is the quota's name.
     #[error("the tenant's quota of `{limit}` is used up: the limit is {max}")]
     Quota { limit: &'static str, max: u64 },
+    /// Nothing is stored of the tenant, and nothing of it is there.
+    #[error("the tenant cannot be used: {0}")]
+    TenantClosed(&'static str),
+    #[error("the tenant has something already; an import needs an empty one")]
+    TenantNotEmpty,
+    /// What was to be imported is not what was exported.
+    #[error("line {line}: {why}")]
+    BadExport { line: u64, why: String },
     #[error("the server is shutting down")]
     Draining,
     /// One thread's records cannot be used; the sentence names the record.
@@ -209,6 +217,12 @@ impl Runtime {
         drop(shared.way_to_runs.set(way.clone()));
         shared.engines.spawn(worker::recover(shared.clone(), way));
         jobs.do_send(jobs::Begin(runtime.shared().clone(), runtime.downgrade()));
+        let (engines, closing) = (runtime.shared().engines.clone(), runtime.downgrade());
+        engines.spawn(async move {
+            if let Ok(runtime) = closing.get() {
+                runtime.finish_closing().await;
+            }
+        });
         Ok(runtime)
     }
 
@@ -777,6 +791,8 @@ pub(crate) fn append_error(error: AppendError) -> Error {
         AppendError::Refused(
             refused @ (WriteRefused::Conflict { .. } | WriteRefused::Fenced { .. } | WriteRefused::Repeated),
         ) => Error::Internal(refused.to_string()),
+        AppendError::Refused(WriteRefused::Closed(why)) => Error::TenantClosed(why),
+        AppendError::Refused(WriteRefused::NotEmpty) => Error::TenantNotEmpty,
         AppendError::Closed => StoreError::Unavailable("the store has stopped".to_owned()).into(),
     }
 }

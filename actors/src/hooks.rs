@@ -33,7 +33,7 @@ use raddle_domain::{
     id::{Seq, TenantId},
     ports::{
         Clock, Document, DocumentKind, HookBatch, HookEvent, LogStore, Sink, SinkError, StoreError, StoredEvent, View,
-        Write,
+        Write, WriteRefused,
     },
     time::UnixMs,
 };
@@ -376,6 +376,33 @@ impl Hooks {
                 board.soon.notify_one();
             }
         }
+    }
+
+    /// Forgets a tenant of which nothing is left.
+    pub fn forget(&self, tenant: TenantId) {
+        for board in &self.boards {
+            board.tenants().remove(&tenant);
+            board.moved.notify_waiters();
+        }
+    }
+
+    /// Where the hooks begin with a tenant whose feed was brought in up to `now`: what was said elsewhere was carried
+    /// there. What carries for us goes on where it stood, which `cursors` say. Gives what is to be saved of it.
+    pub fn adopt(&self, tenant: TenantId, now: TenantCursor, cursors: &[Document]) -> Vec<Document> {
+        let mut begun = Vec::new();
+        for board in self.boards.iter().filter(|board| board.hook.is_for(tenant)) {
+            let id = board.hook.id();
+            let stood = cursors.iter().find(|cursor| board.hook.is_ours() && cursor.id == id);
+            let saved = stood.and_then(|cursor| serde_json::from_slice::<Saved>(&cursor.json).ok());
+            let at = saved.map_or(now, |saved| TenantCursor { position: saved.position, seq: saved.seq });
+            let progress =
+                Progress { at, head: now.position, more: at != now, saved: at.position, ..Progress::default() };
+            if let Write::Put { documents, .. } = put(tenant, &board.hook, &progress) {
+                begun.extend(documents);
+            }
+            board.tenants().insert(tenant, progress);
+        }
+        begun
     }
 
     /// Ready when a hook has carried what a tenant has now, or everybody.
@@ -738,6 +765,10 @@ impl Courier {
                     progress.saved = position;
                 });
                 true
+            }
+            Err(AppendError::Refused(WriteRefused::Closed(_))) => {
+                self.board.tenants().remove(&tenant);
+                false
             }
             Err(error) => {
                 let again = Instant::now() + SAVE_AFTER.0;

@@ -43,6 +43,7 @@ mod timers;
 mod tool;
 mod usage;
 mod verbs;
+mod whole;
 
 pub use self::{
     admin::{AuditPage, MAX_KEYS},
@@ -65,4 +66,5 @@ pub use self::{
     tenants::HeldKey,
     usage::{GroupBy, UsageKey, UsageQuery, UsageReport},
     verbs::RecordQuery,
+    whole::{Imported, Pieces},
 };

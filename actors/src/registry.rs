@@ -13,7 +13,13 @@ use std::sync::{
 
 use actix::Addr;
 use dashmap::DashMap;
-use raddle_domain::{event::Event, id::ThreadKey, record::TurnStatus, thread::Step, time::UnixMs};
+use raddle_domain::{
+    event::Event,
+    id::{TenantId, ThreadKey},
+    record::TurnStatus,
+    thread::Step,
+    time::UnixMs,
+};
 use tokio::sync::Notify;
 
 use crate::{
@@ -214,6 +220,11 @@ impl Registry {
         self.slots.iter().map(|entry| entry.actor.clone()).collect()
     }
 
+    /// Those of one tenant.
+    pub fn of(&self, tenant: TenantId) -> Vec<Arc<dyn Hosted>> {
+        self.slots.iter().filter(|entry| entry.key().tenant == tenant).map(|entry| entry.actor.clone()).collect()
+    }
+
     /// Notes whether anybody works for a thread; says whether that is news.
     pub fn set_running(&self, gauge: &Gauge, running: bool) -> bool {
         let before = gauge.running.swap(running, SeqCst);
@@ -288,7 +299,7 @@ impl Drop for Ticket {
 
 #[cfg(test)]
 mod tests {
-    use raddle_domain::id::{TenantId, ThreadId};
+    use raddle_domain::id::ThreadId;
     use tokio::sync::oneshot;
 
     use super::*;

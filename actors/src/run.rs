@@ -139,6 +139,7 @@ impl Machine for RunMachine {
             owes_since: self.state.owes_since(),
             wake_at: self.wake_at(),
             archived: false,
+            queued: 0,
             kind: LogKind::Run,
         };
         ThreadRow { head, view: disk::json(self.state.run()).into(), snapshot: disk::json(&self.state.rest()).into() }

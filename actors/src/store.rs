@@ -13,13 +13,17 @@
 //! Absent on purpose: a bound of its own (admission is bounded before), reads (they use a view on the caller's side).
 
 pub mod backend;
+pub mod backup;
+mod closed;
 mod codec;
+pub mod export;
 mod keys;
 pub mod memory;
 mod packing;
 mod page;
 pub mod redb;
 mod rename;
+mod tables;
 mod tenant;
 
 use std::{
@@ -105,6 +109,12 @@ pub struct StoreHandle {
 impl StoreHandle {
     /// Hands the write over, now. The future says what became of it; dropping the future takes nothing back.
     pub fn append(&self, write: Write) -> impl Future<Output = Result<(), AppendError>> + Send + 'static {
+        let written = self.write(write);
+        async move { written.await.map(drop) }
+    }
+
+    /// The same, with what the store answered.
+    pub fn write(&self, write: Write) -> impl Future<Output = Result<u64, AppendError>> + Send + 'static {
         let (reply, replied) = oneshot::channel();
         // Not `send`: dropping its future would take the write back. Admission is bounded before a write gets here.
         self.actor.do_send(Submit { write, reply });
@@ -147,7 +157,7 @@ pub struct StoreActor {
     idle_since: Option<u64>,
 }
 
-type Reply = oneshot::Sender<Result<(), AppendError>>;
+type Reply = oneshot::Sender<Result<u64, AppendError>>;
 
 enum State {
     Healthy,
@@ -258,7 +268,7 @@ impl StoreActor {
                 }
                 for (reply, result) in replies.into_iter().zip(results) {
                     // Nobody waits for it: the write is stored all the same.
-                    let _ = reply.send(result.map(|_| ()).map_err(AppendError::Refused));
+                    let _ = reply.send(result.map_err(AppendError::Refused));
                 }
                 self.watch_silence(ctx);
             }
@@ -419,8 +429,11 @@ impl Handler<Shutdown> for StoreActor {
 fn adds(write: &Write) -> bool {
     match write {
         Write::Append(_) | Write::Put { .. } => true,
+        Write::Import { .. } | Write::Open { .. } => true,
         Write::Documents { documents, .. } => !documents.is_empty(),
         Write::Purge { .. } | Write::Erase { .. } | Write::Forget { .. } => false,
+        // A note of a few bytes, so that much can be removed.
+        Write::Close { .. } | Write::Sweep { .. } => false,
     }
 }
 
@@ -429,8 +442,15 @@ fn size(write: &Write) -> usize {
     let of = |documents: &[Document]| documents.iter().map(|document| 64 + document.json.len()).sum::<usize>();
     let append = match write {
         Write::Append(append) => append,
-        Write::Put { documents, .. } | Write::Documents { documents, .. } => return 64 + of(documents),
+        Write::Put { documents, .. } | Write::Documents { documents, .. } | Write::Open { documents, .. } => {
+            return 64 + of(documents);
+        }
+        Write::Import { records, .. } => {
+            return records.iter().map(|record| 64 + record.key.len() + record.value.len()).sum();
+        }
         Write::Purge { .. } | Write::Erase { .. } | Write::Forget { .. } => return 64,
+        // Removing takes its time: no other write is to wait for two of them.
+        Write::Close { .. } | Write::Sweep { .. } => return BATCH_BYTES,
     };
     let events = append.chunk.events.iter().map(|event| event.json.len() + event.name.len());
     let turns = append.settled.iter().map(|turn| turn.turn.len() + 8 * turn.items.len());

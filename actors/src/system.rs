@@ -16,7 +16,7 @@ use raddle_domain::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{SetOnce, oneshot},
+    sync::{Semaphore, SetOnce, oneshot},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +36,9 @@ use crate::{
 
 /// How long the end of the actor threads waits for what still runs beside them.
 const LETTING_GO: Duration = Duration::from_secs(2);
+
+/// Backups and exports at once.
+const BACKUPS: usize = 2;
 
 /// What every actor and every handle can reach.
 pub(crate) struct Shared {
@@ -62,6 +65,8 @@ pub(crate) struct Shared {
     pub job_locks: Locks,
     pub registry: Arc<Registry>,
     pub tenants: Tenants,
+    /// A place for each view that may be open for long: it holds room on the disk.
+    pub backups: Arc<Semaphore>,
     /// Where engines run and blocking reads are made.
     pub engines: Handle,
     pub draining: AtomicBool,
@@ -228,6 +233,7 @@ fn tree(
         job_locks: Locks::default(),
         registry,
         tenants,
+        backups: Arc::new(Semaphore::new(BACKUPS)),
         engines,
         draining: AtomicBool::new(false),
         parking: AtomicBool::new(false),

@@ -128,7 +128,6 @@ impl Tenants {
     }
 
     /// Forgets a tenant and its keys: whoever is heard as one of them is cut off.
-    #[expect(dead_code, reason = "nobody is erased yet")]
     pub fn forget(&self, id: TenantId) {
         if let Some((_, account)) = self.accounts.remove(&id) {
             account.heard().cancel();

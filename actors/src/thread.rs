@@ -131,6 +131,7 @@ impl Machine for ThreadMachine {
             owes_since: self.state.owes_since(),
             wake_at: self.state.wake_at(),
             archived: self.state.view().archived,
+            queued: self.state.view().queued,
             kind: LogKind::Thread,
         };
         ThreadRow { head, view: disk::json(self.state.view()).into(), snapshot: rest.json.clone() }

@@ -16,7 +16,8 @@ use raddle_actors::{
     store::{AppendError, OnCommit, OnRecovered, StoreActor, StoreHandle, backend::Fault, backend::MemoryMedium},
 };
 use raddle_domain::{
-    ports::{LogStore, StoreError, View, Write, WriteRefused},
+    id::TenantId,
+    ports::{Figures, LogStore, StoreError, View, Write, WriteRefused},
     time::UnixMs,
 };
 use support::{EIO, ENOSPC, append, redb, thread};
@@ -39,6 +40,9 @@ impl LogStore for Probed {
     }
     fn view(&self) -> Result<Box<dyn View + '_>, StoreError> {
         self.inner.view()
+    }
+    fn figures(&self, tenant: TenantId) -> Result<Figures, StoreError> {
+        self.inner.figures(tenant)
     }
     fn epoch(&self) -> u64 {
         self.inner.epoch()

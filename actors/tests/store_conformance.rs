@@ -10,7 +10,8 @@ use raddle_actors::store::{backend::MemoryMedium, memory::MemoryStore, redb::Red
 use raddle_domain::{
     id::Seq,
     ports::{
-        Append, Chunk, LogKind, LogStore, OwingPlace, Part, PartKind, PartName, Place, RecordKind, Write, WriteRefused,
+        Append, Chunk, Figures, Fork, LogKind, LogStore, OwingPlace, Part, PartKind, PartName, Place, RecordKind,
+        Write, WriteRefused,
     },
     time::UnixMs,
 };
@@ -49,6 +50,106 @@ suite! {
     parts_of_a_kind_are_paged_in_the_order_of_their_names
     parts_of_a_refused_step_leave_no_trace
     an_erased_run_takes_its_parts_along_and_its_name_is_free
+    figures_are_of_one_tenants_threads_prompts_and_bytes
+    figures_follow_every_step_and_go_with_their_log
+    a_refused_step_changes_no_figure
+    a_fork_counts_its_own_bytes_and_what_its_parent_leaves_to_it
+}
+
+/// What the events of a step say.
+fn said(append: &Append) -> u64 {
+    append.chunk.events.iter().map(|event| (event.name.len() + event.json.len()) as u64).sum()
+}
+
+fn figures_of(store: &dyn LogStore, n: u8) -> (u64, u64, u64) {
+    let Figures { threads, queued, bytes } = store.figures(tenant(n)).unwrap();
+    (threads, queued, bytes)
+}
+
+fn queues(mut append: Append, queued: u32) -> Append {
+    append.row.head.queued = queued;
+    append
+}
+
+fn figures_are_of_one_tenants_threads_prompts_and_bytes(store: &dyn LogStore) {
+    assert_eq!(figures_of(store, 1), (0, 0, 0));
+    let steps =
+        [queues(append(thread(1, 1), 0, 2), 3), append(thread(1, 2), 0, 1), queues(append(thread(2, 1), 0, 1), 1)];
+    let sizes = steps.each_ref().map(said);
+    steps.into_iter().for_each(|step| put(store, step).unwrap());
+    assert_eq!(figures_of(store, 1), (2, 3, sizes[0] + sizes[1]));
+    // A job is no thread; what it says counts.
+    let job = work(9, LogKind::Job, 0, None, Some(20));
+    let more = said(&job);
+    put(store, job).unwrap();
+    assert_eq!(figures_of(store, 1), (2, 3, sizes[0] + sizes[1] + more));
+    assert_eq!(figures_of(store, 2), (1, 1, sizes[2]));
+}
+
+fn figures_follow_every_step_and_go_with_their_log(store: &dyn LogStore) {
+    let mut bytes = 0;
+    for (expected, count, queued) in [(0, 2, 1), (2, 1, 4), (3, 0, 2), (3, 5, 0)] {
+        let step = queues(append(thread(1, 1), expected, count), queued);
+        bytes += said(&step);
+        put(store, step).unwrap();
+        assert_eq!(figures_of(store, 1), (1, u64::from(queued), bytes));
+    }
+    // Several of one commit.
+    let steps = [queues(append(thread(1, 1), 8, 1), 2), queues(append(thread(1, 2), 0, 1), 5)];
+    let more: u64 = steps.iter().map(said).sum();
+    assert!(commit(store, &steps.map(Write::Append)).iter().all(Result::is_ok));
+    assert_eq!(figures_of(store, 1), (2, 7, bytes + more));
+    let erase = Write::Erase { key: thread(1, 1), fence: 1, expected: 9 };
+    let left = said(&append(thread(1, 2), 0, 1));
+    assert_eq!(commit(store, &[erase]), [Ok(())]);
+    assert_eq!(figures_of(store, 1), (1, 5, left));
+}
+
+fn a_refused_step_changes_no_figure(store: &dyn LogStore) {
+    put(store, queues(append(thread(1, 1), 0, 2), 1)).unwrap();
+    let before = figures_of(store, 1);
+    assert!(put(store, queues(append(thread(1, 1), 7, 2), 9)).is_err());
+    assert_eq!(commit(store, &[Write::Erase { key: thread(1, 1), fence: 0, expected: 2 }])[0].is_err(), true);
+    assert_eq!(figures_of(store, 1), before);
+}
+
+fn a_fork_counts_its_own_bytes_and_what_its_parent_leaves_to_it(store: &dyn LogStore) {
+    let fork = |n, at, count| Append {
+        fork: Some(Fork { parent: thread(1, 1).thread, at }),
+        ..append(thread(1, n), at, count)
+    };
+    let parent = [append(thread(1, 1), 0, 3), append(thread(1, 1), 3, 4)];
+    let forks = [fork(2, 2, 1), fork(3, 5, 2)];
+    let [own, others] = [&parent, &forks].map(|steps| steps.iter().map(said).sum::<u64>());
+    parent.into_iter().chain(forks).for_each(|step| put(store, step).unwrap());
+    assert_eq!(figures_of(store, 1), (3, 0, own + others));
+    // The fork that left last keeps five events of seven; the other one shares them with it.
+    let kept = said(&append(thread(1, 1), 0, 5));
+    assert_eq!(commit(store, &[Write::Erase { key: thread(1, 1), fence: 1, expected: 7 }]), [Ok(())]);
+    assert_eq!(figures_of(store, 1), (2, 0, kept + others));
+    // And so on: what it leaves in its turn is what the last one shares.
+    let kept = said(&append(thread(1, 1), 0, 2)) + said(&fork(2, 2, 1));
+    assert_eq!(commit(store, &[Write::Erase { key: thread(1, 3), fence: 1, expected: 7 }]), [Ok(())]);
+    assert_eq!(figures_of(store, 1), (1, 0, kept));
+    assert_eq!(commit(store, &[Write::Erase { key: thread(1, 2), fence: 1, expected: 3 }]), [Ok(())]);
+    assert_eq!(figures_of(store, 1), (0, 0, 0));
+}
+
+#[test]
+fn figures_are_the_same_after_a_restart_and_whenever_they_are_asked_for() {
+    let medium = MemoryMedium::default();
+    let asked = redb(&medium);
+    assert_eq!(asked.known_figures(tenant(1)), None);
+    asked.figures(tenant(1)).unwrap();
+    for n in 1..40 {
+        put(&asked, queues(append(thread(1, n), 0, u64::from(n)), u32::from(n) % 3)).unwrap();
+    }
+    let counted = asked.known_figures(tenant(1));
+    assert!(counted.is_some());
+    drop(asked);
+    let opened = redb(&medium);
+    assert_eq!(Some(opened.figures(tenant(1)).unwrap()), counted);
+    assert_eq!(opened.known_figures(tenant(2)), None);
 }
 
 fn view_events(store: &dyn LogStore, key: raddle_domain::id::ThreadKey, after: Seq) -> Vec<Chunk> {
@@ -698,6 +799,7 @@ enum Act {
     Owing { skip: usize, limit: usize },
     Due { until: u64, limit: usize },
     Receipt { n: u8, now: u64 },
+    Figures,
     Parts { n: u8, after: Option<u64>, limit: usize },
 }
 
@@ -757,6 +859,7 @@ fn acts() -> impl Strategy<Value = Act> {
         2 => (0u8..6, proptest::option::of(0u64..6), limit)
             .prop_map(|(n, after, limit)| Act::Parts { n, after, limit }),
         1 => (0u8..4, 0u64..50).prop_map(|(n, now)| Act::Receipt { n, now }),
+        2 => Just(Act::Figures),
     ]
 }
 
@@ -786,6 +889,7 @@ fn writes(store: &dyn LogStore, steps: &[Step]) -> Vec<Write> {
         head.owes_since = step.owes.map(UnixMs);
         head.wake_at = step.wake.map(UnixMs);
         head.kind = kind(step.n);
+        head.queued = step.listed_at as u32 % 3;
         append.settled = step.settle.iter().map(|at| settled(*at)).collect();
         append.receipts = step.receipt.iter().map(|(n, at)| receipt(*n, *at)).collect();
         let change = |(task, number, is): &(bool, u64, bool)| {
@@ -824,6 +928,7 @@ fn shown(store: &dyn LogStore, act: &Act) -> String {
         Act::Due { until, limit } => {
             format!("{:?} {:?}", view().due(UnixMs(*until), *limit), view().next_wake())
         }
+        Act::Figures => format!("{:?}", [0, 1].map(|n| store.figures(tenant(n)))),
         Act::Receipt { n, now } => format!("{:?}", view().receipt(tenant(0), &[*n; 32], UnixMs(*now))),
         Act::Parts { n, after, limit } => {
             let (view, key, after) = (view(), named(*n), after.map(PartName::number));

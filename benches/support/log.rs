@@ -109,6 +109,7 @@ impl Author {
             owes_since: self.state.owes_since(),
             wake_at: None,
             archived: false,
+            queued: self.state.view().queued,
             kind: LogKind::Thread,
         };
         let row = ThreadRow { head, view: json(self.state.view()).into(), snapshot: self.snapshot.clone() };

@@ -22,8 +22,8 @@ use raddle_domain::{
     command::NewThread,
     id::{TenantId, ThreadKey},
     ports::{
-        FinishReason, Fragment, LogStore, Model, ModelRequest, ModelStream, Models, StoreError, UnknownModel, View,
-        Write, WriteRefused,
+        Figures, FinishReason, Fragment, LogStore, Model, ModelRequest, ModelStream, Models, StoreError, UnknownModel,
+        View, Write, WriteRefused,
     },
     record::ModelChoice,
     time::UnixMs,
@@ -120,6 +120,9 @@ impl LogStore for OneByOne {
     }
     fn view(&self) -> Result<Box<dyn View + '_>, StoreError> {
         self.0.view()
+    }
+    fn figures(&self, tenant: TenantId) -> Result<Figures, StoreError> {
+        self.0.figures(tenant)
     }
     fn epoch(&self) -> u64 {
         self.0.epoch()

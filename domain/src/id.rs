@@ -204,8 +204,9 @@ impl TenantId {
     /// The tenant of a server without keys.
     pub const DEFAULT: TenantId = Self::named(b"default");
 
-    /// Under which the runtime keeps what is about tenants and no tenant's: nobody can be it.
-    pub const SYSTEM: TenantId = Self::named(b"_raddle");
+    /// Whom records are of that are the installation's own. No text has this name, so no request and no configuration
+    /// can mean it.
+    pub const SYSTEM: TenantId = Self::named(b"@raddle");
 
     const fn named(name: &[u8]) -> Self {
         let (mut bytes, mut at) = ([0; 32], 0);
@@ -223,6 +224,9 @@ impl TenantId {
 
     /// Reads the padded bytes of a storage key.
     pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, BadTenant> {
+        if bytes == Self::SYSTEM.0 {
+            return Ok(Self::SYSTEM);
+        }
         let length = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
         let text = std::str::from_utf8(&bytes[..length]).map_err(|_| BadTenant)?;
         let tenant: TenantId = text.parse()?;

@@ -829,6 +829,7 @@ impl Job {
             owes_since: under_way.then_some(self.started_at.unwrap_or(self.created_at)),
             wake_at: if self.stopping { None } else { wake_at },
             archived: false,
+            queued: 0,
             kind: LogKind::Job,
         }
     }

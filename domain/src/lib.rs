@@ -23,6 +23,8 @@ pub mod hook;
 
 pub mod pack;
 
+pub mod closed;
+
 pub mod job;
 pub mod run;
 pub mod schedule;

@@ -717,6 +717,8 @@ pub struct RowHead {
     /// When a thread that only waits must be woken, loaded or not.
     pub wake_at: Option<UnixMs>,
     pub archived: bool,
+    /// Prompts that wait in its inbox.
+    pub queued: u32,
     /// Never changes.
     pub kind: LogKind,
 }
@@ -783,6 +785,83 @@ pub enum Write {
         kind: DocumentKind,
         id: [u8; 32],
     },
+    /// Closes a tenant: no other write of it is taken, and no view shows anything of it. Closing what is closed for
+    /// the same reason changes nothing.
+    Close {
+        tenant: TenantId,
+        to: Closing,
+        at: UnixMs,
+    },
+    /// Removes the next of the records of a tenant that is closed to be emptied. Answered with 1 while there are more;
+    /// with 0 once all are gone, which is noted in the same commit.
+    Sweep {
+        tenant: TenantId,
+        at: UnixMs,
+    },
+    /// Puts records of a tenant that is closed to be filled, as they are.
+    Import {
+        tenant: TenantId,
+        records: Vec<Raw>,
+    },
+    /// Opens a tenant that is closed, with documents that it did not have.
+    Open {
+        tenant: TenantId,
+        documents: Vec<Document>,
+    },
+}
+
+impl Write {
+    /// Whose records it changes.
+    pub const fn tenant(&self) -> TenantId {
+        match self {
+            Self::Append(Append { key, .. }) | Self::Purge { key } | Self::Erase { key, .. } => key.tenant,
+            Self::Put { tenant, .. }
+            | Self::Documents { tenant, .. }
+            | Self::Forget { tenant, .. }
+            | Self::Close { tenant, .. }
+            | Self::Sweep { tenant, .. }
+            | Self::Import { tenant, .. }
+            | Self::Open { tenant, .. } => *tenant,
+        }
+    }
+}
+
+/// What a tenant is closed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// To be filled with records that another store had. Refused unless it is empty.
+    Import,
+    /// To take out again what was imported.
+    Undo,
+    /// To be emptied. It stays closed.
+    Erase,
+}
+
+/// A record as it is kept: its key holds its tenant, its value its seal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Raw {
+    pub table: &'static str,
+    pub key: Vec<u8>,
+    pub value: Vec<u8>,
+}
+
+/// Records of one table as they are kept, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stretch {
+    /// Keys and values.
+    pub records: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The key after which to go on; nothing at the end of the table.
+    pub next: Option<Vec<u8>>,
+}
+
+/// What of a tenant counts against its quotas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Figures {
+    pub threads: u64,
+    /// Prompts that wait in inboxes.
+    pub queued: u64,
+    /// Bytes of events, as they were written; a fork has its own alone, and what an erased thread left to it.
+    pub bytes: u64,
 }
 
 /// New events of a thread and what follows from them.
@@ -964,6 +1043,42 @@ pub enum DocumentKind {
     Key = 6,
     /// What somebody did, in the order of time. Only ever added to.
     Audit = 7,
+    /// Of [`TenantId::SYSTEM`]: why a tenant is closed, or was, by the bytes of its id. See [`crate::closed`].
+    Closed = 32,
+}
+
+impl DocumentKind {
+    /// The kind with this number.
+    pub fn of(number: u8) -> Option<Self> {
+        [
+            Self::RoutingRule,
+            Self::PolicyRule,
+            Self::Policy,
+            Self::HookCursor,
+            Self::Tenant,
+            Self::Key,
+            Self::Audit,
+            Self::Closed,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == number)
+    }
+
+    /// Whether a tenant may have it that has nothing yet: an import leaves it, come what may.
+    pub const fn precedes(self) -> bool {
+        match self {
+            Self::HookCursor | Self::Tenant | Self::Key | Self::Audit => true,
+            Self::RoutingRule | Self::PolicyRule | Self::Policy | Self::Closed => false,
+        }
+    }
+
+    /// Whether it goes along when a tenant is exported: what is secret, or of this installation alone, does not.
+    pub const fn travels(self) -> bool {
+        match self {
+            Self::RoutingRule | Self::PolicyRule | Self::Policy | Self::HookCursor => true,
+            Self::Tenant | Self::Key | Self::Audit | Self::Closed => false,
+        }
+    }
 }
 
 /// Why one write of a batch was refused, while the others were stored.
@@ -979,6 +1094,12 @@ pub enum WriteRefused {
     /// request was run before.
     #[error("the request was run before")]
     Repeated,
+    /// The tenant is closed: it was erased, or is being erased or imported.
+    #[error("nothing is stored of this tenant: {0}")]
+    Closed(&'static str),
+    /// The tenant has records already.
+    #[error("the tenant is not empty")]
+    NotEmpty,
     /// The thread's row cannot be read, or the write does not fit itself or its thread's turns.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
@@ -1018,6 +1139,15 @@ pub trait LogStore: Send + Sync + 'static {
     /// The most writes that one commit should hold.
     fn batch_writes(&self) -> usize {
         1024
+    }
+
+    /// What of a tenant counts against its quotas, as of the last commit. Asked for the first time since the store was
+    /// opened it reads the tenant's rows, all of them.
+    fn figures(&self, tenant: TenantId) -> Result<Figures, StoreError>;
+
+    /// The same if it costs nothing.
+    fn known_figures(&self, _tenant: TenantId) -> Option<Figures> {
+        None
     }
 
     /// A consistent view of the last commit. Short-lived: it holds space on the disk.
@@ -1136,6 +1266,18 @@ pub trait View {
 
     /// The tenants that have a document of their own, in the order of their ids.
     fn tenants(&self) -> Result<Vec<TenantId>, StoreError>;
+
+    /// Records of a table as they are kept, after the key `after`, of one tenant or of all: about `bytes` bytes, and
+    /// also of tenants that are closed. A store that keeps no such records has none to give.
+    fn stretch(
+        &self,
+        table: &str,
+        _of: Option<TenantId>,
+        _after: Option<&[u8]>,
+        _bytes: usize,
+    ) -> Result<Stretch, StoreError> {
+        Err(StoreError::Unavailable(format!("this store has no table `{table}`: it keeps no records")))
+    }
 
     /// A part of a log, as JSON.
     fn part(&self, key: ThreadKey, kind: PartKind, name: PartName) -> Result<Option<Vec<u8>>, StoreError>;

@@ -406,6 +406,7 @@ impl Schedule {
             owes_since: (active && !self.waiting.is_empty()).then_some(self.created_at),
             wake_at: self.next_at.filter(|_| active),
             archived: false,
+            queued: 0,
             kind: LogKind::Schedule,
         }
     }

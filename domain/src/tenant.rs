@@ -17,8 +17,6 @@ use crate::{
 
 /// Bytes of a tenant's or a key's name.
 pub const NAME_BYTES: usize = 200;
-/// What ids of the runtime itself begin with: no tenant has one.
-pub const RESERVED: char = '_';
 
 /// Somebody whose threads are nobody else's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -372,8 +370,6 @@ pub enum TenantRefused {
     Invalid { field: String, why: String },
     #[error("there is such a tenant already")]
     Exists,
-    #[error("a tenant of this id was erased: an id is not used again")]
-    Erased,
     #[error("the tenant is being erased")]
     Erasing,
     /// The caller's revision is not the current one.
@@ -452,10 +448,6 @@ impl Tenant {
 
     /// A new tenant.
     pub fn create(id: TenantId, patch: TenantPatch, now: UnixMs) -> Result<Self, TenantRefused> {
-        if id.as_str().starts_with(RESERVED) {
-            let why = format!("begins with `{RESERVED}`, as only names of the runtime do");
-            return Err(TenantRefused::Invalid { field: "id".to_owned(), why });
-        }
         Self { created_at: now, ..Self::implied(id) }.patched(patch, None, now)
     }
 
@@ -591,8 +583,6 @@ mod tests {
         assert_eq!(create(TenantPatch { weight: NonZeroU32::new(1001), ..TenantPatch::default() }), "weight");
         let quotas = Quotas { request_burst: NonZeroU32::new(5), ..Quotas::default() };
         assert_eq!(create(TenantPatch { quotas: Some(quotas), ..TenantPatch::default() }), "quotas.request_burst");
-        let reserved = Tenant::create("_raddle".parse().unwrap(), TenantPatch::default(), UnixMs(5));
-        assert_eq!(field(reserved.unwrap_err()), "id");
     }
 
     #[test]

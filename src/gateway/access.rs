@@ -71,6 +71,7 @@ const EXCEPTIONS: &[(Method, &str, Access)] = &[
     (Method::GET, "/v1/admin/tenants/{tenant}/keys", Access::Keeper),
     (Method::DELETE, "/v1/admin/tenants/{tenant}/keys/{key_id}", Access::Keeper),
     (Method::GET, "/v1/admin/tenants/{tenant}/audit", Access::Keeper),
+    (Method::POST, "/v1/admin/tenants/{tenant}/export", Access::Keeper),
 ];
 
 impl Access {

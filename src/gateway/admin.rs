@@ -37,7 +37,7 @@ use super::{
 #[serde(deny_unknown_fields)]
 pub struct CreateTenant {
     /// Made up where none is given. One that was erased is not used again.
-    #[schema(value_type = Option<String>, pattern = "^[a-z0-9-][a-z0-9_-]{0,31}$")]
+    #[schema(value_type = Option<String>, pattern = "^[a-z0-9_-]{1,32}$")]
     pub id: Option<String>,
     /// The id, unless given.
     pub name: Option<String>,

@@ -316,9 +316,7 @@ impl From<TenantRefused> for Problem {
         let sentence = refused.to_string();
         match refused {
             TenantRefused::Invalid { field, why: _ } => Problem::new(Code::Invalid, sentence).with("field", field),
-            TenantRefused::Exists | TenantRefused::Erased | TenantRefused::Erasing => {
-                Problem::new(Code::Conflict, sentence)
-            }
+            TenantRefused::Exists | TenantRefused::Erasing => Problem::new(Code::Conflict, sentence),
             TenantRefused::Precondition { expected: _, head } => {
                 Problem::new(Code::PreconditionFailed, sentence).with("revision", head)
             }
@@ -355,6 +353,8 @@ impl From<Error> for Problem {
                 .with("limit", limit)
                 .with("max", max)
                 .after(Duration::from_secs(5)),
+            Error::TenantClosed(_) | Error::TenantNotEmpty => Problem::new(Code::Conflict, sentence),
+            Error::BadExport { line, why: _ } => Problem::new(Code::Invalid, sentence).with("line", line),
             Error::Draining => Problem::new(Code::Draining, sentence).after(Duration::from_secs(5)),
             Error::ThreadUnavailable(_) => {
                 tracing::error!(%sentence, "a thread is unavailable");

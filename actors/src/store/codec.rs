@@ -35,8 +35,8 @@ fn schema<K: StoreKey>() -> u8 {
     // Every other body is ours alone and changes with this file.
     match K::TABLE {
         LogKey::TABLE => event::SCHEMA,
-        // 2: what the thread continues.
-        RowKey::TABLE => 2,
+        // 2: what the thread continues. 3: what counts against its tenant's quotas.
+        RowKey::TABLE => 3,
         // 2: where the context begins, whether it was reverted, when it ended.
         TurnKey::TABLE => 2,
         _ => 1,
@@ -145,6 +145,11 @@ fn put_event(to: &mut Vec<u8>, event: &StoredEvent) {
 /// Bytes that an event takes in a chunk.
 fn event_size(event: &StoredEvent) -> usize {
     6 + event.name.len() + event.json.len()
+}
+
+/// Bytes of events as they count against a quota: what they say, and not what keeping them takes.
+pub(crate) fn said_by<'e>(events: impl IntoIterator<Item = &'e StoredEvent>) -> u64 {
+    events.into_iter().map(|event| (event.name.len() + event.json.len()) as u64).sum()
 }
 
 pub(crate) fn seal_chunk(key: &LogKey, events: &[StoredEvent]) -> Vec<u8> {
@@ -324,6 +329,14 @@ impl<'a> Sealed<'a> {
     }
 }
 
+/// The same of the events of a chunk up to `upto`, as they are stored by now; of one that cannot be read nothing.
+pub(crate) fn said_until(key: &LogKey, bytes: &[u8], upto: Seq) -> u64 {
+    let Ok(sealed) = open_chunk(key, bytes) else { return 0 };
+    let Ok(raw) = sealed.raw() else { return 0 };
+    let shared = sealed.places(&raw).map_while(Result::ok).take_while(|place| place.last() <= upto);
+    shared.map(|place| (place.name.len() + place.json.len()) as u64).sum()
+}
+
 /// The record of a chunk under another key, without what is behind `upto`. One that cannot be read stays as it is,
 /// which is not what would be read under the other key either.
 pub(crate) fn move_chunk(from: &LogKey, to: &LogKey, bytes: &[u8], upto: Seq) -> Vec<u8> {
@@ -373,6 +386,9 @@ pub(crate) struct Head {
     pub base: Option<(ThreadId, Seq)>,
     /// The last event that was written under another name; 0 when the thread wrote all of its own.
     pub inherited: Seq,
+    /// Bytes of the events that are stored under its own name, as they came: packing them changes nothing. What was
+    /// written by a build that did not count is not in it.
+    pub bytes: u64,
 }
 
 impl Head {
@@ -405,8 +421,8 @@ fn mark_of(kind: LogKind) -> u8 {
 }
 
 pub(crate) fn seal_row(key: &RowKey, stored: &Head, view: &[u8], snapshot: &[u8]) -> Vec<u8> {
-    let Head { head, recent_at, last_turn, base, inherited } = stored;
-    seal(key, 105 + view.len() + snapshot.len(), |to| {
+    let Head { head, recent_at, last_turn, base, inherited, bytes } = stored;
+    seal(key, 117 + view.len() + snapshot.len(), |to| {
         let bit = |on: bool, bit: u8| if on { bit } else { 0 };
         to.push(
             bit(head.archived, ARCHIVED)
@@ -423,6 +439,8 @@ pub(crate) fn seal_row(key: &RowKey, stored: &Head, view: &[u8], snapshot: &[u8]
         for number in numbers.into_iter().chain(more) {
             to.extend_from_slice(&number.to_le_bytes());
         }
+        to.extend_from_slice(&head.queued.to_le_bytes());
+        to.extend_from_slice(&bytes.to_le_bytes());
         if *inherited > 0 {
             to.extend_from_slice(&inherited.to_le_bytes());
         }
@@ -450,6 +468,7 @@ fn head(body: &mut Body<'_>) -> Parsed<Head> {
     };
     let [last_seq, snapshot_seq, fence, listed_at] = [body.u64()?, body.u64()?, body.u64()?, body.u64()?];
     let [owes, wakes, recent, last_turn] = [body.u64()?, body.u64()?, body.u64()?, body.u64()?];
+    let (queued, bytes) = if body.schema < 3 { (0, 0) } else { (body.u32()?, body.u64()?) };
     let time = |bit, at| (bits & bit != 0).then_some(UnixMs(at));
     let head = RowHead {
         last_seq,
@@ -459,11 +478,12 @@ fn head(body: &mut Body<'_>) -> Parsed<Head> {
         owes_since: time(OWES, owes),
         wake_at: time(WAKES, wakes),
         archived: bits & ARCHIVED != 0,
+        queued,
         kind,
     };
     let inherited = if bits & FORKED != 0 { body.u64()? } else { 0 };
     let base = if bits & BASED != 0 { Some((ThreadId::from_bytes(body.array()?), body.u64()?)) } else { None };
-    Ok(Head { head, recent_at: time(RECENT, recent), last_turn, base, inherited })
+    Ok(Head { head, recent_at: time(RECENT, recent), last_turn, base, inherited, bytes })
 }
 
 /// The head of a row; the whole row is checked.
@@ -583,6 +603,87 @@ fn read_json<'a, K: StoreKey>(key: &K, bytes: &'a [u8]) -> Result<&'a [u8], Corr
     let mut body = unseal(key, bytes)?;
     let json = body.blob().and_then(|json| body.end().map(|()| json));
     json.map_err(|why| key.corrupt(why))
+}
+
+// ---- any record -------------------------------------------------------------------------------------
+
+/// Whether a record is what was written under its key. What its body means is not looked at.
+pub(crate) fn check<K: StoreKey>(key: &K, bytes: &[u8]) -> Result<(), Corrupt> {
+    unseal(key, bytes).map(drop)
+}
+
+/// The schema, the flags and the body of a record that is what was written.
+pub(crate) fn parts_of<'a, K: StoreKey>(key: &K, bytes: &'a [u8]) -> Result<(u8, u8, &'a [u8]), Corrupt> {
+    let Body { rest, schema, flags } = unseal(key, bytes)?;
+    Ok((schema, flags, rest))
+}
+
+/// The record that has these parts, under this key.
+pub(crate) fn seal_parts<K: StoreKey>(key: &K, (schema, flags): (u8, u8), body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEAD + body.len());
+    bytes.extend_from_slice(&[FORMAT, schema, flags, 0, 0, 0, 0, 0]);
+    bytes.extend_from_slice(body);
+    let sum = checksum(key, &bytes[..4], body);
+    bytes[4..HEAD].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+/// What stands in a row before its two texts, and those.
+pub(crate) fn row_parts<'a>(key: &RowKey, bytes: &'a [u8]) -> Result<(&'a [u8], &'a [u8], &'a [u8]), Corrupt> {
+    let mut body = unseal(key, bytes)?;
+    let whole = body.rest;
+    let mut read = || -> Parsed<_> {
+        head(&mut body)?;
+        let before = &whole[..whole.len() - body.rest.len()];
+        let (view, snapshot) = (body.blob()?, body.blob()?);
+        body.end()?;
+        Ok((before, view, snapshot))
+    };
+    read().map_err(|why| key.corrupt(why))
+}
+
+/// Where the writer's epoch stands in a row.
+pub(crate) const FENCE_AT: std::ops::Range<usize> = 17..25;
+
+/// What stands in the record of a turn before its text, the text, and what follows it.
+pub(crate) fn turn_parts<'a>(key: &TurnKey, bytes: &'a [u8]) -> Result<(&'a [u8], &'a [u8], &'a [u8]), Corrupt> {
+    let mut body = unseal(key, bytes)?;
+    let before = if body.schema < 2 { 8 + 16 } else { 32 + 16 };
+    let mut read = || -> Parsed<_> { Ok((body.take(before)?, body.blob()?, body.rest)) };
+    read().map_err(|why| key.corrupt(why))
+}
+
+/// The one text that a record is.
+pub(crate) fn json_of<'a, K: StoreKey>(key: &K, bytes: &'a [u8]) -> Result<&'a [u8], Corrupt> {
+    read_json(key, bytes)
+}
+
+/// Texts behind a length, as bodies hold them, with what stands before and between.
+pub(crate) fn body_of(parts: &[BodyPart<'_>]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for part in parts {
+        match part {
+            BodyPart::Bytes(bytes) => body.extend_from_slice(bytes),
+            BodyPart::Text(text) => put_blob(&mut body, text),
+        }
+    }
+    body
+}
+
+/// A piece of a body.
+pub(crate) enum BodyPart<'a> {
+    Bytes(&'a [u8]),
+    Text(&'a [u8]),
+}
+
+/// The flags and the body of a chunk with these places.
+pub(crate) fn chunk_parts(key: &LogKey, places: &[Packed], packed: bool) -> (u8, Vec<u8>) {
+    let events = places.iter().filter_map(|place| match place {
+        Packed::Event(event) => Some(event.clone()),
+        Packed::Run(_) => None,
+    });
+    let sealed = if packed { seal_places(key, places) } else { seal_chunk(key, &events.collect::<Vec<_>>()) };
+    (sealed[2], sealed[HEAD..].to_vec())
 }
 
 // ---- receipts, indexes, the store itself ------------------------------------------------------------

@@ -19,6 +19,11 @@ use raddle_domain::{
 /// A key of one table.
 pub(crate) trait StoreKey: Copy {
     const TABLE: &'static str;
+    const WIDTH: usize;
+    /// Where in the key its tenant stands. What goes through all of a tenant's records goes by this.
+    const TENANT_AT: Option<usize>;
+    /// The key of these bytes, if they are as many as a key has.
+    fn from_slice(bytes: &[u8]) -> Option<Self>;
     fn bytes(&self) -> &[u8];
     /// The key for a person, without the table.
     fn place(&self) -> String;
@@ -42,7 +47,7 @@ pub(crate) trait StoreKey: Copy {
 }
 
 macro_rules! keys {
-    ($($(#[$doc:meta])* $name:ident[$width:literal] = $table:literal;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident[$width:literal] = $table:literal, tenant $tenant_at:expr;)*) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) struct $name([u8; $width]);
@@ -68,6 +73,11 @@ macro_rules! keys {
 
         impl StoreKey for $name {
             const TABLE: &'static str = $table;
+            const WIDTH: usize = $width;
+            const TENANT_AT: Option<usize> = $tenant_at;
+            fn from_slice(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(Self)
+            }
             fn bytes(&self) -> &[u8] {
                 &self.0
             }
@@ -107,35 +117,35 @@ macro_rules! keys {
 
 keys! {
     /// (tenant, thread): the row of a thread.
-    RowKey[48] = "threads";
+    RowKey[48] = "threads", tenant Some(0);
     /// (tenant, thread, first seq): a chunk of its log.
-    LogKey[56] = "log";
+    LogKey[56] = "log", tenant Some(0);
     /// (tenant, thread, started seq): a turn that ended.
-    TurnKey[56] = "turns";
+    TurnKey[56] = "turns", tenant Some(0);
     /// (tenant, thread, turn id): where its turn stands in `turns`.
-    TurnIdKey[64] = "turn_ids";
+    TurnIdKey[64] = "turn_ids", tenant Some(0);
     /// (tenant, digest): the reply to a request.
-    ReceiptKey[64] = "receipts";
+    ReceiptKey[64] = "receipts", tenant Some(0);
     /// (expires at, tenant, digest): which receipts go first.
-    ExpiryKey[72] = "receipt_expiry";
+    ExpiryKey[72] = "receipt_expiry", tenant Some(8);
     /// (tenant, owes since, thread): what has work to do.
-    OwingKey[56] = "owing";
+    OwingKey[56] = "owing", tenant Some(0);
     /// (tenant, listed at, thread): what was active when it last settled.
-    RecentKey[56] = "recent";
+    RecentKey[56] = "recent", tenant Some(0);
     /// (wake at, tenant, thread): what is to be woken.
-    TimerKey[56] = "timers";
+    TimerKey[56] = "timers", tenant Some(8);
     /// (tenant, since, log): what of jobs and schedules is under way.
-    JobOwingKey[56] = "job_owing";
+    JobOwingKey[56] = "job_owing", tenant Some(0);
     /// (due at, tenant, log): what of jobs and schedules is due.
-    JobTimerKey[56] = "job_timers";
+    JobTimerKey[56] = "job_timers", tenant Some(8);
     /// The store about itself.
-    MetaKey[8] = "meta";
+    MetaKey[8] = "meta", tenant None;
     /// (tenant, parent, child): whose log continues whose.
-    ForkKey[64] = "forks";
+    ForkKey[64] = "forks", tenant Some(0);
     /// (ended at, tenant, thread, started seq): whose log is to be packed, first to end first.
-    UnpackedKey[64] = "unpacked";
+    UnpackedKey[64] = "unpacked", tenant Some(8);
     /// (tenant, log, kind, name): a piece of what is true of it now.
-    PartKey[81] = "parts";
+    PartKey[81] = "parts", tenant Some(0);
 }
 
 pub(crate) mod tenant;

@@ -13,9 +13,9 @@ use raddle_domain::{
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     pack::{Packed, Run},
     ports::{
-        Append, Chunk, Corrupt, Document, DocumentKind, Fed, Fork, Found, Listed, LogKind, LogStore, OwingPlace, Part,
-        PartKind, PartName, Place, Receipt, RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View,
-        Write, WriteRefused,
+        Append, Chunk, Corrupt, Document, DocumentKind, Fed, Figures, Fork, Found, Listed, LogKind, LogStore,
+        OwingPlace, Part, PartKind, PartName, Place, Receipt, RecordKind, SettledTurn, SpentBy, StoreError,
+        StoredEvent, ThreadRow, View, Write, WriteRefused,
     },
     time::UnixMs,
 };
@@ -58,6 +58,10 @@ struct Stored {
     /// The last event that was written under another name.
     inherited: Seq,
     parts: BTreeMap<(PartKind, PartName), Arc<[u8]>>,
+    /// Where the events up to and with a seq are counted: under the name of another thread.
+    base: Option<(ThreadId, Seq)>,
+    /// Bytes of the events that are counted under its own.
+    bytes: u64,
 }
 
 /// Events that were stored together.
@@ -183,7 +187,37 @@ impl State {
             turns,
             inherited: at,
             parts: BTreeMap::new(),
+            base: Some((self.owner(ThreadKey { thread: fork.parent, ..key }, at), at)),
+            bytes: 0,
         })
+    }
+
+    /// Under whose name the event at `seq` of a thread is counted.
+    fn owner(&self, mut key: ThreadKey, seq: Seq) -> ThreadId {
+        while let Some((base, at)) = self.threads.get(&key).and_then(|stored| stored.base)
+            && seq <= at
+        {
+            key.thread = base;
+        }
+        key.thread
+    }
+
+    /// What an erased thread leaves to its forks is counted with the one that left last.
+    fn bequeath(&mut self, key: ThreadKey, gone: &Stored) {
+        let is_child = |stored: &Stored| stored.base.is_some_and(|(parent, _)| parent == key.thread);
+        let of_tenant = self.threads.iter_mut().filter(|(of, stored)| of.tenant == key.tenant && is_child(stored));
+        let mut children: Vec<_> = of_tenant.map(|(of, stored)| (of.thread, Arc::make_mut(stored))).collect();
+        let upto = |stored: &Stored| stored.base.map_or(0, |(_, at)| at);
+        let Some(heir) = (0..children.len()).max_by_key(|at| upto(children[*at].1)) else { return };
+        let (heir, stored) = children.swap_remove(heir);
+        let (floor, at) = (upto(gone), upto(stored));
+        let own = gone.pieces.iter().flat_map(Piece::places).filter(|(first, last, _)| *first > floor && *last <= at);
+        let kept = super::codec::said_by(own.map(|(.., place)| event_of(place)));
+        stored.bytes += kept.min(gone.bytes);
+        stored.base = gone.base;
+        for (_, child) in children {
+            child.base = Some((heir, upto(child)));
+        }
     }
 
     fn append(&mut self, append: &Append) -> Result<u64, WriteRefused> {
@@ -205,6 +239,8 @@ impl State {
                     numbers: BTreeMap::new(),
                     inherited: 0,
                     parts: BTreeMap::new(),
+                    base: None,
+                    bytes: 0,
                 },
             },
         };
@@ -230,6 +266,7 @@ impl State {
         self.tenants.check(append)?;
         if !chunk.events.is_empty() {
             stored.pieces.push(Piece::of(chunk));
+            stored.bytes += super::codec::said_by(&chunk.events);
         }
         for started in stored.turns.keys() {
             stored.numbers.entry(*started).or_insert_with(|| {
@@ -260,6 +297,10 @@ impl LogStore for MemoryStore {
         let mut held = self.state();
         let state = Arc::make_mut(&mut held);
         let apply = |write: &Write| match write {
+            // What says so is in no store of this kind: nothing of it outlives its process.
+            Write::Close { .. } | Write::Sweep { .. } | Write::Import { .. } | Write::Open { .. } => {
+                Err(WriteRefused::Closed("a store in memory closes no tenant"))
+            }
             Write::Append(append) => state.append(append),
             Write::Put { tenant, documents } => {
                 state.tenants.put(*tenant, documents);
@@ -275,7 +316,9 @@ impl LogStore for MemoryStore {
             }
             Write::Erase { key, fence, expected } => {
                 state.owned(*key, *fence, *expected)?;
-                state.threads.remove(key);
+                if let Some(gone) = state.threads.remove(key) {
+                    state.bequeath(*key, &gone);
+                }
                 state.tenants.forget(*key);
                 let State { threads, unpacked, .. } = state;
                 let known =
@@ -290,6 +333,17 @@ impl LogStore for MemoryStore {
             },
         };
         Ok(writes.iter().map(apply).collect())
+    }
+
+    fn figures(&self, tenant: TenantId) -> Result<Figures, StoreError> {
+        let state = self.state().clone();
+        let mut figures = Figures::default();
+        for stored in state.threads.iter().filter(|(key, _)| key.tenant == tenant).map(|(_, stored)| stored) {
+            figures.threads += u64::from(stored.row.head.kind == LogKind::Thread);
+            figures.queued += u64::from(stored.row.head.queued);
+            figures.bytes += stored.bytes;
+        }
+        Ok(figures)
     }
 
     fn view(&self) -> Result<Box<dyn View + '_>, StoreError> {

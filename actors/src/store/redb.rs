@@ -11,16 +11,20 @@
 //! Locks: `writer` is held for a whole commit; `slot` is held for writing only while a handle is put in or taken out,
 //! so readers never wait for a commit or a repair. Absent on purpose: `Durability::None`, savepoints, compaction.
 
+mod figures;
 mod inherit;
 mod lineage;
 mod pack;
+mod restore;
 mod view;
 mod write;
 
 use std::{
     any::Any,
+    collections::HashMap,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Write as _},
+    mem,
     ops::Deref,
     os::unix::fs::DirBuilderExt as _,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -32,24 +36,29 @@ use std::{
     time::Duration,
 };
 
+pub use self::restore::{RestoreError, restore};
+
 use ::redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, TableHandle, WriteTransaction};
 use raddle_domain::{
-    ports::{Corrupt, LogStore, StoreError, View, Write, WriteRefused},
+    closed::{Closed, State},
+    id::TenantId,
+    ports::{Corrupt, DocumentKind, Figures, LogStore, StoreError, View, Write, WriteRefused},
     time::UnixMs,
 };
 
 use super::{
     backend::{FileMedium, Medium, MemoryMedium, Watch, Watched},
+    closed::Shut,
     codec,
     keys::{
-        EXPIRY, ExpiryKey, FORKS, JOB_OWING, JOB_TIMERS, LOG, META, MetaKey, OWING, PARTS, RECEIPTS, RECENT, StoreKey,
-        THREADS, TIMERS, TURN_IDS, TURNS, UNPACKED,
-        tenant::{DOCUMENTS, FEED, RECORD_IDS, RECORDS, SPENT},
+        EXPIRY, ExpiryKey, META, MetaKey, RECEIPTS, StoreKey,
+        tenant::{DOCUMENTS, DocumentKey},
     },
+    tables::{LAYOUT, TABLES},
 };
 
-/// Which tables this build makes; a store that was made before there were layouts has the first one.
-const LAYOUT: u64 = 4;
+/// The database in its directory.
+const FILE: &str = "raddle.redb";
 
 /// A batch from here on is committed so that the next open is quick: it syncs twice anyway in proportion.
 const BIG_BATCH: usize = 64;
@@ -103,6 +112,9 @@ pub struct RedbStore {
     epoch: u64,
     writer: Mutex<Writer>,
     slot: RwLock<Option<Opened>>,
+    /// Tenants that are closed, and why: what the last commit says of them.
+    closed: RwLock<Arc<HashMap<TenantId, State>>>,
+    figures: figures::Counts,
     /// Held as long as the store is.
     _lock: Option<File>,
 }
@@ -214,8 +226,13 @@ impl RedbStore {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         let lock = take_lock(dir)?;
         let RedbConfig { sync_delay, durable, .. } = *config;
-        let medium = FileMedium { path: dir.join("raddle.redb"), sync_delay, durable };
+        let medium = FileMedium { path: dir.join(FILE), sync_delay, durable };
         Self::open_on(Arc::new(medium), config.cache_bytes, config.min_free_bytes, Some(lock))
+    }
+
+    /// Whether the directory holds a database.
+    pub fn is_in(dir: &Path) -> io::Result<bool> {
+        dir.join(FILE).try_exists()
     }
 
     /// Opens, or creates, a database on `medium`. Both sizes are in bytes.
@@ -229,9 +246,10 @@ impl RedbStore {
             create_if_new(&*medium)?;
             let opened = open_handle(&*medium, cache)?;
             let epoch = fenced(|| begin_epoch(&opened.database))?;
-            Ok((opened, epoch))
+            let closed = fenced(|| closed(&opened.database))?;
+            Ok((opened, epoch, closed))
         })();
-        let (opened, epoch) = opened.map_err(|fault: Fault| {
+        let (opened, epoch, closed) = opened.map_err(|fault: Fault| {
             let file = medium.name();
             match fault {
                 Fault::Redb(::redb::Error::Io(source)) if source.kind() != io::ErrorKind::InvalidData => {
@@ -249,6 +267,8 @@ impl RedbStore {
             epoch,
             writer: Mutex::default(),
             slot: RwLock::new(Some(opened)),
+            closed: RwLock::new(Arc::new(closed)),
+            figures: figures::Counts::default(),
             _lock: lock,
         })
     }
@@ -267,6 +287,10 @@ impl RedbStore {
     /// Nothing is left half changed under this lock: its holder replaces whole values.
     fn writer(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn closed(&self) -> Arc<HashMap<TenantId, State>> {
+        self.closed.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn check_space(&self, needed: u64) -> Result<(), StoreError> {
@@ -367,20 +391,12 @@ fn begin_epoch(database: &Database) -> Result<u64, Fault> {
     let made_by = if fresh { 0 } else { layout(&txn, has(META.name()))? };
     // A table that its layout has and the database has not was lost, and one that comes too early says that the
     // layout was: neither may be hidden by a new, empty table.
-    macro_rules! open_all {
-        ($($since:literal: $($table:ident)*;)*) => {$($(
-            if has($table.name()) != (made_by >= $since) {
-                let what = if made_by >= $since { "the table is missing" } else { "the layout is missing" };
-                return Err(Fault::Redb(::redb::Error::Corrupted(format!("{}: {what}", $table.name()))));
-            }
-            drop(txn.open_table($table)?);
-        )*)*};
-    }
-    open_all! {
-        1: LOG THREADS TURNS TURN_IDS RECEIPTS EXPIRY OWING RECENT TIMERS META;
-        2: FEED RECORD_IDS RECORDS SPENT DOCUMENTS FORKS UNPACKED;
-        3: JOB_OWING JOB_TIMERS;
-        4: PARTS;
+    for table in TABLES {
+        if has(table.name()) != (made_by >= table.since()) {
+            let what = if made_by >= table.since() { "the table is missing" } else { "the layout is missing" };
+            return Err(Fault::Redb(::redb::Error::Corrupted(format!("{}: {what}", table.name()))));
+        }
+        table.make(&txn)?;
     }
     let epoch = {
         let mut meta = txn.open_table(META)?;
@@ -416,6 +432,22 @@ fn layout(txn: &WriteTransaction, has_meta: bool) -> Result<u64, Fault> {
     }
 }
 
+/// The tenants that are closed.
+fn closed(database: &Database) -> Result<HashMap<TenantId, State>, Fault> {
+    let txn = database.begin_read()?;
+    let mut closed = HashMap::new();
+    for entry in txn.open_table(DOCUMENTS)?.range(DocumentKey::all(TenantId::SYSTEM, DocumentKind::Closed))? {
+        let (key, bytes) = entry?;
+        let key = key.value();
+        let json = codec::tenant::read_document(&key, bytes.value()).map_err(Fault::Corrupt)?;
+        let note: Closed = serde_json::from_slice(&json).map_err(|why| Fault::Corrupt(key.corrupt(why.to_string())))?;
+        if note.state.is_closed() {
+            closed.insert(note.tenant, note.state);
+        }
+    }
+    Ok(closed)
+}
+
 fn begin(database: &Database) -> Result<WriteTransaction, Fault> {
     let mut txn = database.begin_write()?;
     // These are redb's defaults; everything rests on them.
@@ -435,11 +467,17 @@ impl LogStore for RedbStore {
             if writes.len() >= BIG_BATCH {
                 txn.set_quick_repair(true);
             }
-            let mut tables = write::Tables::new(&txn);
+            let before = self.closed();
+            let mut tables = write::Tables::new(&txn, HashMap::clone(&before));
             let results = writes.iter().map(|write| tables.apply(write)).collect::<Result<Vec<_>, Fault>>()?;
+            let (changes, closed) = (mem::take(&mut tables.changes), mem::take(&mut tables.closed));
             drop(tables);
             if results.iter().any(Result::is_ok) {
                 txn.commit()?;
+                self.figures.change(changes);
+                if closed != *before {
+                    *self.closed.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(closed);
+                }
                 writer.restless = writes.len() < BIG_BATCH;
             } else {
                 txn.abort()?;
@@ -454,8 +492,23 @@ impl LogStore for RedbStore {
         if opened.broken.load(Ordering::Relaxed) {
             return Err(StoreError::Unavailable("the database has to be opened again".to_owned()));
         }
+        let closed = self.closed();
         let txn = fenced(|| Ok(opened.database.begin_read()?)).map_err(|fault| fault.store_error(&*self.medium))?;
-        Ok(Box::new(view::RedbView::new(txn, &*self.medium)))
+        let view = view::RedbView::new(txn, &*self.medium);
+        Ok(if closed.is_empty() { Box::new(view) } else { Box::new(Shut::new(view, closed)) })
+    }
+
+    fn figures(&self, tenant: TenantId) -> Result<Figures, StoreError> {
+        self.figures.of(tenant, || {
+            // No commit comes between what is read and what is added to it.
+            let _writer = self.writer();
+            self.figures.expect(tenant);
+            self.view()
+        })
+    }
+
+    fn known_figures(&self, tenant: TenantId) -> Option<Figures> {
+        self.figures.known(tenant)
     }
 
     fn epoch(&self) -> u64 {
@@ -528,6 +581,10 @@ impl LogStore for RedbStore {
         };
         if absent {
             let opened = open_handle(&*self.medium, self.cache_bytes).map_err(told)?;
+            // What was being written may be stored or not.
+            let closed = fenced(|| closed(&opened.database)).map_err(told)?;
+            *self.closed.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(closed);
+            self.figures.forget();
             *self.slot.write().unwrap_or_else(PoisonError::into_inner) = Some(opened);
             writer.failed = None;
         }

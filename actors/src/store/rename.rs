@@ -1,6 +1,6 @@
 //! A log that a fork shares names the thread that wrote it. Read under the fork's name it names the fork.
 
-use raddle_domain::id::ThreadId;
+use raddle_domain::id::{RunId, TenantId, ThreadId};
 
 /// What a thread's name looks like in JSON: its prefix and a UUID.
 const LENGTH: usize = ThreadId::PREFIX.len() + 36;
@@ -23,6 +23,29 @@ pub(crate) fn rename(json: &mut [u8], thread: ThreadId) {
             _ => end,
         };
     }
+}
+
+/// The same text with `now` as the tenant of every run that it is of. A run says its tenant behind its id and its type;
+/// what else is called so is somebody's own.
+pub(crate) fn rename_tenant(json: &[u8], was: TenantId, now: TenantId) -> Vec<u8> {
+    let begin = format!("{{\"run_id\":\"{}", RunId::PREFIX);
+    let (kind, tenant) = (b",\"run_type\":\"", format!(",\"tenant\":\"{was}\""));
+    let mut renamed = Vec::with_capacity(json.len() + 32);
+    let mut rest = json;
+    while let Some(at) = rest.windows(begin.len()).position(|window| window == begin.as_bytes()) {
+        // Behind the quote that the id begins with.
+        let end = text_end(rest, at + 10);
+        let behind = &rest[end..];
+        let kind_end = if behind.starts_with(kind) { end + text_end(behind, kind.len() - 1) } else { end };
+        renamed.extend_from_slice(&rest[..kind_end]);
+        rest = &rest[kind_end..];
+        if kind_end > end && rest.starts_with(tenant.as_bytes()) {
+            renamed.extend_from_slice(format!(",\"tenant\":\"{now}\"").as_bytes());
+            rest = &rest[tenant.len()..];
+        }
+    }
+    renamed.extend_from_slice(rest);
+    renamed
 }
 
 fn find(json: &[u8], from: usize, byte: u8) -> Option<usize> {

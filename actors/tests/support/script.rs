@@ -178,8 +178,9 @@ pub fn after(acts: &[Act]) -> MemoryStore {
 
 /// All that the script's store shows; equal texts mean equal stores.
 pub fn shown(store: &dyn LogStore) -> String {
+    let figures = [1, 2].map(|n| store.figures(tenant(n)).unwrap());
     let view = store.view().unwrap();
-    reads().iter().fold(String::new(), |mut text, read| {
+    reads().iter().fold(format!("{figures:?}\n"), |mut text, read| {
         writeln!(text, "{}", read(&*view).expect("a readable store")).unwrap();
         text
     })

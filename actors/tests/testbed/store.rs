@@ -2,7 +2,8 @@
 
 use raddle_actors::store::redb::{RedbConfig, RedbStore};
 use raddle_domain::{
-    ports::{LogStore, StoreError, View, Write, WriteRefused},
+    id::TenantId,
+    ports::{Figures, LogStore, StoreError, View, Write, WriteRefused},
     time::UnixMs,
 };
 
@@ -40,6 +41,12 @@ impl LogStore for Hooked {
     }
     fn view(&self) -> Result<Box<dyn View + '_>, StoreError> {
         self.inner.view()
+    }
+    fn figures(&self, tenant: TenantId) -> Result<Figures, StoreError> {
+        self.inner.figures(tenant)
+    }
+    fn known_figures(&self, tenant: TenantId) -> Option<Figures> {
+        self.inner.known_figures(tenant)
     }
     fn epoch(&self) -> u64 {
         self.inner.epoch()

@@ -29,9 +29,16 @@ fn stored_head() -> Head {
         owes_since: Some(UnixMs(1_795_000_000_001)),
         wake_at: None,
         archived: true,
+        queued: 5,
         kind: LogKind::Thread,
     };
-    Head { head, recent_at: Some(UnixMs(1_794_000_000_000)), last_turn: 33, base: None, inherited: 0 }
+    let recent_at = Some(UnixMs(1_794_000_000_000));
+    Head { head, recent_at, last_turn: 33, base: None, inherited: 0, bytes: 77_000 }
+}
+
+/// What a build left behind that counted neither prompts nor bytes.
+fn uncounted(head: Head) -> Head {
+    Head { head: RowHead { queued: 0, ..head.head }, bytes: 0, ..head }
 }
 
 fn head_of(kind: LogKind) -> Head {
@@ -111,11 +118,11 @@ fn records_are_written_and_read_as_committed() {
 
     let key = RowKey::new(thread());
     for (name, head) in [
-        ("threads-f1-s2.bin", stored_head()),
-        ("threads-f1-s2-fork.bin", forked_head()),
-        ("threads-f1-s2-job.bin", head_of(LogKind::Job)),
-        ("threads-f1-s2-schedule.bin", head_of(LogKind::Schedule)),
-        ("threads-f1-s2-run.bin", head_of(LogKind::Run)),
+        ("threads-f1-s3.bin", stored_head()),
+        ("threads-f1-s3-fork.bin", forked_head()),
+        ("threads-f1-s3-job.bin", head_of(LogKind::Job)),
+        ("threads-f1-s3-schedule.bin", head_of(LogKind::Schedule)),
+        ("threads-f1-s3-run.bin", head_of(LogKind::Run)),
     ] {
         let bytes = same_as_golden(name, &seal_row(&key, &head, b"{\"view\":1}", b"{\"snap\":2}"));
         let (row, found) = read_row(&key, &bytes).unwrap();
@@ -171,7 +178,17 @@ fn records_are_written_and_read_as_committed() {
 fn records_of_older_schemas_are_read_as_what_they_meant() {
     let key = RowKey::new(thread());
     let (row, head) = read_row(&key, &committed("threads-f1-s1.bin", b"")).unwrap();
-    assert_eq!((head, &*row.view, &*row.snapshot), (stored_head(), &b"{\"view\":1}"[..], &b"{\"snap\":2}"[..]));
+    let stored = (&b"{\"view\":1}"[..], &b"{\"snap\":2}"[..]);
+    assert_eq!((head, (&*row.view, &*row.snapshot)), (uncounted(stored_head()), stored));
+    for (name, stored) in [
+        ("threads-f1-s2.bin", stored_head()),
+        ("threads-f1-s2-fork.bin", forked_head()),
+        ("threads-f1-s2-job.bin", head_of(LogKind::Job)),
+        ("threads-f1-s2-schedule.bin", head_of(LogKind::Schedule)),
+        ("threads-f1-s2-run.bin", head_of(LogKind::Run)),
+    ] {
+        assert_eq!(read_head(&key, &committed(name, b"")).unwrap(), uncounted(stored), "{name}");
+    }
 
     let key = TurnKey::new(thread(), 41);
     let old = SettledTurn { context_seq: 0, reverted: None, ..turn().turn };
@@ -263,7 +280,7 @@ fn a_record_of_a_later_build_says_so() {
     bytes[1] = 9;
     let sum = checksum(&key, &bytes[..4], &bytes[HEAD..]);
     bytes[4..HEAD].copy_from_slice(&sum.to_le_bytes());
-    assert_eq!(read_head(&key, &bytes).unwrap_err().why, "written by schema 9, this build reads up to 2");
+    assert_eq!(read_head(&key, &bytes).unwrap_err().why, "written by schema 9, this build reads up to 3");
     bytes[0] = 2;
     assert_eq!(read_head(&key, &bytes).unwrap_err().why, "written in format 2, this build reads up to 1");
 }

@@ -8,15 +8,15 @@ use super::*;
 
 keys! {
     /// (tenant, position): an append in the order of the commits.
-    FeedKey[40] = "feed";
+    FeedKey[40] = "feed", tenant Some(0);
     /// (tenant, kind, whether it is closed, id): the thread of a record.
-    RecordIdKey[50] = "record_ids";
+    RecordIdKey[50] = "record_ids", tenant Some(0);
     /// (tenant, thread, kind, id): where in the thread's log a record stands.
-    RecordKey[65] = "records";
+    RecordKey[65] = "records", tenant Some(0);
     /// (tenant, day, thread): what the thread spent on the day.
-    SpentKey[52] = "spent";
+    SpentKey[52] = "spent", tenant Some(0);
     /// (tenant, kind, id): a document.
-    DocumentKey[65] = "documents";
+    DocumentKey[65] = "documents", tenant Some(0);
 }
 
 /// Sealed records.

@@ -60,9 +60,11 @@ impl Tables<'_> {
         let (mut children, unread) = self.children(key)?;
         let Some(heir) = (0..children.len()).max_by_key(|at| children[*at].at) else { return Ok(()) };
         let Child { key: heir, at: upto, row, mut head } = children.swap_remove(heir);
-        if !self.move_log(key, heir, upto)? {
-            return Ok(());
-        }
+        let Some(kept) = self.move_log(key, heir, upto)? else { return Ok(()) };
+        // What was written by a build that did not count stays uncounted.
+        let kept = old.map_or(0, |old| kept.min(old.bytes));
+        head.bytes += kept;
+        self.change(key.tenant).bytes += kept as i64;
         let whole = Head { base, ..old.copied().unwrap_or_default() };
         head.last_turn = self.move_turns(&Part { owner: key, head: whole, upto }, old.is_some(), heir, &head)?;
         head.base = base;
@@ -137,19 +139,21 @@ impl Tables<'_> {
         Ok(())
     }
 
-    /// Moves the log up to `upto`. Returns whether there was any.
-    fn move_log(&mut self, from: ThreadKey, to: ThreadKey, upto: Seq) -> Result<bool, Fault> {
+    /// Moves the log up to `upto`. Returns the bytes of its events, if there were any.
+    fn move_log(&mut self, from: ThreadKey, to: ThreadKey, upto: Seq) -> Result<Option<u64>, Fault> {
         let log = open!(self.log, LOG);
         let mut moved = Vec::new();
         for entry in log.range(LogKey::new(from, 0)..=LogKey::new(from, upto))? {
             moved.extend(Some(entry?.0.value()).filter(|at| at.is_of(from)));
         }
+        let mut kept = 0;
         for at in &moved {
             let Some(bytes) = log.remove(at)?.map(|bytes| bytes.value().to_vec()) else { continue };
             let key = LogKey::new(to, at.seq());
+            kept += codec::said_until(at, &bytes, upto);
             log.insert(key, codec::move_chunk(at, &key, &bytes, upto).as_slice())?;
         }
-        Ok(!moved.is_empty())
+        Ok((!moved.is_empty()).then_some(kept))
     }
 
     /// Moves the turns that end up to where `part` does, and puts them between those of the heir. Returns the heir's

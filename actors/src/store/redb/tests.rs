@@ -7,7 +7,13 @@ use raddle_domain::{
 };
 
 use super::{
-    super::keys::{PartKey, RowKey, tenant::FeedKey},
+    super::{
+        keys::{
+            PARTS, PartKey, RowKey, THREADS,
+            tenant::{FEED, FeedKey},
+        },
+        tables,
+    },
     *,
 };
 
@@ -299,4 +305,73 @@ fn a_run_whose_row_is_damaged_is_in_no_list_of_threads_and_can_be_purged_whole()
         (None, vec![], None)
     );
     assert_eq!(view.parts(run(), PartKind::Task, None, 9).unwrap(), []);
+}
+
+#[test]
+fn every_table_of_a_database_is_walked() {
+    let medium = MemoryMedium::default();
+    drop(open(&medium).unwrap());
+    let database = Builder::new().create_with_backend(medium).unwrap();
+    let mut there: Vec<_> =
+        database.begin_read().unwrap().list_tables().unwrap().map(|table| table.name().to_owned()).collect();
+    let mut walked: Vec<_> = TABLES.iter().map(|table| table.name().to_owned()).collect();
+    there.sort_unstable();
+    walked.sort_unstable();
+    assert_eq!(there, walked);
+    // What is asked for by its name is found, and all that is a tenant's says where in its key the tenant stands.
+    assert!(TABLES.iter().all(|table| tables::named(table.name()).is_some()));
+    let nobodys: Vec<_> = TABLES.iter().filter(|table| table.tenant_at().is_none()).map(|table| table.name()).collect();
+    assert_eq!(nobodys, ["meta"]);
+}
+
+#[test]
+fn a_damaged_record_is_backed_up_as_it_is_named_and_stays_damaged() {
+    let medium = MemoryMedium::default();
+    let store = open(&medium).unwrap();
+    assert!(store.commit(&[step(0)]).unwrap()[0].is_ok());
+    drop(store);
+    tamper(&medium, |txn| {
+        let mut threads = txn.open_table(THREADS).unwrap();
+        let mut row = threads.get(RowKey::new(key())).unwrap().unwrap().value().to_vec();
+        row[20] ^= 1;
+        threads.insert(RowKey::new(key()), row.as_slice()).unwrap();
+    });
+    let store = open(&medium).unwrap();
+    let mut file = Vec::new();
+    let written = super::super::backup::write(&*store.view().unwrap(), "0", UnixMs(1), |piece| {
+        file.extend_from_slice(&piece);
+        Ok(())
+    });
+    let damaged = written.unwrap().damaged;
+    assert!(matches!(&damaged[..], [row] if row.starts_with("threads default/thr_")), "{damaged:?}");
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(restore(file.as_slice(), dir.path()).unwrap().damaged, damaged);
+    let restored = RedbStore::open(&RedbConfig::new(dir.path())).unwrap();
+    assert!(matches!(restored.view().unwrap().row(key()), Err(StoreError::Corrupt(_))));
+    // What cannot be counted is somebody's thread.
+    assert_eq!(restored.figures(TenantId::DEFAULT).unwrap(), Figures { threads: 1, queued: 0, bytes: 0 });
+}
+
+/// What a build before there were parts left behind.
+#[test]
+fn a_backup_of_an_earlier_layout_is_restored_as_it_was_and_brought_up_by_the_next_start() {
+    let medium = first_layout();
+    // As that build would have written it: its tables alone.
+    let database = Builder::new().create_with_backend(medium).unwrap();
+    let watch = Arc::new(Watch::default());
+    let opened = Opened { database: Quiet::new(database), watch, broken: AtomicBool::new(false) };
+    let name = MemoryMedium::default();
+    let view = view::RedbView::new(opened.database.begin_read().unwrap(), &name);
+    let mut file = Vec::new();
+    let written = super::super::backup::write(&view, "0", UnixMs(1), |piece| {
+        file.extend_from_slice(&piece);
+        Ok(())
+    });
+    let summary = written.unwrap();
+    assert_eq!((summary.header.layout, summary.header.tables.len()), (1, 10));
+    let dir = tempfile::tempdir().unwrap();
+    restore(file.as_slice(), dir.path()).unwrap();
+    let restored = RedbStore::open(&RedbConfig::new(dir.path())).unwrap();
+    assert_eq!(restored.view().unwrap().row(key()).unwrap().unwrap().head.last_seq, 3);
+    assert_eq!(restored.view().unwrap().feed_head(TenantId::DEFAULT).unwrap(), 0);
 }

@@ -10,7 +10,7 @@ use raddle_domain::{
     id::{Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{
         Chunk, Corrupt, Document, DocumentKind, Fed, Found, Listed, LogKind, OwingPlace, PartKind, PartName, Place,
-        Receipt, RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, ThreadRow, View,
+        Receipt, RecordKind, SettledTurn, SpentBy, StoreError, StoredEvent, Stretch, ThreadRow, View,
     },
     time::UnixMs,
 };
@@ -26,6 +26,7 @@ use super::{
         },
         page::Page,
         rename::rename,
+        tables,
     },
     Fault, Quiet, fenced,
     lineage::{Lineage, Part},
@@ -351,6 +352,19 @@ fn named_turn(head: &Head, key: ThreadKey, mut turn: SettledTurn) -> SettledTurn
 }
 
 impl View for RedbView<'_> {
+    fn stretch(
+        &self,
+        table: &str,
+        of: Option<TenantId>,
+        after: Option<&[u8]>,
+        bytes: usize,
+    ) -> Result<Stretch, StoreError> {
+        let Some(table) = tables::named(table) else {
+            return Err(StoreError::Unavailable(format!("there is no table `{table}`")));
+        };
+        self.read(|| Ok(table.stretch(&self.txn, of, after, bytes)?))
+    }
+
     fn row(&self, key: ThreadKey) -> Result<Option<ThreadRow>, StoreError> {
         self.read(|| Ok(self.row_as(key, codec::read_row)?.map(|(row, _)| row)))
     }

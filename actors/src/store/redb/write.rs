@@ -1,11 +1,12 @@
 //! One write inside a transaction: everything is checked before anything is written, so a refused write leaves no
 //! trace while its neighbours are stored. Indexes follow the row's head, by comparing the old one with the new.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ::redb::{ReadableTable, Table, WriteTransaction};
 use raddle_domain::{
-    id::{Seq, ThreadKey},
+    closed::State,
+    id::{Seq, TenantId, ThreadKey},
     ports::{Append, Fork, LogKind, Write, WriteRefused},
     time::UnixMs,
 };
@@ -20,6 +21,7 @@ use super::{
         },
     },
     Fault,
+    figures::Change,
     lineage::{self, Lineage, Part},
 };
 
@@ -45,6 +47,10 @@ pub(super) struct Tables<'t> {
     job_timers: Marks<'t, JobTimerKey>,
     parts: Records<'t, PartKey>,
     tenant: tenant::TenantTables<'t>,
+    /// What this transaction does to the figures of tenants.
+    pub(super) changes: HashMap<TenantId, Change>,
+    /// Tenants that are closed, and why.
+    pub(super) closed: HashMap<TenantId, State>,
 }
 
 /// The table in the slot, opened if it is not.
@@ -87,10 +93,11 @@ struct TurnRecords {
 /// What a write may do, or why not.
 type Checked<T> = Result<T, WriteRefused>;
 
+mod closed;
 mod tenant;
 
 impl<'t> Tables<'t> {
-    pub(super) fn new(txn: &'t WriteTransaction) -> Self {
+    pub(super) fn new(txn: &'t WriteTransaction, closed: HashMap<TenantId, State>) -> Self {
         Self {
             txn,
             log: None,
@@ -108,10 +115,19 @@ impl<'t> Tables<'t> {
             job_timers: None,
             parts: None,
             tenant: tenant::TenantTables::new(txn),
+            changes: HashMap::new(),
+            closed,
         }
     }
 
     pub(super) fn apply(&mut self, write: &Write) -> Result<Checked<u64>, Fault> {
+        let opens =
+            matches!(write, Write::Close { .. } | Write::Sweep { .. } | Write::Import { .. } | Write::Open { .. });
+        if let Some(state) = self.closed.get(&write.tenant())
+            && !opens
+        {
+            return Ok(Err(WriteRefused::Closed(state.why())));
+        }
         match write {
             Write::Append(append) => self.append(append),
             Write::Erase { key, fence, expected } => Ok(self.erase(*key, *fence, *expected)?.map(|()| 0)),
@@ -128,7 +144,16 @@ impl<'t> Tables<'t> {
                 self.tenant.forget_document(*tenant, *kind, id)?;
                 Ok(Ok(0))
             }
+            Write::Close { tenant, to, at } => self.close(*tenant, *to, *at),
+            Write::Sweep { tenant, at } => self.sweep(*tenant, *at),
+            Write::Import { tenant, records } => self.import(*tenant, records),
+            Write::Open { tenant, documents } => self.open(*tenant, documents),
         }
+    }
+
+    /// What this transaction does to the figures of a tenant.
+    pub(super) fn change(&mut self, tenant: TenantId) -> &mut Change {
+        self.changes.entry(tenant).or_default()
     }
 
     /// The head of the thread's row if `fence` and `expected` fit; nothing for a thread that does not exist.
@@ -333,12 +358,17 @@ impl<'t> Tables<'t> {
         let is_thread = row.head.kind == LogKind::Thread;
         let stays = row.head.owes_since.is_some() || !is_thread;
         let recent_at = if stays { old.recent_at } else { Some(row.head.listed_at) };
-        let new = Head { head: row.head, recent_at, last_turn, ..old };
+        let more = codec::said_by(&chunk.events);
+        let new = Head { head: row.head, recent_at, last_turn, bytes: old.bytes + more, ..old };
         let bytes = codec::seal_row(&row_key, &new, &row.view, &row.snapshot);
         open!(self.threads, THREADS).insert(row_key, bytes.as_slice())?;
         let (was, is) = (if is_new { Default::default() } else { old.head }, row.head);
         self.shift_work(*key, row.head.kind, [was.owes_since, is.owes_since], [was.wake_at, is.wake_at])?;
         shift!(self.recent, RECENT, RecentKey, *key, old.recent_at, recent_at);
+        let change = self.change(key.tenant);
+        change.threads += i64::from(is_new && is_thread);
+        change.queued += i64::from(is.queued) - i64::from(was.queued);
+        change.bytes += more as i64;
 
         if let (Some(_), Some((owner, at))) = (fork, old.base) {
             let fork_key = ForkKey::new(ThreadKey { thread: owner, ..*key }, key.thread);
@@ -424,6 +454,10 @@ impl<'t> Tables<'t> {
         self.remove_records(key)?;
         self.shift_work(key, old.head.kind, [old.head.owes_since, None], [old.head.wake_at, None])?;
         shift!(self.recent, RECENT, RecentKey, key, old.recent_at, None);
+        let change = self.change(key.tenant);
+        change.threads -= i64::from(old.head.kind == LogKind::Thread);
+        change.queued -= i64::from(old.head.queued);
+        change.bytes -= old.bytes as i64;
         Ok(Ok(()))
     }
 
@@ -442,6 +476,8 @@ impl<'t> Tables<'t> {
         open!(self.job_owing, JOB_OWING).retain(|at, _| !at.names(key))?;
         open!(self.job_timers, JOB_TIMERS).retain(|at, _| !at.names(key))?;
         self.tenant.forget_entries(key)?;
+        // What it counted for nobody can read any more.
+        self.change(key.tenant).unknown = true;
         open!(self.unpacked, UNPACKED).retain(|at, _| at.thread() != Some(key))?;
         Ok(Ok(()))
     }

@@ -26,12 +26,12 @@ use super::{
 const RUN: u64 = 256;
 
 pub(super) struct TenantTables<'t> {
-    txn: &'t WriteTransaction,
+    pub(super) txn: &'t WriteTransaction,
     feed: Records<'t, FeedKey>,
     record_ids: Records<'t, RecordIdKey>,
     records: Records<'t, RecordKey>,
     spent: Records<'t, SpentKey>,
-    documents: Records<'t, DocumentKey>,
+    pub(super) documents: Records<'t, DocumentKey>,
     /// The newest position of each feed that this transaction wrote to.
     heads: HashMap<TenantId, u64>,
 }
