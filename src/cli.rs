@@ -16,6 +16,7 @@ use crate::{
 
 mod approvals;
 mod chat;
+mod config;
 mod doctor;
 mod effects;
 mod hooks;
@@ -68,6 +69,8 @@ enum Command {
     Hooks(hooks::Hooks),
     /// Say what would be decided about a command, and show what the rules are
     Policy(policy::PolicyCommand),
+    /// Show the configuration that `serve` would have, and check it without starting anything
+    Config(config::ConfigCommand),
     /// Check that a server is well
     Doctor(doctor::Doctor),
     /// What `serve` runs MCP servers with; of no use to anybody else
@@ -232,6 +235,7 @@ impl Cli {
             Command::Routing(routing) => routing.run().await,
             Command::Hooks(hooks) => hooks.run().await,
             Command::Policy(policy) => policy.run().await,
+            Command::Config(config) => config.run(),
             Command::Doctor(doctor) => doctor.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;

@@ -648,6 +648,7 @@ impl Runtime {
         let store = shared.store_handle.stats();
         Health {
             store_writable: store.writable.load(Relaxed),
+            leaving: shared.leaving.load(SeqCst) || shared.draining(),
             draining: shared.draining(),
             loaded_threads: registry.len() as u64,
             loaded_bytes: registry.bytes() as u64,
@@ -678,6 +679,12 @@ impl Runtime {
     /// How the hooks are doing over all tenants.
     pub fn hook_figures(&self) -> Vec<HookFigures> {
         self.shared().hooks.figures()
+    }
+
+    /// Says in [`Self::health`] that a shutdown will follow, and changes nothing else: whoever sends work hears of it
+    /// while it is still taken.
+    pub fn announce_shutdown(&self) {
+        self.shared().leaving.store(true, SeqCst);
     }
 
     /// Refuses new commands, waits up to `deadline` for open turns to end, ends every subscription, makes the

@@ -85,6 +85,8 @@ pub(crate) struct Counters {
 #[derive(Debug, Clone, Default)]
 pub struct Health {
     pub store_writable: bool,
+    /// A shutdown was announced, or is under way.
+    pub leaving: bool,
     pub draining: bool,
     pub loaded_threads: u64,
     pub loaded_bytes: u64,

@@ -62,6 +62,8 @@ pub(crate) struct Shared {
     pub registry: Arc<Registry>,
     /// Where engines run and blocking reads are made.
     pub engines: Handle,
+    /// Set when a shutdown was announced.
+    pub leaving: AtomicBool,
     pub draining: AtomicBool,
     /// Set when loaded threads are told to leave: no other is loaded from then on.
     pub parking: AtomicBool,
@@ -224,6 +226,7 @@ fn tree(
         job_locks: Locks::default(),
         registry,
         engines,
+        leaving: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         parking: AtomicBool::new(false),
         stopping: CancellationToken::new(),

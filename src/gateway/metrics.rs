@@ -141,7 +141,7 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
     let gauges = [
         ("store_writable", "1 while the store takes writes", u64::from(health.store_writable)),
         ("store_full", "1 while the store takes no writes for lack of room", u64::from(health.store_full)),
-        ("draining", "1 while the server shuts down", u64::from(health.draining)),
+        ("draining", "1 while the server shuts down, or is about to", u64::from(health.leaving)),
         ("loaded_threads", "Threads in memory", health.loaded_threads),
         ("loaded_bytes", "Bytes held by loaded threads, estimated", health.loaded_bytes),
         ("running_turns", "Turns that are open", health.running_turns),

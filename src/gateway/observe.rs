@@ -9,7 +9,7 @@ use axum::{
     response::Response,
 };
 use tokio::time::Instant;
-use tracing::Instrument;
+use tracing::{Instrument, field::Empty};
 use uuid::Uuid;
 
 use super::Gateway;
@@ -40,6 +40,9 @@ pub async fn observe(State(gateway): State<Arc<Gateway>>, request: Request, next
         %method,
         route = route.as_ref().map_or("unmatched", MatchedPath::as_str),
         trace_id = trace,
+        // Known once the caller is, and recorded then: who it is, and the id of the key, never the key.
+        tenant = Empty,
+        key = Empty,
     );
     let value = HeaderValue::from_str(&id);
     let mut response = CURRENT.scope(id, next.run(request).instrument(span.clone())).await;
