@@ -59,6 +59,8 @@ pub struct Config {
     pub store: StoreConfig,
     pub shutdown: ShutdownConfig,
     pub log: LogConfig,
+    /// Where spans go: the base URL of an OpenTelemetry collector.
+    pub otel_endpoint: Option<String>,
     /// Every secret that stands in the configuration itself: what must be in no line of the log.
     pub secrets: Vec<SecretString>,
 }
@@ -353,6 +355,7 @@ impl Config {
                     LogFormat::Text,
                 )?,
             },
+            otel_endpoint: otel_endpoint(keys)?,
             secrets: Vec::new(),
         })
     }
@@ -372,6 +375,20 @@ fn listen(keys: &mut Keys) -> Result<SocketAddr, ConfigError> {
         return Err(invalid("listen", origin, why));
     }
     Ok(listen)
+}
+
+/// Without the feature the key is known, so that a file that names it is told what is missing.
+fn otel_endpoint(keys: &mut Keys) -> Result<Option<String>, ConfigError> {
+    match keys.text("otel.endpoint")? {
+        None => Ok(None),
+        Some((_, origin)) if !cfg!(feature = "otel") => {
+            Err(invalid("otel.endpoint", origin, "cannot be set: this build has not the feature `otel`"))
+        }
+        Some((url, origin)) if !url.starts_with("http://") && !url.starts_with("https://") => {
+            Err(invalid("otel.endpoint", origin, "must start with http:// or https://"))
+        }
+        Some((url, _)) => Ok(Some(url)),
+    }
 }
 
 fn sandbox(keys: &mut Keys, own_port: u16) -> Result<SandboxConfig, ConfigError> {

@@ -16,6 +16,8 @@ pub mod jobs;
 pub mod log;
 pub mod mcp;
 pub mod models;
+#[cfg_attr(not(feature = "otel"), path = "otel/off.rs")]
+pub mod otel;
 pub mod policy;
 pub mod prices;
 pub mod sandbox;

@@ -26,7 +26,7 @@ use std::{
 
 use regex::bytes::{Captures, Regex, RegexBuilder};
 use secrecy::{ExposeSecret, SecretString};
-use tracing_subscriber::{EnvFilter, Layer, fmt::MakeWriter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt::MakeWriter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
     config::{LogConfig, LogFormat},
@@ -59,8 +59,11 @@ pub enum LogError {
     Other(String),
 }
 
+/// Where spans go beside the log.
+pub type Spans = Box<dyn Layer<Registry> + Send + Sync>;
+
 /// Begins to log to stderr, panics included.
-pub fn to_stderr(config: &LogConfig) -> Result<(), LogError> {
+pub fn to_stderr(config: &LogConfig, spans: Option<Spans>) -> Result<(), LogError> {
     let filter = filter(config)?;
     let lines = tracing_subscriber::fmt::layer().with_ansi(io::stderr().is_terminal());
     let lines = match config.format {
@@ -68,6 +71,7 @@ pub fn to_stderr(config: &LogConfig) -> Result<(), LogError> {
         LogFormat::Json => lines.json().with_writer(Redacted(|| io::stderr().lock())).boxed(),
     };
     tracing_subscriber::registry()
+        .with(spans)
         .with(lines.with_filter(filter))
         .try_init()
         .map_err(|why| LogError::Other(why.to_string()))?;

@@ -27,6 +27,7 @@ use raddle_domain::{
     time::UnixMs,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::Span;
 
 pub(crate) use self::machine::{Crew, Loaded, Machine, Place, Said, Site, Steps};
 use crate::{
@@ -74,6 +75,8 @@ pub(crate) struct Envelope<M: Machine> {
     pub if_match: Option<u64>,
     pub idempotency: Option<Idempotency>,
     pub answer: Answer<M::Reply>,
+    /// What asks for it.
+    pub by: Span,
 }
 
 /// Whoever waits for a command, and the places it takes until it is answered. Dropped before its step went to the
@@ -134,7 +137,7 @@ impl<R> Drop for Answer<R> {
 impl<M: Machine> Envelope<M> {
     /// One that nobody waits for.
     fn internal(command: M::Command) -> Self {
-        Self { command, if_match: None, idempotency: None, answer: Answer::nobody() }
+        Self { command, if_match: None, idempotency: None, answer: Answer::nobody(), by: Span::none() }
     }
 }
 
@@ -252,8 +255,8 @@ impl<M: Machine> Host<M> {
     }
 
     fn step(&mut self, envelope: Envelope<M>, steps: &mut Steps, waiting: &mut Vec<Waiting<M>>) {
-        let Envelope { command, if_match, idempotency, answer } = envelope;
-        self.crew.told(&command);
+        let Envelope { command, if_match, idempotency, answer, by } = envelope;
+        self.crew.told(&command, &by);
         let site = Site { key: self.key, now: self.shared.clock.now(), shared: &self.shared };
         let outcome = self.machine.step(command, if_match, site).map(|step| {
             steps.receipts.extend(idempotency.and_then(|known| self.machine.receipt(&step, known, site)));
@@ -304,8 +307,8 @@ impl<M: Machine> Host<M> {
         }
         if let AppendError::Store(error) = error {
             // What has come meanwhile would meet the same; it did not run, and its caller may hear why.
-            for Envelope { command, answer, .. } in self.pending.drain(..) {
-                self.crew.told(&command);
+            for Envelope { command, answer, by, .. } in self.pending.drain(..) {
+                self.crew.told(&command, &by);
                 answer.send(Outcome::Failed(error.clone().into()));
             }
         }

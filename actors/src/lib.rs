@@ -38,6 +38,7 @@ mod supervisor;
 mod system;
 mod thread;
 mod timers;
+mod times;
 mod tool;
 mod usage;
 mod verbs;
@@ -59,6 +60,7 @@ pub use self::{
         RunPage, RunQuery, RunWhole, TaskQuery, WorkEnd,
     },
     subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
+    times::{BOUNDS, Distribution, EngineFigures, Figures},
     usage::{GroupBy, UsageKey, UsageQuery, UsageReport},
     verbs::RecordQuery,
 };

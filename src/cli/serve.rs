@@ -23,6 +23,7 @@ use crate::{
     config::Config,
     gateway::{self, GatewayConfig},
     log::{self, LogError},
+    otel::Otel,
 };
 
 /// What replies under way get at least, however much of the deadline the runtime took.
@@ -50,7 +51,7 @@ async fn first_turn(address: SocketAddr, prompt: String) {
 impl Serve {
     pub async fn run(self) -> Result<(), Failure> {
         let config = self.given.read()?.0;
-        begin_to_log(&config)?;
+        let otel = begin_to_log(&config)?;
         // Before anything is announced: a signal that arrives from here on is a shutdown, not a death.
         let mut signals = Signals::new()?;
         let app = app::start(&config).await.map_err(|err| Failure::Failed(format!("{err:#}")))?;
@@ -111,6 +112,9 @@ impl Serve {
             if tokio::time::timeout_at(until, &mut server).await.is_err() {
                 tracing::warn!("the deadline has passed: connections are cut");
             }
+            if let Some(otel) = otel {
+                otel.end().await;
+            }
         };
         tokio::select! {
             () = down => {
@@ -150,9 +154,13 @@ impl Signals {
     }
 }
 
-fn begin_to_log(config: &Config) -> Result<(), Failure> {
-    let begun = log::hide(&config.secrets).and_then(|()| log::to_stderr(&config.log));
-    begun.map_err(|why| match why {
+/// Begins to log, and to trace where that is wanted.
+fn begin_to_log(config: &Config) -> Result<Option<Otel>, Failure> {
+    let otel = Otel::start(config.otel_endpoint.as_deref())
+        .map_err(|why| Failure::Failed(format!("`otel.endpoint`: cannot trace: {why}")))?;
+    let spans = otel.as_ref().map(Otel::spans);
+    let begun = log::hide(&config.secrets).and_then(|()| log::to_stderr(&config.log, spans));
+    begun.map(|()| otel).map_err(|why| match why {
         LogError::Filter(_) => Failure::Usage(why.to_string()),
         LogError::Other(_) => Failure::Failed(why.to_string()),
     })
