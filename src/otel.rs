@@ -54,8 +54,8 @@ pub struct Otel(SdkTracerProvider);
 impl Otel {
     /// A way to the collector at `endpoint`, or where the environment says; `None` if nobody says where.
     pub fn start(endpoint: Option<&str>) -> Result<Option<Self>, String> {
-        let given = |name: &&str| std::env::var(name).is_ok_and(|value| !value.is_empty());
-        if endpoint.is_none() && !ENDPOINTS.iter().any(|name| given(&name)) {
+        let given = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
+        if endpoint.is_none() && !ENDPOINTS.iter().any(|name| given(name)) {
             return Ok(None);
         }
         let headers = HEADERS.iter().filter_map(|name| std::env::var(name).ok());
@@ -72,7 +72,7 @@ impl Otel {
         let otlp = otlp.build().map_err(|why| why.to_string())?;
         let mut resource =
             Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-        if !given(&"OTEL_SERVICE_NAME") {
+        if !given("OTEL_SERVICE_NAME") {
             resource = resource.with_service_name("raddle");
         }
         let provider =
