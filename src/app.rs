@@ -1,29 +1,27 @@
 //! Wiring: a [`Config`] becomes a running [`Runtime`]. The only place that knows every part by name.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use raddle_actors::{Hook, Ports, Runtime, SystemClock, store::redb::RedbConfig};
-use raddle_domain::{policy::Policy, ports::Sink, price::Prices};
-use secrecy::{ExposeSecret, SecretString};
+use raddle_actors::{Ports, Runtime, store::redb::RedbConfig};
 
+use self::inputs::Inputs;
+pub use self::{check::check, inputs::Finding};
 use crate::{
-    auth::{self, Auth, AuthConfig},
-    config::{self, AgentConfig, Config, HookConfig, McpConfig, ProviderConfig, Secret, SinkConfig},
-    egress::{Allowed, Egress},
+    auth::{Auth, AuthConfig},
+    config::{Config, Secret, SinkConfig},
     erase,
-    hooks::{Jsonl, Stdout, Unix, Webhook},
-    jobs::{self, Runner},
-    mcp::{self, Mcp},
-    models::{
-        ANTHROPIC, OPENAI, Registry, RegistryConfig, acp::AcpConfig, anthropic::AnthropicConfig, openai::OpenAiConfig,
-    },
-    policy, prices,
+    jobs::Runner,
+    log,
+    mcp::Mcp,
+    models::Registry,
     sandbox::{self, Sandbox},
     tools::{Tool, Toolbox, board, demo, files, shell::Shell},
-    webhook::Secrets,
     workspace::Workspaces,
 };
+
+mod check;
+mod inputs;
 
 /// A running server, but for its listening.
 #[derive(Clone)]
@@ -50,23 +48,24 @@ impl App {
 /// names its pid. The sandbox starts this program again: its `main` begins with [`sandbox::helper::main`], or
 /// `sandbox.kind` is `off`.
 pub async fn start(config: &Config) -> anyhow::Result<App> {
-    let prices = Arc::new(prices(config.prices_file.as_deref()).context("`prices.file`")?);
+    let Inputs { prices, policy, mcp, models, signing, egress, hooks, auth, secrets } =
+        Inputs::read(config).map_err(all)?;
+    // Before anybody has anything to say about them.
+    log::hide(&secrets)?;
+    let prices = Arc::new(prices);
     let workspaces = workspaces(config)?;
-    let models = Registry::new(models(config)?, &workspaces).context("`model`")?;
-    let mcp = mcp(&config.mcp).context("`mcp.file`")?;
-    let policy = policy(config.policy_file.as_deref()).context("`policy.file`")?;
+    let models = Registry::new(models, &workspaces).context("`model`")?;
     let sandbox = sandbox(config).await;
     let way = board::Way::default();
     let tools = tools(config, &workspaces, &sandbox, &way)?.with_policy(policy);
     let tools = Arc::new(tools.with(Arc::new(mcp.clone())));
-    let jobs = Arc::new(runner(config, tools.clone())?);
-    let hooks = hooks(config)?;
+    let jobs = Arc::new(Runner::new(tools.clone(), egress, signing));
     let files = files::past(&workspaces);
     let ports = Ports { prices, tools, jobs, hooks, files, ..Ports::with_models(Arc::new(models)) };
     let runtime = Runtime::start(runtime(config), ports).await?;
     // Tools are run by the runtime, so there was none to give them.
     drop(way.set(runtime.downgrade()));
-    let auth = match auth(config, &runtime) {
+    let auth = match known_by(config, auth, &runtime) {
         Ok(auth) => auth.map(Arc::new),
         Err(err) => {
             runtime.shutdown(Duration::ZERO).await;
@@ -80,23 +79,8 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
 }
 
 /// Who callers are known by. Others can reach a server only if it asks them who they are.
-fn auth(config: &Config, runtime: &Runtime) -> anyhow::Result<Option<Auth>> {
-    let config::AuthConfig { admin_key, pepper_file, jwt } = config.auth.clone();
-    let found = AuthConfig {
-        admin_key: admin_key.as_ref().map(reveal).transpose().context("`auth.admin_key_file`")?,
-        pepper_file,
-        #[cfg(feature = "jwt")]
-        jwt: jwt.map(|jwt| auth::jwt::JwtConfig {
-            jwks_file: jwt.jwks_file,
-            issuer: jwt.issuer,
-            audience: jwt.audience,
-            tenant_claim: jwt.tenant_claim,
-            scopes_claim: jwt.scopes_claim,
-        }),
-    };
-    #[cfg(not(feature = "jwt"))]
-    drop(jwt);
-    let auth = Auth::open(found, runtime)?;
+fn known_by(config: &Config, auth: AuthConfig, runtime: &Runtime) -> anyhow::Result<Option<Auth>> {
+    let auth = Auth::open(auth, runtime)?;
     let open = [Some(config.listen), config.admin_listen].into_iter().flatten().find(|at| !at.ip().is_loopback());
     match (&auth, open) {
         (None, Some(open)) => bail!(
@@ -108,29 +92,9 @@ fn auth(config: &Config, runtime: &Runtime) -> anyhow::Result<Option<Auth>> {
     }
 }
 
-/// The servers whose tools are offered, not started yet.
-fn mcp(config: &McpConfig) -> anyhow::Result<Mcp> {
-    let servers = match config.file.as_deref() {
-        None => Vec::new(),
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-            let servers = mcp::config::read(&text, &|name| std::env::var(name).ok());
-            servers.with_context(|| path.display().to_string())?
-        }
-    };
-    let timeouts = mcp::Timeouts { startup: config.startup_timeout, call: config.call_timeout };
-    Ok(Mcp::new(servers, timeouts, Arc::new(SystemClock))?)
-}
-
-/// Who runs the jobs that are no turns.
-fn runner(config: &Config, tools: Arc<Toolbox>) -> anyhow::Result<Runner> {
-    let secrets = config.jobs.secrets_file.as_deref().map(|path| {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        jobs::secrets(&text.into()).with_context(|| path.display().to_string())
-    });
-    let secrets = secrets.transpose().context("`jobs.secrets_file`")?;
-    let egress = Egress::new(config.egress_allow.clone()).context("no way out for webhooks")?;
-    Ok(Runner::new(tools, egress, secrets.unwrap_or_default()))
+/// All that was found, as one error.
+fn all(findings: Vec<Finding>) -> anyhow::Error {
+    anyhow::Error::msg(findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }
 
 /// The directories in which threads work. None of them has the server's own files in it.
@@ -138,8 +102,8 @@ fn workspaces(config: &Config) -> anyhow::Result<Arc<Workspaces>> {
     let root = &config.workspaces_root;
     let open = || {
         let spaces = Workspaces::open(root).with_context(|| format!("cannot use {} as a directory", root.display()))?;
-        if config.data_dir.canonicalize().is_ok_and(|data| data.starts_with(spaces.path())) {
-            bail!("{} holds the data directory: name one in it, or beside it", root.display());
+        if let Some(why) = check::holds_data(root, &config.data_dir) {
+            bail!("{why}");
         }
         Ok(Arc::new(spaces))
     };
@@ -181,21 +145,6 @@ async fn sandbox(config: &Config) -> Arc<Sandbox> {
     Arc::new(sandbox)
 }
 
-/// What models cost: by the file, if there is one, otherwise as this build knows it.
-fn prices(file: Option<&Path>) -> anyhow::Result<Prices> {
-    let Some(path) = file else { return prices::built_in().context("the built-in table") };
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    prices::parse(&name, &text).with_context(|| path.display().to_string())
-}
-
-/// The installation's layer, with its rules held against their examples.
-fn policy(file: Option<&Path>) -> anyhow::Result<Policy> {
-    let Some(path) = file else { return Ok(Policy::default()) };
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    policy::file::parse(&text).with_context(|| path.display().to_string())
-}
-
 fn tools(
     config: &Config,
     workspaces: &Arc<Workspaces>,
@@ -204,11 +153,8 @@ fn tools(
 ) -> anyhow::Result<Toolbox> {
     let demo = config.tools.demo_dir.as_deref().map(|dir| {
         let tools = demo::tools(dir).with_context(|| format!("cannot use {} as a directory", dir.display()))?;
-        // A model that may remove files must not be let at the ones that we live on.
-        let is_data =
-            std::fs::canonicalize(&config.data_dir).is_ok_and(|data| dir.canonicalize().is_ok_and(|dir| dir == data));
-        if is_data {
-            bail!("{} is the data directory", dir.display());
+        if let Some(why) = check::is_data(dir, &config.data_dir) {
+            bail!("{why}");
         }
         Ok(tools)
     });
@@ -218,78 +164,6 @@ fn tools(
     let shell = shell.map(|shell| Arc::new(shell) as Arc<dyn Tool>);
     let all = demo.into_iter().chain(files).flatten().chain(shell);
     Ok(Toolbox::new(all, config.tools.ask_user)?.with_board(board::tools(way))?)
-}
-
-fn hooks(config: &Config) -> anyhow::Result<Vec<Hook>> {
-    let mut egress = None;
-    let hook = |hook: &HookConfig| {
-        let (kind, sink) = sink(hook, &config.egress_allow, &mut egress)?;
-        let HookConfig { name, events, tenants, since, on_reject, .. } = hook.clone();
-        Ok(Hook { name: name.into(), kind, events, tenants, since, on_reject, sink })
-    };
-    config.hooks.iter().map(hook).collect()
-}
-
-/// A sink, and what it is called. The way out is made once, for the first who needs it.
-fn sink(
-    hook: &HookConfig,
-    allow: &[Allowed],
-    egress: &mut Option<Egress>,
-) -> anyhow::Result<(&'static str, Arc<dyn Sink>)> {
-    Ok(match &hook.sink {
-        SinkConfig::Jsonl { path, max_bytes, keep } => ("jsonl", Arc::new(Jsonl::new(path, *max_bytes, *keep))),
-        SinkConfig::Stdout => ("stdout", Arc::new(Stdout::default())),
-        SinkConfig::Unix { path } => ("unix", Arc::new(Unix::new(path))),
-        SinkConfig::Webhook { url, secret, timeout } => {
-            let egress = match egress {
-                Some(egress) => egress,
-                None => egress.insert(Egress::new(allow)?),
-            };
-            let key = |key: &str| format!("`hooks.{}.{key}`", hook.name);
-            egress.check(url.expose_secret()).with_context(|| format!("{} (see `egress.allow`)", key("url")))?;
-            let secrets = reveal(secret).with_context(|| key("secret_file"))?;
-            let secrets = Secrets::parse(secrets.expose_secret()).with_context(|| key("secret"))?;
-            ("webhook", Arc::new(Webhook::new(egress.clone(), url.clone(), secrets, *timeout)))
-        }
-    })
-}
-
-fn models(config: &Config) -> anyhow::Result<RegistryConfig> {
-    let model = &config.model;
-    let key = |provider: &ProviderConfig, name: &str| {
-        let key = provider.api_key.as_ref().map(reveal).transpose();
-        key.with_context(|| format!("`model.{name}.api_key_file`"))
-    };
-    let openai = model.openai.as_ref().map(|openai| {
-        anyhow::Ok(OpenAiConfig {
-            api_key: key(&openai.provider, OPENAI)?,
-            patience: openai.provider.patience,
-            send_reasoning: openai.send_reasoning,
-            ..OpenAiConfig::new(&openai.provider.base_url)
-        })
-    });
-    let anthropic = model.anthropic.as_ref().map(|anthropic| {
-        let usual = AnthropicConfig::new(&anthropic.provider.base_url);
-        anyhow::Ok(AnthropicConfig {
-            api_key: key(&anthropic.provider, ANTHROPIC)?,
-            patience: anthropic.provider.patience,
-            version: anthropic.version.clone().unwrap_or(usual.version),
-            max_tokens: anthropic.max_tokens,
-            prompt_cache: anthropic.prompt_cache,
-            base_url: usual.base_url,
-        })
-    });
-    Ok(RegistryConfig {
-        default: model.default.clone(),
-        openai: openai.transpose()?,
-        anthropic: anthropic.transpose()?,
-        agents: model.agents.iter().map(agent).collect(),
-    })
-}
-
-fn agent(config: &AgentConfig) -> AcpConfig {
-    let AgentConfig { name, command, args, env, cwd, start_timeout } = config.clone();
-    AcpConfig { name, command, args, env, cwd, start_timeout }
 }
 
 fn runtime(config: &Config) -> raddle_actors::Config {
@@ -317,23 +191,10 @@ fn runtime(config: &Config) -> raddle_actors::Config {
     }
 }
 
-/// The secret itself, read from its file if that is where it is.
-fn reveal(secret: &Secret) -> anyhow::Result<SecretString> {
-    match secret {
-        Secret::Value(value) => Ok(value.clone()),
-        Secret::File(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-            // Editors end a file with a line end; no key does.
-            match text.trim() {
-                "" => bail!("{} is empty", path.display()),
-                key => Ok(key.to_owned().into()),
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::tools::bench::{scene, settings};
     use raddle_domain::ports::Tools;
@@ -396,42 +257,5 @@ mod tests {
         for root in [data.join("workspaces"), dir.path().join("beside"), dir.path().join("a/data2")] {
             assert_eq!(opened(&root).unwrap(), root.canonicalize().unwrap());
         }
-    }
-
-    #[test]
-    fn a_price_file_replaces_the_table_or_says_what_is_wrong() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("mine.toml");
-        std::fs::write(&path, "").unwrap();
-        assert_eq!(prices(Some(&path)).unwrap(), Prices::default());
-        assert_ne!(prices(None).unwrap(), Prices::default());
-        std::fs::write(&path, "\ncurrency = \"EUR\"").unwrap();
-        let why = format!("{:#}", prices(Some(&path)).unwrap_err());
-        assert_eq!(why, format!("{}: line 2: `currency` must be USD", path.display()));
-        let gone = dir.path().join("gone");
-        assert!(format!("{:#}", prices(Some(&gone)).unwrap_err()).contains("gone"));
-    }
-
-    #[test]
-    fn a_policy_file_is_taken_or_says_what_is_wrong() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("policy.toml");
-        std::fs::write(&path, "ask = \"never\"").unwrap();
-        assert_eq!(policy(Some(&path)).unwrap().ask, Some(raddle_domain::policy::AskMode::Never));
-        assert_eq!(policy(None).unwrap(), Policy::default());
-        std::fs::write(&path, "\n[[rules]]\nname = \"x\"\ntool = \"t\"\naction = \"deny\"\nmatch = [\"u\"]").unwrap();
-        let why = format!("{:#}", policy(Some(&path)).unwrap_err());
-        assert_eq!(why, format!("{}: line 2: the rule `x`: it does not cover its `match` example `u`", path.display()));
-    }
-
-    #[test]
-    fn a_key_in_a_file_ends_where_its_line_ends() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("key");
-        std::fs::write(&path, "sk-1\n").unwrap();
-        assert_eq!(reveal(&Secret::File(path.clone())).unwrap().expose_secret(), "sk-1");
-        std::fs::write(&path, "\n").unwrap();
-        assert!(reveal(&Secret::File(path)).is_err());
-        assert!(reveal(&Secret::File(dir.path().join("gone"))).is_err());
     }
 }

@@ -17,6 +17,7 @@ use crate::{
 mod approvals;
 mod backup;
 mod chat;
+mod config;
 mod doctor;
 mod effects;
 mod hooks;
@@ -75,6 +76,8 @@ enum Command {
     Tenants(tenants::Tenants),
     /// Make, list and revoke keys
     Keys(tenants::Keys),
+    /// Show the configuration that `serve` would have, and check it without starting anything
+    Config(config::ConfigCommand),
     /// Check that a server is well
     Doctor(doctor::Doctor),
     Backup(backup::Backup),
@@ -245,6 +248,7 @@ impl Cli {
             Command::Policy(policy) => policy.run().await,
             Command::Tenants(tenants) => tenants.run().await,
             Command::Keys(keys) => keys.run().await,
+            Command::Config(config) => config.run(),
             Command::Doctor(doctor) => doctor.run().await,
             Command::Backup(backup) => backup.run().await,
             Command::Restore(restore) => restore.run().await,

@@ -3,6 +3,9 @@
 //! Flags win over the environment, which wins over the file, which wins over the defaults. A key `a.b_c` is
 //! `RADDLE_A_B_C` in the environment. A key that nobody reads is an error that names it: a typo must not leave a
 //! default in force. Secrets show neither in `Debug` nor in an error.
+//!
+//! Every key is asked for through [`Keys`], which remembers what was asked, the value in force and where it came from
+//! ([`Setting`]): so a new key is in the help and in `raddle config show` by itself.
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -13,6 +16,7 @@ use toml::{Table, Value};
 pub use self::{
     auth::{AuthConfig, JwtConfig},
     hooks::{HookConfig, SinkConfig},
+    setting::{HIDDEN, Setting, Source},
 };
 use crate::{
     egress::Allowed,
@@ -22,6 +26,7 @@ use crate::{
 
 mod auth;
 mod hooks;
+mod setting;
 
 /// Variables that are no configuration of the server: they belong to the command line.
 const NOT_KEYS: [&str; 5] = ["RADDLE_SERVER", "RADDLE_KEY", "RADDLE_LEASE", "RADDLE_LOG", "RADDLE_CONFIG"];
@@ -58,9 +63,21 @@ pub struct Config {
     pub hooks: Vec<HookConfig>,
     pub mcp: McpConfig,
     pub store: StoreConfig,
-    /// How long a shutdown may take.
-    pub shutdown_deadline: Duration,
+    pub shutdown: ShutdownConfig,
     pub log: LogConfig,
+    /// Where spans go: the base URL of an OpenTelemetry collector.
+    pub otel_endpoint: Option<String>,
+    /// Every secret that stands in the configuration itself: what must be in no line of the log.
+    pub secrets: Vec<SecretString>,
+}
+
+/// How a server goes.
+#[derive(Debug, Clone, Copy)]
+pub struct ShutdownConfig {
+    /// How long it only says that it is about to go, and works on: time for those who send it work to hear of it.
+    pub grace: Duration,
+    /// How long open turns may take to end after that.
+    pub deadline: Duration,
 }
 
 /// The bounds of the whole server, and of each thread.
@@ -244,10 +261,21 @@ impl Config {
         env: impl IntoIterator<Item = (String, String)>,
         flags: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Result<Self, ConfigError> {
+        Ok(Self::explain(file, env, flags)?.0)
+    }
+
+    /// The same, with every key, its value in force and where that came from, in the order in which keys are read.
+    pub fn explain(
+        file: Option<&str>,
+        env: impl IntoIterator<Item = (String, String)>,
+        flags: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Result<(Self, Vec<Setting>), ConfigError> {
         let mut keys = Keys::new(file, env, flags)?;
-        let config = Self::take(&mut keys)?;
+        let mut config = Self::take(&mut keys)?;
+        config.secrets = std::mem::take(&mut keys.secrets);
+        let settings = std::mem::take(&mut keys.asked);
         keys.end()?;
-        Ok(config)
+        Ok((config, settings))
     }
 
     /// Every key that can be set, in the order in which they are read.
@@ -257,14 +285,14 @@ impl Config {
         let _ = Self::take(&mut keys);
         // Of these there are as many as somebody names.
         let _ = hooks::hook(&mut keys, "NAME");
-        keys.asked
+        keys.asked.into_iter().map(|setting| setting.key).collect()
     }
 
     fn take(keys: &mut Keys) -> Result<Self, ConfigError> {
-        let data_dir = keys.text("data_dir")?.map_or_else(|| PathBuf::from("./raddle-data"), |text| text.0.into());
+        let data_dir = PathBuf::from(keys.text_or("data_dir", "./raddle-data")?.0);
         // Beside the store's files, not above them: no workspace has them in it.
-        let workspaces_root =
-            keys.text("workspaces.root")?.map_or_else(|| data_dir.join("workspaces"), |text| text.0.into());
+        let beside = data_dir.join("workspaces").to_string_lossy().into_owned();
+        let workspaces_root = PathBuf::from(keys.text_or("workspaces.root", &beside)?.0);
         let listen = listen(keys)?;
         Ok(Self {
             listen,
@@ -307,39 +335,54 @@ impl Config {
                 min_free_bytes: keys.number("store.min_free_bytes", 16 * MIB, 0, u64::MAX)?,
                 pack_after: keys.millis("store.pack_after_ms", 60 * 60 * 1000, 0)?,
             },
-            shutdown_deadline: keys.millis("shutdown.deadline_ms", 10_000, 0)?,
+            shutdown: ShutdownConfig {
+                grace: keys.millis("shutdown.grace_ms", 0, 0)?,
+                deadline: keys.millis("shutdown.deadline_ms", 10_000, 0)?,
+            },
             log: LogConfig {
-                level: match keys.text("log.level")? {
-                    None => "info".to_owned(),
+                level: match keys.text_or("log.level", "info")? {
                     // A word that is no level would be read as the name of a module, and silence all others.
-                    Some((text, origin)) if !LEVELS.contains(&text.as_str()) && !text.contains('=') => {
+                    (text, origin) if !LEVELS.contains(&text.as_str()) && !text.contains('=') => {
                         return Err(invalid(
                             "log.level",
                             origin,
                             "must be a level, or hold directives such as `raddle=debug`",
                         ));
                     }
-                    Some((text, _)) => text,
+                    (text, _) => text,
                 },
-                format: match keys.text("log.format")? {
-                    None => LogFormat::Text,
-                    Some((text, origin)) => match text.as_str() {
-                        "text" => LogFormat::Text,
-                        "json" => LogFormat::Json,
-                        _ => return Err(invalid("log.format", origin, "must be `text` or `json`")),
-                    },
-                },
+                format: keys.one_of_or(
+                    "log.format",
+                    &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+                    LogFormat::Text,
+                )?,
             },
+            otel_endpoint: otel_endpoint(keys)?,
+            secrets: Vec::new(),
         })
     }
 }
 
 fn listen(keys: &mut Keys) -> Result<SocketAddr, ConfigError> {
-    let (text, origin) = keys.text("listen")?.unwrap_or_else(|| ("127.0.0.1:7878".to_owned(), Origin::Default));
+    let (text, origin) = keys.text_or("listen", "127.0.0.1:7878")?;
     let Ok(listen) = text.parse::<SocketAddr>() else {
         return Err(invalid("listen", origin, "must be an address and a port, such as 127.0.0.1:7878"));
     };
     Ok(listen)
+}
+
+/// Without the feature the key is known, so that a file that names it is told what is missing.
+fn otel_endpoint(keys: &mut Keys) -> Result<Option<String>, ConfigError> {
+    match keys.text("otel.endpoint")? {
+        None => Ok(None),
+        Some((_, origin)) if !cfg!(feature = "otel") => {
+            Err(invalid("otel.endpoint", origin, "cannot be set: this build has not the feature `otel`"))
+        }
+        Some((url, origin)) if !url.starts_with("http://") && !url.starts_with("https://") => {
+            Err(invalid("otel.endpoint", origin, "must start with http:// or https://"))
+        }
+        Some((url, _)) => Ok(Some(url)),
+    }
 }
 
 fn sandbox(keys: &mut Keys, own_port: u16) -> Result<SandboxConfig, ConfigError> {
@@ -356,15 +399,11 @@ fn sandbox(keys: &mut Keys, own_port: u16) -> Result<SandboxConfig, ConfigError>
         ("workspace-write", SandboxMode::WorkspaceWrite),
         ("danger-full-access", SandboxMode::DangerFullAccess),
     ];
-    let kind = keys.one_of("sandbox.kind", &kinds)?.unwrap_or(Kind::Auto);
-    let widest = keys.one_of("sandbox.mode", &modes)?.unwrap_or(SandboxMode::WorkspaceWrite);
+    let kind = keys.one_of_or("sandbox.kind", &kinds, Kind::Auto)?;
+    let widest = keys.one_of_or("sandbox.mode", &modes, SandboxMode::WorkspaceWrite)?;
     let network = keys.flag("sandbox.network", false)?;
-    let ports = keys.texts("sandbox.network_ports")?;
-    let origin = ports.as_ref().map_or(Origin::Default, |(_, origin)| *origin);
-    let ports: Option<Vec<u16>> = ports.map_or_else(
-        || Some(vec![443]),
-        |(texts, _)| texts.iter().map(|text| text.parse().ok().filter(|port| *port > 0)).collect(),
-    );
+    let (ports, origin) = keys.texts_or("sandbox.network_ports", &["443"])?;
+    let ports: Option<Vec<u16>> = ports.iter().map(|text| text.parse().ok().filter(|port| *port > 0)).collect();
     let Some(ports) = ports else {
         return Err(invalid("sandbox.network_ports", origin, "must be a list of ports, such as [\"443\"]"));
     };
@@ -373,25 +412,25 @@ fn sandbox(keys: &mut Keys, own_port: u16) -> Result<SandboxConfig, ConfigError>
         let why = format!("holds {own_port}, on which this server listens");
         return Err(invalid("sandbox.network_ports", origin, why));
     }
-    let env_pass = listed(keys, "sandbox.env_pass", |name| {
+    let env_pass = listed(keys, "sandbox.env_pass", &[], |name| {
         let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         (plain && !steers_programs(name)).then(|| name.to_owned()).ok_or("is not one that commands may have")
     })?;
-    let read = listed(keys, "sandbox.read", |path| {
+    let read = listed(keys, "sandbox.read", &[], |path| {
         path.starts_with('/').then(|| PathBuf::from(path)).ok_or("is not an absolute path")
     })?;
     let plain = |name: &str| match name.contains('/') || name == "." || name == ".." {
         true => Err("is no plain name"),
         false => Ok(name.to_owned()),
     };
-    let protect = listed(keys, "sandbox.protect", plain)?;
+    let protect = listed(keys, "sandbox.protect", &[".git"], plain)?;
     Ok(SandboxConfig {
         kind,
         widest,
         ports: network.then_some(ports),
-        env_pass: env_pass.unwrap_or_default(),
-        read: read.unwrap_or_default(),
-        protect: protect.unwrap_or_else(|| vec![".git".to_owned()]),
+        env_pass,
+        read,
+        protect,
         timeout: keys.millis("sandbox.timeout_ms", 120_000, 1)?,
         output_bytes: keys.size("sandbox.output_bytes", 64 * KIB, 16)?,
         limits: sandbox::Limits {
@@ -415,11 +454,12 @@ fn steers_programs(name: &str) -> bool {
 fn listed<T>(
     keys: &mut Keys,
     key: &str,
+    usual: &[&str],
     read: impl Fn(&str) -> Result<T, &'static str>,
-) -> Result<Option<Vec<T>>, ConfigError> {
-    let Some((texts, origin)) = keys.texts(key)? else { return Ok(None) };
+) -> Result<Vec<T>, ConfigError> {
+    let (texts, origin) = keys.texts_or(key, usual)?;
     let each = |text: &String| read(text).map_err(|why| invalid(key, origin, format!("holds `{text}`, which {why}")));
-    texts.iter().map(each).collect::<Result<_, _>>().map(Some)
+    texts.iter().map(each).collect()
 }
 
 fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
@@ -491,13 +531,9 @@ fn agent(keys: &mut Keys, name: String) -> Result<AgentConfig, ConfigError> {
         Some((cwd, _)) if cwd.starts_with('/') => Some(cwd.into()),
         Some((_, origin)) => return Err(invalid(&key("cwd"), origin, "must be an absolute path")),
     };
-    let env = keys.below(&key("env.")).into_iter().map(|(variable, value)| match value {
-        Value::String(text) => Ok((variable, text.into())),
-        _ => Err(invalid(&key(&format!("env.{variable}")), Origin::File, "must be a text")),
-    });
     Ok(AgentConfig {
-        env: env.collect::<Result<_, _>>()?,
-        args: keys.texts(&key("args"))?.map(|texts| texts.0).unwrap_or_default(),
+        env: keys.secrets_below(&key("env."))?,
+        args: keys.texts_or(&key("args"), &[])?.0,
         start_timeout: keys.millis(&key("start_timeout_ms"), 30_000, 1)?,
         command: command.into(),
         cwd,
@@ -510,14 +546,14 @@ fn agent(keys: &mut Keys, name: String) -> Result<AgentConfig, ConfigError> {
 fn provider(keys: &mut Keys, name: &str, usual: &str) -> Result<Option<ProviderConfig>, ConfigError> {
     let key = |rest: &str| format!("model.{name}.{rest}");
     let base_url = keys.text(&key("base_url"))?;
-    let value = keys.text(&key("api_key"))?;
+    let value = keys.secret(&key("api_key"))?;
     let file = keys.text(&key("api_key_file"))?;
     let api_key = match (value, file) {
         (Some(_), Some((_, origin))) => {
             let why = format!("is given beside `{}`: one of them", key("api_key"));
             return Err(invalid(&key("api_key_file"), origin, why));
         }
-        (Some((key, _)), None) => Some(Secret::Value(key.into())),
+        (Some((key, _)), None) => Some(Secret::Value(key)),
         (None, Some((path, _))) => Some(Secret::File(path.into())),
         (None, None) => None,
     };
@@ -528,7 +564,10 @@ fn provider(keys: &mut Keys, name: &str, usual: &str) -> Result<Option<ProviderC
     };
     let base_url = match (base_url, &api_key) {
         (None, None) => return Ok(None),
-        (None, Some(_)) => usual.to_owned(),
+        (None, Some(_)) => {
+            keys.in_force(&key("base_url"), usual.into());
+            usual.to_owned()
+        }
         (Some((url, origin)), _) => {
             if !url.starts_with("http://") && !url.starts_with("https://") {
                 return Err(invalid(&key("base_url"), origin, "must start with http:// or https://"));
@@ -540,7 +579,7 @@ fn provider(keys: &mut Keys, name: &str, usual: &str) -> Result<Option<ProviderC
 }
 
 fn allowed(keys: &mut Keys) -> Result<Vec<Allowed>, ConfigError> {
-    let Some((texts, origin)) = keys.texts("egress.allow")? else { return Ok(Vec::new()) };
+    let (texts, origin) = keys.texts_or("egress.allow", &[])?;
     let parse = |text: &String| {
         text.parse::<Allowed>().map_err(|why| invalid("egress.allow", origin, format!("holds `{text}`, which {why}")))
     };
@@ -554,10 +593,16 @@ fn invalid(key: &str, origin: Origin, why: impl Into<String>) -> ConfigError {
 /// What was given, until somebody takes it. What is left at the end is unknown.
 struct Keys {
     file: BTreeMap<String, Value>,
+    /// In which lines of the file keys stand.
+    lines: BTreeMap<String, usize>,
     env: BTreeMap<String, String>,
     flags: BTreeMap<&'static str, String>,
+    /// Whether the level of the log was given by its short name.
+    short: bool,
     /// The keys that were asked for: those there are.
-    asked: Vec<String>,
+    asked: Vec<Setting>,
+    /// The values of those that are secret.
+    secrets: Vec<SecretString>,
 }
 
 impl Keys {
@@ -566,18 +611,27 @@ impl Keys {
         env: impl IntoIterator<Item = (String, String)>,
         flags: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Result<Self, ConfigError> {
-        let table = file.unwrap_or_default().parse::<Table>().map_err(|err| {
-            let before = |at: usize| file.and_then(|text| text.get(..at)).unwrap_or_default();
+        let file = file.unwrap_or_default();
+        let table = file.parse::<Table>().map_err(|err| {
+            let before = |at: usize| file.get(..at).unwrap_or_default();
             let line = err.span().map(|span| 1 + before(span.start).matches('\n').count());
             ConfigError::Syntax { line, why: err.message().to_owned() }
         })?;
-        let mut keys =
-            Self { file: BTreeMap::new(), env: BTreeMap::new(), flags: flags.into_iter().collect(), asked: Vec::new() };
+        let mut keys = Self {
+            file: BTreeMap::new(),
+            lines: setting::lines(file),
+            env: BTreeMap::new(),
+            flags: flags.into_iter().collect(),
+            short: false,
+            asked: Vec::new(),
+            secrets: Vec::new(),
+        };
         flatten(String::new(), table, &mut keys.file);
         for (name, value) in env {
             if name == "RADDLE_LOG" {
                 // The short form that everybody types; stronger than the long one, unless it is empty.
                 if !value.is_empty() {
+                    keys.short = true;
                     keys.env.insert(variable("log.level"), value);
                 }
             } else if name.starts_with("RADDLE_") && !NOT_KEYS.contains(&name.as_str()) {
@@ -589,11 +643,61 @@ impl Keys {
 
     /// The strongest value of a key, taken out together with the weaker ones.
     fn raw(&mut self, key: &str) -> Option<(Value, Origin)> {
-        self.asked.push(key.to_owned());
         let file = self.file.remove(key).map(|value| (value, Origin::File));
         let env = self.env.remove(&variable(key)).map(|text| (Value::String(text), Origin::Environment));
         let flag = self.flags.remove(key).map(|text| (Value::String(text), Origin::Flag));
-        flag.or(env).or(file)
+        let strongest = flag.or(env).or(file);
+        let source = match strongest.as_ref().map_or(Origin::Default, |(_, origin)| *origin) {
+            Origin::Default => Source::Default,
+            Origin::File => Source::File { line: self.lines.get(key).copied() },
+            Origin::Environment if key == "log.level" && self.short => Source::Environment("RADDLE_LOG".to_owned()),
+            Origin::Environment => Source::Environment(variable(key)),
+            Origin::Flag => Source::Flag(format!("--{}", key.replace(['_', '.'], "-"))),
+        };
+        let value = strongest.as_ref().map(|(value, _)| value.clone());
+        self.asked.push(Setting { key: key.to_owned(), value, is_secret: false, source });
+        strongest
+    }
+
+    /// Takes note of the value of a key that was asked for, as it is in the file: a default, or a text that was read.
+    fn in_force(&mut self, key: &str, value: Value) {
+        if let Some(setting) = self.asked.iter_mut().rfind(|setting| setting.key == key) {
+            setting.value = Some(value);
+        }
+    }
+
+    /// A key that was asked for, and that nobody may set as things are: it is not shown.
+    fn passes_over(&mut self, key: &str) {
+        self.asked.retain(|setting| setting.key != key);
+    }
+
+    /// A text that is shown nowhere.
+    fn secret(&mut self, key: &str) -> Result<Option<(SecretString, Origin)>, ConfigError> {
+        let given = self.text(key);
+        if let Some(setting) = self.asked.last_mut() {
+            setting.is_secret = true;
+        }
+        given?.map(|(text, origin)| Ok((self.keep(key, text, origin)?, origin))).transpose()
+    }
+
+    /// Takes note of a secret.
+    fn keep(&mut self, key: &str, text: String, origin: Origin) -> Result<SecretString, ConfigError> {
+        if text == HIDDEN {
+            let why = format!("is `{HIDDEN}`, which stands for a secret where settings are shown");
+            return Err(invalid(key, origin, why));
+        }
+        let secret = SecretString::from(text);
+        self.secrets.push(secret.clone());
+        Ok(secret)
+    }
+
+    /// A text that is needed, and `usual` where none is given.
+    fn text_or(&mut self, key: &str, usual: &str) -> Result<(String, Origin), ConfigError> {
+        let given = self.text(key)?;
+        Ok(given.unwrap_or_else(|| {
+            self.in_force(key, usual.into());
+            (usual.to_owned(), Origin::Default)
+        }))
     }
 
     /// Where a key is set.
@@ -622,6 +726,26 @@ impl Keys {
         }
     }
 
+    /// One of a few words, and the one that means `usual` where none is given.
+    fn one_of_or<T: Copy + PartialEq>(&mut self, key: &str, words: &[(&str, T)], usual: T) -> Result<T, ConfigError> {
+        if let Some(given) = self.one_of(key, words)? {
+            return Ok(given);
+        }
+        if let Some((word, _)) = words.iter().find(|(_, meaning)| *meaning == usual) {
+            self.in_force(key, (*word).into());
+        }
+        Ok(usual)
+    }
+
+    /// A list of texts, and `usual` where none is given.
+    fn texts_or(&mut self, key: &str, usual: &[&str]) -> Result<(Vec<String>, Origin), ConfigError> {
+        let given = self.texts(key)?;
+        Ok(given.unwrap_or_else(|| {
+            self.in_force(key, usual.to_vec().into());
+            (usual.iter().map(|text| (*text).to_owned()).collect(), Origin::Default)
+        }))
+    }
+
     /// A list of texts; where there is no TOML, with commas between them.
     fn texts(&mut self, key: &str) -> Result<Option<(Vec<String>, Origin)>, ConfigError> {
         let Some((value, origin)) = self.raw(key) else { return Ok(None) };
@@ -635,7 +759,10 @@ impl Keys {
             _ => None,
         };
         match texts.filter(|texts| texts.iter().all(|text| !text.is_empty())) {
-            Some(texts) => Ok(Some((texts, origin))),
+            Some(texts) => {
+                self.in_force(key, texts.clone().into());
+                Ok(Some((texts, origin)))
+            }
             None => Err(invalid(key, origin, "must be a list of texts that are not empty")),
         }
     }
@@ -649,21 +776,40 @@ impl Keys {
         names
     }
 
-    /// What stands in the file behind a prefix, under any name, taken out.
-    fn below(&mut self, prefix: &str) -> Vec<(String, Value)> {
-        let is_below = |key: &String, _: &mut Value| key.starts_with(prefix);
-        let below = self.file.extract_if(.., is_below);
-        below.map(|(key, value)| (key[prefix.len()..].to_owned(), value)).collect()
+    /// The texts that stand in the file behind a prefix, under any name, taken out. They may all be secrets.
+    fn secrets_below(&mut self, prefix: &str) -> Result<Vec<(String, SecretString)>, ConfigError> {
+        let below: Vec<_> = self.file.keys().filter(|key| key.starts_with(prefix)).cloned().collect();
+        let taken = below.into_iter().map(|key| {
+            let given = self.raw(&key);
+            if let Some(setting) = self.asked.last_mut() {
+                setting.is_secret = true;
+            }
+            match given {
+                Some((Value::String(text), origin)) => {
+                    Ok((key[prefix.len()..].to_owned(), self.keep(&key, text, origin)?))
+                }
+                _ => Err(invalid(&key, Origin::File, "must be a text")),
+            }
+        });
+        taken.collect()
     }
 
     fn number(&mut self, key: &str, default: u64, least: u64, most: u64) -> Result<u64, ConfigError> {
-        let Some((value, origin)) = self.raw(key) else { return Ok(default) };
+        // What is beyond the numbers of TOML is as good as its largest one.
+        let shown = |number: u64| Value::Integer(i64::try_from(number).unwrap_or(i64::MAX));
+        let Some((value, origin)) = self.raw(key) else {
+            self.in_force(key, shown(default));
+            return Ok(default);
+        };
         let number = match &value {
             Value::Integer(number) => u64::try_from(*number).ok(),
             // A text is a number in the environment and on the command line, not in the file.
             Value::String(text) if origin != Origin::File => text.parse().ok(),
             _ => None,
         };
+        if let Some(number) = number {
+            self.in_force(key, shown(number));
+        }
         number.filter(|number| (least..=most).contains(number)).ok_or_else(|| {
             let why = match most {
                 u64::MAX => format!("must be a whole number of at least {least}"),
@@ -685,13 +831,19 @@ impl Keys {
     }
 
     fn flag(&mut self, key: &str, default: bool) -> Result<bool, ConfigError> {
-        let Some((value, origin)) = self.raw(key) else { return Ok(default) };
+        let Some((value, origin)) = self.raw(key) else {
+            self.in_force(key, default.into());
+            return Ok(default);
+        };
         let flag = match &value {
             Value::Boolean(flag) => Some(*flag),
             // As with numbers: a text is none in the file.
             Value::String(text) if origin != Origin::File => text.parse().ok(),
             _ => None,
         };
+        if let Some(flag) = flag {
+            self.in_force(key, flag.into());
+        }
         flag.ok_or_else(|| invalid(key, origin, "must be true or false"))
     }
 
@@ -746,7 +898,7 @@ mod tests {
         assert_eq!(config.limits.body_bytes, 1 << 20);
         assert_eq!(config.limits.loaded_threads, 1000);
         assert_eq!(config.limits.thread, Limits::default());
-        assert_eq!(config.shutdown_deadline, Duration::from_secs(10));
+        assert_eq!(config.shutdown.deadline, Duration::from_secs(10));
         assert!(config.model.openai.is_none());
     }
 

@@ -261,9 +261,7 @@ async fn no_such_method() -> Problem {
 }
 
 fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
-    let why = panic.downcast_ref::<&str>().copied().map(str::to_owned);
-    let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-    tracing::error!(%why, "a handler panicked");
+    tracing::error!(why = crate::log::sentence(&*panic), "a handler panicked");
     Problem::new(Code::Internal, "the server failed; the cause is in its log").into_response()
 }
 

@@ -15,8 +15,11 @@ pub mod gateway;
 pub mod hooks;
 mod instant;
 pub mod jobs;
+pub mod log;
 pub mod mcp;
 pub mod models;
+#[cfg_attr(not(feature = "otel"), path = "otel/off.rs")]
+pub mod otel;
 pub mod policy;
 pub mod prices;
 pub mod sandbox;

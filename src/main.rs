@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use raddle::{
     cli::{Cli, Failure},
+    log,
     sandbox::helper,
 };
 
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Some(sentence) = failure.sentence() {
-                eprintln!("raddle: {sentence}");
+                eprintln!("raddle: {}", log::redacted(sentence));
             }
             ExitCode::from(failure.code())
         }

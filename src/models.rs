@@ -68,9 +68,26 @@ pub struct Registry {
     engines: Vec<(String, Arc<dyn Model>)>,
 }
 
+impl RegistryConfig {
+    /// Whether it can be served. Connects to nothing and runs nothing.
+    pub fn check(&self) -> Result<(), RegistryError> {
+        Registry::providers(self).map(drop)
+    }
+}
+
 impl Registry {
-    /// Checks the configuration; connects to nothing and runs nothing. Agents work in these workspaces.
+    /// The configured models; agents work in these workspaces. Connects to nothing and runs nothing.
     pub fn new(config: RegistryConfig, workspaces: &Arc<Workspaces>) -> Result<Self, RegistryError> {
+        let mut registry = Self::providers(&config)?;
+        for config in config.agents {
+            let agent = (format!("{ACP}{}", config.name), Arc::new(Acp::new(config, workspaces.clone())) as _);
+            registry.engines.push(agent);
+        }
+        Ok(registry)
+    }
+
+    /// All but the agents.
+    fn providers(config: &RegistryConfig) -> Result<Self, RegistryError> {
         let mut engines: Vec<(String, Arc<dyn Model>)> = vec![(SCRIPTED.to_owned(), Arc::new(Scripted))];
         let names = Names {
             default: choice(SCRIPTED, SCRIPTED),
@@ -79,16 +96,13 @@ impl Registry {
             agents: config.agents.iter().map(|agent| agent.name.clone()).collect(),
         };
         let names = names.with_default(config.default.as_deref())?;
-        if let Some(config) = config.openai {
+        if let Some(config) = config.openai.clone() {
             let openai = OpenAi::new(config).map_err(|why| RegistryError::Provider(OPENAI, why))?;
             engines.push((OPENAI.to_owned(), Arc::new(openai)));
         }
-        if let Some(config) = config.anthropic {
+        if let Some(config) = config.anthropic.clone() {
             let anthropic = Anthropic::new(config).map_err(|why| RegistryError::Provider(ANTHROPIC, why))?;
             engines.push((ANTHROPIC.to_owned(), Arc::new(anthropic)));
-        }
-        for config in config.agents {
-            engines.push((format!("{ACP}{}", config.name), Arc::new(Acp::new(config, workspaces.clone()))));
         }
         Ok(Self { names, engines })
     }

@@ -130,3 +130,47 @@ async fn a_configuration_that_is_refused_shows_no_secret() {
         assert!(!refused.said.contains("planted"), "{name}: {}", refused.said);
     }
 }
+
+/// What callers send that is theirs alone, in the forms that can be told from other texts.
+const SENT: [&str; 9] = [
+    "sk-planted-request-0001",
+    "planted-bearer-0002",
+    "planted-basic-0003",
+    "planted-query-0004",
+    "planted-user-0005",
+    "whsec_planted0006",
+    "planted-key-0007",
+    "sk-planted-path-0008",
+    "eyJwbGFudGVkIjo.planted-token-0009.c2ln",
+];
+
+#[tokio::test]
+async fn what_callers_send_is_not_logged_however_much_is() {
+    let [request, bearer, basic, query, user, signing, key, path, token] = SENT;
+    for format in ["text", "json"] {
+        let data = tempfile::tempdir().unwrap();
+        let server = Server::with(data.path(), &[("RADDLE_LOG", "trace"), ("RADDLE_LOG_FORMAT", format)]).await;
+        let api = &server.api;
+        let get = |path: String| api.request(reqwest::Method::GET, &path);
+        api.send(get("/v1/threads".into()).header("x-request-id", request)).await;
+        api.send(get("/v1/info".into()).bearer_auth(format!("rdl_keyid_{key}"))).await;
+        api.send(get("/v1/info".into()).header("authorization", format!("Basic {basic}"))).await;
+        api.send(get(format!("/v1/threads?access_token={query}&cursor={token}"))).await;
+        api.send(get(format!("/v1/threads/{path}"))).await;
+        api.post("/v1/threads", json!({"metadata": {"k": signing}, "model": token})).await;
+        // What a provider says is logged when a turn fails.
+        let thread = api.create(json!({})).await;
+        let says = format!("asked http://{user}@h/ with Bearer {bearer}, {signing}, rdl_keyid_{key}");
+        let turn = api.start(&thread, &format!("@fail 400 {says}")).await;
+        assert_eq!(api.wait(&thread, &turn).await["status"], "failed");
+        let said = server.said();
+        server.terminate();
+        for sent in SENT {
+            assert!(!said.contains(sent), "{sent} is in the log: {said}");
+        }
+        // They would have been.
+        assert!(said.contains("a turn failed") && said.contains("rdl_keyid_[hidden]"), "{said}");
+        let named = if format == "json" { r#""request_id":"[hidden]""# } else { "request_id=[hidden]" };
+        assert!(said.contains(named), "{said}");
+    }
+}

@@ -2,7 +2,12 @@
 //!
 //! Absent on purpose: retries and deadlines, which the thread's machine decides.
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 
 use futures_util::{FutureExt, StreamExt, stream};
 use raddle_domain::{
@@ -22,8 +27,9 @@ use tokio::{
     sync::mpsc::{self, UnboundedReceiver, UnboundedSender},
     task::AbortHandle,
 };
+use tracing::{Instrument, Span};
 
-use crate::disk;
+use crate::{disk, times::Calls};
 
 /// Tool calls of one answer.
 const TOOL_CALLS: usize = 128;
@@ -50,6 +56,9 @@ pub(crate) struct EngineCall {
     pub context_seq: Seq,
     /// The compaction that the call is for, if it is for one.
     pub compaction: Option<Compaction>,
+    pub span: Span,
+    /// Where calls of this engine are counted.
+    pub calls: Arc<Calls>,
 }
 
 /// A running call. Dropping it cancels the call.
@@ -124,15 +133,40 @@ impl Engine {
         runtime: &Handle,
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
-        let (turn, number) = (call.turn, call.call);
+        let (turn, number, span, calls) = (call.turn, call.call, call.span.clone(), call.calls.clone());
         let outbox = Arc::new(Outbox::new(wake));
         let told = outbox.clone();
         let (verdicts, decided) = mpsc::unbounded_channel();
-        let task = runtime.spawn(async move {
+        let work = async move {
+            let began = Instant::now();
             let driven = AssertUnwindSafe(drive(call, store, models, tools, decided, &told)).catch_unwind().await;
-            told.end(driven.unwrap_or_else(|_| Err(broken("the engine failed; this is a defect".to_owned()))));
-        });
+            let driven = driven.unwrap_or_else(|_| Err(broken("the engine failed; this is a defect".to_owned())));
+            note(&driven, began.elapsed(), &calls);
+            told.end(driven);
+        };
+        let task = runtime.spawn(work.instrument(span));
         Self { turn, call: number, outbox, verdicts, told: 0, task: task.abort_handle() }
+    }
+}
+
+/// Counts how a call went, and says it of the span: neither what was asked nor what was answered.
+fn note(driven: &Result<Answered, ModelError>, took: Duration, calls: &Calls) {
+    calls.whole.took(took);
+    let span = Span::current();
+    match driven {
+        Ok(answered) => {
+            span.record("finish", answered.reason.as_str());
+            if let Some(usage) = &answered.usage {
+                span.record("input_tokens", usage.input_tokens);
+                span.record("output_tokens", usage.output_tokens);
+                calls.input_tokens.fetch_add(usage.input_tokens, Relaxed);
+                calls.output_tokens.fetch_add(usage.output_tokens, Relaxed);
+            }
+        }
+        Err(error) => {
+            span.record("error", error.kind.code());
+            calls.failed.fetch_add(1, Relaxed);
+        }
     }
 }
 
@@ -145,7 +179,7 @@ async fn drive(
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
     let EngineCall { key, turn, settings, system_prompt, workspace, policy, items, tool_bytes, .. } = call;
-    let EngineCall { is_first, context_seq, compaction, run, .. } = call;
+    let EngineCall { is_first, context_seq, compaction, run, calls, .. } = call;
     let scene = Scene { key, workspace: workspace.as_deref(), policy: policy.as_ref(), run, settings: &settings };
     let model = models.engine(&settings.engine).ok_or_else(|| {
         let message = format!("the engine `{}` is not configured", settings.engine);
@@ -183,9 +217,12 @@ async fn drive(
     };
     let verdicts = stream::unfold(decided, |mut decided| async move { Some((decided.recv().await?, decided)) });
     let errand = Errand { key, turn, workspace: workspace.clone(), verdicts: Box::pin(verdicts) };
-    let mut answer = model.act(request, errand);
+    let (mut asked, mut answer) = (Some(Instant::now()), model.act(request, errand));
     let mut rest = Rest { room: tool_bytes, ..Rest::default() };
     while let Some(fragment) = answer.next().await {
+        if let (Some(asked), Ok(_)) = (asked.take(), &fragment) {
+            calls.first.took(asked.elapsed());
+        }
         match fragment? {
             Fragment::Text(text) => outbox.say(Said::Text(TextKind::Answer), text).await,
             Fragment::Reasoning(text) => outbox.say(Said::Text(TextKind::Reasoning), text).await,

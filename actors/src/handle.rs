@@ -10,7 +10,7 @@ use std::{
         Arc, Weak,
         atomic::Ordering::{Relaxed, SeqCst},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use actix::dev::SendError;
@@ -26,6 +26,7 @@ use raddle_domain::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use crate::{
     batch::Batch,
@@ -45,6 +46,7 @@ use crate::{
     supervisor::{Adopt, Load},
     system::{Shared, Threads},
     thread::ThreadMachine,
+    times::Figures,
 };
 
 /// Bytes of events in one page of a tenant's.
@@ -359,6 +361,7 @@ impl Runtime {
 
     /// Starts a turn, or queues its prompt behind the open one.
     pub async fn start_turn(&self, key: ThreadKey, start: StartTurn, call: Call) -> Result<Done<Started>, Error> {
+        let began = Instant::now();
         let start = match self.routed(key.tenant, start).await {
             Ok(start) => start,
             // What was accepted before stays so, whatever became of the rule.
@@ -367,7 +370,11 @@ impl Runtime {
                 None => return Err(error),
             },
         };
-        self.command::<ThreadMachine, _>(key, Command::Start(start), call, started).await
+        let done = self.command::<ThreadMachine, _>(key, Command::Start(start), call, started).await;
+        if let Ok(Done { value: Started::Turn(_), replayed: false, .. }) = &done {
+            self.shared().registry.counters.turn_start.took(began.elapsed());
+        }
+        done
     }
 
     /// Ends the open turn, if it is the one that is named.
@@ -420,7 +427,8 @@ impl Runtime {
             let ticket = self.ticket::<M>(key).await?;
             let addr = ticket.actor().of::<M>().ok_or(Error::NotFound(M::WHAT))?.clone();
             let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, in_flight });
-            let envelope = Envelope { command: command.clone(), if_match, idempotency, by: by.clone(), answer };
+            let cause = Span::current();
+            let envelope = Envelope { command: command.clone(), if_match, idempotency, by: by.clone(), answer, cause };
             // Closed or full: the envelope comes back, or is dropped; either way it says that it did not run.
             if let Err(SendError::Closed(unsent) | SendError::Full(unsent)) = addr.try_send(envelope) {
                 drop(unsent);
@@ -450,7 +458,7 @@ impl Runtime {
     }
 
     fn busy(&self, what: &'static str) -> Error {
-        self.shared().registry.counters.busy.fetch_add(1, Relaxed);
+        *self.shared().registry.counters.busy.entry(what).or_default() += 1;
         Error::Busy { what, retry_after: Duration::from_secs(1) }
     }
 
@@ -671,6 +679,7 @@ impl Runtime {
         let store = shared.store_handle.stats();
         Health {
             store_writable: store.writable.load(Relaxed),
+            leaving: shared.leaving.load(SeqCst) || shared.draining(),
             draining: shared.draining(),
             loaded_threads: registry.len() as u64,
             loaded_bytes: registry.bytes() as u64,
@@ -689,7 +698,23 @@ impl Runtime {
             evictions: counters.evictions.load(Relaxed),
             subscribers_dropped: counters.subscribers_dropped.load(Relaxed),
             commands_in_flight: taken(config.commands_in_flight, &self.inner.commands),
-            commands_refused_busy: counters.busy.load(Relaxed),
+            commands_refused_busy: counters.busy.iter().map(|full| *full.value()).sum(),
+        }
+    }
+
+    /// How long things took since the start, and what was refused.
+    pub fn figures(&self) -> Figures {
+        let (counters, store) = (&self.shared().registry.counters, self.shared().store_handle.stats());
+        let mut refused: Vec<_> = counters.busy.iter().map(|full| (*full.key(), *full.value())).collect();
+        refused.sort_unstable();
+        Figures {
+            commit: store.commit.read(),
+            commit_wait: store.wait.read(),
+            turn_start: counters.turn_start.read(),
+            prompt_wait: counters.prompt_wait.read(),
+            tool: counters.tool.read(),
+            engines: counters.engines.read(),
+            refused,
         }
     }
 
@@ -701,6 +726,12 @@ impl Runtime {
     /// How the hooks are doing over all tenants.
     pub fn hook_figures(&self) -> Vec<HookFigures> {
         self.shared().hooks.figures()
+    }
+
+    /// Says in [`Self::health`] that a shutdown will follow, and changes nothing else: whoever sends work hears of it
+    /// while it is still taken.
+    pub fn announce_shutdown(&self) {
+        self.shared().leaving.store(true, SeqCst);
     }
 
     /// Refuses new commands, waits up to `deadline` for open turns to end, ends every subscription, makes the

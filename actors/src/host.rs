@@ -28,6 +28,7 @@ use raddle_domain::{
     time::UnixMs,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::Span;
 
 pub(crate) use self::machine::{Crew, Loaded, Machine, Place, Said, Site, Steps};
 use crate::{
@@ -77,6 +78,8 @@ pub(crate) struct Envelope<M: Machine> {
     /// See [`crate::Call`].
     pub by: Option<Arc<Attribution>>,
     pub answer: Answer<M::Reply>,
+    /// What asks for it.
+    pub cause: Span,
 }
 
 /// Whoever waits for a command, and the places it takes until it is answered. Dropped before its step went to the
@@ -137,7 +140,8 @@ impl<R> Drop for Answer<R> {
 impl<M: Machine> Envelope<M> {
     /// One that nobody waits for.
     fn internal(command: M::Command) -> Self {
-        Self { command, if_match: None, idempotency: None, by: None, answer: Answer::nobody() }
+        let (answer, cause) = (Answer::nobody(), Span::none());
+        Self { command, if_match: None, idempotency: None, by: None, answer, cause }
     }
 }
 
@@ -255,8 +259,8 @@ impl<M: Machine> Host<M> {
     }
 
     fn step(&mut self, envelope: Envelope<M>, steps: &mut Steps, waiting: &mut Vec<Waiting<M>>) {
-        let Envelope { command, if_match, idempotency, by, answer } = envelope;
-        self.crew.told(&command);
+        let Envelope { command, if_match, idempotency, by, answer, cause } = envelope;
+        self.crew.told(&command, &cause);
         let site = Site { key: self.key, now: self.shared.clock.now(), shared: &self.shared };
         let deed = M::deed(&command, self.key);
         let outcome = self.machine.step(command, if_match, site).map(|step| {
@@ -309,8 +313,8 @@ impl<M: Machine> Host<M> {
         }
         if let AppendError::Store(error) = error {
             // What has come meanwhile would meet the same; it did not run, and its caller may hear why.
-            for Envelope { command, answer, .. } in self.pending.drain(..) {
-                self.crew.told(&command);
+            for Envelope { command, answer, cause, .. } in self.pending.drain(..) {
+                self.crew.told(&command, &cause);
                 answer.send(Outcome::Failed(error.clone().into()));
             }
         }

@@ -40,6 +40,7 @@ mod system;
 mod tenants;
 mod thread;
 mod timers;
+mod times;
 mod tool;
 mod usage;
 mod verbs;
@@ -64,6 +65,7 @@ pub use self::{
     },
     subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
     tenants::HeldKey,
+    times::{BOUNDS, Distribution, EngineFigures, Figures},
     usage::{GroupBy, UsageKey, UsageQuery, UsageReport},
     verbs::RecordQuery,
     whole::{Imported, Pieces},

@@ -6,9 +6,12 @@
 //!
 //! A map guard never lives across an await or another call on the map: what is found is cloned out.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+    },
+    time::Duration,
 };
 
 use actix::Addr;
@@ -25,6 +28,7 @@ use tokio::sync::Notify;
 use crate::{
     config::Config,
     host::{Host, Hosted, Machine},
+    times::{Engines, Times},
 };
 
 /// The loaded threads.
@@ -48,33 +52,6 @@ pub(crate) struct Turns {
     pub retries: AtomicU64,
 }
 
-impl Turns {
-    /// Counts what a step says of them; what went wrong is worth a line too.
-    pub fn note(&self, key: ThreadKey, step: &Step) {
-        for record in &step.records {
-            let counter = match &record.event {
-                Event::TurnRetrying(retrying) => {
-                    let (code, why) = (&retrying.error.code, &retrying.error.message);
-                    tracing::warn!(thread = %key, turn = %retrying.turn.id, attempt = retrying.attempt, code, why, "a model call failed; it will be tried again");
-                    &self.retries
-                }
-                Event::TurnCompleted(turn) => match (turn.status, &turn.error) {
-                    (TurnStatus::Failed, error) => {
-                        let (code, why) =
-                            error.as_ref().map_or(("", ""), |error| (error.code.as_str(), error.message.as_str()));
-                        tracing::warn!(thread = %key, turn = %turn.id, code, why, "a turn failed");
-                        &self.failed
-                    }
-                    (TurnStatus::Interrupted, _) => &self.interrupted,
-                    _ => &self.completed,
-                },
-                _ => continue,
-            };
-            counter.fetch_add(1, Relaxed);
-        }
-    }
-}
-
 /// What happened since the start.
 #[derive(Default)]
 pub(crate) struct Counters {
@@ -84,13 +61,51 @@ pub(crate) struct Counters {
     pub events: AtomicU64,
     pub evictions: AtomicU64,
     pub subscribers_dropped: AtomicU64,
-    pub busy: AtomicU64,
+    /// By what was full.
+    pub busy: DashMap<&'static str, u64>,
+    pub turn_start: Times,
+    pub prompt_wait: Times,
+    pub tool: Times,
+    pub engines: Engines,
+}
+
+impl Counters {
+    /// Counts what a step says of turns; what went wrong is worth a line too.
+    pub fn note(&self, key: ThreadKey, step: &Step) {
+        for record in &step.records {
+            let counter = match &record.event {
+                Event::TurnRetrying(retrying) => {
+                    let (code, why) = (&retrying.error.code, &retrying.error.message);
+                    tracing::warn!(thread = %key, turn = %retrying.turn.id, attempt = retrying.attempt, code, why, "a model call failed; it will be tried again");
+                    &self.turns.retries
+                }
+                Event::TurnCompleted(turn) => match (turn.status, &turn.error) {
+                    (TurnStatus::Failed, error) => {
+                        let (code, why) =
+                            error.as_ref().map_or(("", ""), |error| (error.code.as_str(), error.message.as_str()));
+                        tracing::warn!(thread = %key, turn = %turn.id, code, why, "a turn failed");
+                        &self.turns.failed
+                    }
+                    (TurnStatus::Interrupted, _) => &self.turns.interrupted,
+                    _ => &self.turns.completed,
+                },
+                Event::PromptPromoted(admission) => {
+                    self.prompt_wait.took(Duration::from_millis(record.ts.since(admission.created_at)));
+                    continue;
+                }
+                _ => continue,
+            };
+            counter.fetch_add(1, Relaxed);
+        }
+    }
 }
 
 /// How the runtime is, for health checks and metrics.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
     pub store_writable: bool,
+    /// A shutdown was announced, or is under way.
+    pub leaving: bool,
     pub draining: bool,
     pub loaded_threads: u64,
     pub loaded_bytes: u64,

@@ -34,7 +34,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message};
@@ -46,7 +46,7 @@ use raddle_domain::{
 use tokio::sync::oneshot;
 
 use self::keys::{RowKey, StoreKey, TurnKey};
-use crate::batch::Batch;
+use crate::{batch::Batch, times::Times};
 
 /// About the most bytes in one commit; one write may be larger.
 const BATCH_BYTES: usize = 1 << 20;
@@ -89,12 +89,17 @@ pub struct StoreStats {
     pub writable: AtomicBool,
     /// Whether it is for lack of room that it is not writable.
     pub full: AtomicBool,
+    /// How long commits take.
+    pub(crate) commit: Times,
+    /// How long writes wait until their commit begins.
+    pub(crate) wait: Times,
 }
 
 impl Default for StoreStats {
     fn default() -> Self {
         let [commits, rows, errors] = [AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)];
-        Self { commits, rows, errors, writable: AtomicBool::new(true), full: AtomicBool::new(false) }
+        let (writable, full) = (AtomicBool::new(true), AtomicBool::new(false));
+        Self { commits, rows, errors, writable, full, commit: Times::default(), wait: Times::default() }
     }
 }
 
@@ -147,8 +152,8 @@ pub struct StoreActor {
     on_recovered: OnRecovered,
     stats: Arc<StoreStats>,
     writes: VecDeque<Write>,
-    /// One for each of `writes`.
-    replies: VecDeque<Reply>,
+    /// One for each of `writes`, and when that came.
+    replies: VecDeque<(Reply, Instant)>,
     flush_sent: bool,
     state: State,
     /// Whether a call of `probe` is on its way.
@@ -235,7 +240,11 @@ impl StoreActor {
             first || bytes <= BATCH_BYTES
         };
         let count = self.writes.iter().take(self.store.batch_writes()).take_while(fits).count();
-        (self.writes.drain(..count).collect(), self.replies.drain(..count).collect())
+        let waited = |(reply, since): (Reply, Instant)| {
+            self.stats.wait.took(since.elapsed());
+            reply
+        };
+        (self.writes.drain(..count).collect(), self.replies.drain(..count).map(waited).collect())
     }
 
     /// One commit.
@@ -244,8 +253,10 @@ impl StoreActor {
         if writes.is_empty() {
             return;
         }
+        let began = Instant::now();
         match self.call(|store| store.commit(&writes)) {
             Ok(results) => {
+                self.stats.commit.took(began.elapsed());
                 self.stats.commits.fetch_add(1, Ordering::Relaxed);
                 let stored = results.iter().filter(|result| result.is_ok()).count();
                 self.stats.rows.fetch_add(stored as u64, Ordering::Relaxed);
@@ -301,7 +312,7 @@ impl StoreActor {
             (_, error) => {
                 tracing::error!(%error, "the store failed; it will be opened again");
                 // What waits was not tried, but its writers' order is: they all read again.
-                let waiting: Vec<_> = self.replies.drain(..).collect();
+                let waiting: Vec<_> = self.replies.drain(..).map(|(reply, _)| reply).collect();
                 self.writes.clear();
                 self.refuse(waiting, &error);
                 self.state = State::Down { error, wait: BACKOFF.0 };
@@ -387,7 +398,7 @@ impl Handler<Submit> for StoreActor {
             return;
         }
         self.writes.push_back(write);
-        self.replies.push_back(reply);
+        self.replies.push_back((reply, Instant::now()));
         if !self.flush_sent {
             self.flush_sent = true;
             // Runs after what is in the mailbox now: all of that goes into the same commit.

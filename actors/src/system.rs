@@ -69,6 +69,8 @@ pub(crate) struct Shared {
     pub backups: Arc<Semaphore>,
     /// Where engines run and blocking reads are made.
     pub engines: Handle,
+    /// Set when a shutdown was announced.
+    pub leaving: AtomicBool,
     pub draining: AtomicBool,
     /// Set when loaded threads are told to leave: no other is loaded from then on.
     pub parking: AtomicBool,
@@ -235,6 +237,7 @@ fn tree(
         tenants,
         backups: Arc::new(Semaphore::new(BACKUPS)),
         engines,
+        leaving: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         parking: AtomicBool::new(false),
         stopping: CancellationToken::new(),

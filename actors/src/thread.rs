@@ -155,7 +155,7 @@ impl Machine for ThreadMachine {
             draining: shared.draining(),
         };
         let step = self.state.step(Request { command, if_match }, cx)?;
-        shared.registry.counters.turns.note(key, &step);
+        shared.registry.counters.note(key, &step);
         Ok(step)
     }
 

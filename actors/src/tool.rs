@@ -13,9 +13,10 @@ use raddle_domain::{
     record::EffectClass,
     thread::Due,
 };
-use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
+use tokio::{task::AbortHandle, time::Instant};
+use tracing::{Instrument, Span};
 
-use crate::disk;
+use crate::{disk, system::Shared};
 
 /// What the tool says.
 pub(crate) type Outbox = crate::outbox::Outbox<(), ToolEnd>;
@@ -42,23 +43,32 @@ impl Output for Outbox {
 }
 
 impl ToolTask {
-    /// Starts the attempt on `runtime`; `wake` is called when the outbox has something and the thread does not know it.
+    /// Starts the attempt; `wake` is called when the outbox has something and the thread does not know it.
     pub fn start(
         due: Due,
         class: EffectClass,
         invocation: Invocation,
-        store: Arc<dyn LogStore>,
-        tools: Arc<dyn Tools>,
-        runtime: &Handle,
+        shared: &Arc<Shared>,
+        span: Span,
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let outbox = Arc::new(Outbox::new(wake));
         let told = outbox.clone();
-        let task = runtime.spawn(async move {
+        let (store, tools, registry) = (shared.store.clone(), shared.tools.clone(), shared.registry.clone());
+        let work = async move {
+            let began = Instant::now();
             let invocation = confined(invocation, store).await;
             let end = attempt(due, class, invocation, &*tools, told.clone()).await;
+            registry.counters.tool.took(began.elapsed());
+            match &end {
+                ToolEnd::Done(_) => {}
+                ToolEnd::Failed(_) => drop(Span::current().record("error", "failed")),
+                ToolEnd::NotDone => drop(Span::current().record("error", "not_done")),
+                ToolEnd::Unknown(_) => drop(Span::current().record("error", "unknown")),
+            }
             told.end(end);
-        });
+        };
+        let task = shared.engines.spawn(work.instrument(span));
         Self { due, outbox, spoke: None, task: task.abort_handle() }
     }
 

@@ -293,7 +293,7 @@ impl Runtime {
     }
 
     /// What of a tenant counts against its quotas. Cheap, but for the first time after a start.
-    pub async fn figures(&self, tenant: TenantId) -> Result<Figures, Error> {
+    pub async fn tenant_figures(&self, tenant: TenantId) -> Result<Figures, Error> {
         if let Some(figures) = self.shared().store.known_figures(tenant) {
             return Ok(figures);
         }

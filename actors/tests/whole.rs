@@ -215,7 +215,7 @@ async fn an_import_under_another_name_is_the_tenant_that_was_exported() {
         }
     };
     tokio::time::timeout(LONG, asked).await.expect("the open turn goes on");
-    assert_eq!(to.figures(is).await.unwrap().threads, 4);
+    assert_eq!(to.tenant_figures(is).await.unwrap().threads, 4);
     let (mine, theirs) = (from.run(was, run.id).await.unwrap(), to.run(is, run.id).await.unwrap());
     assert_eq!((mine.tenant, theirs.tenant), (was, is));
     assert_eq!(theirs.source_metadata, mine.source_metadata);

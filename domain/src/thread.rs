@@ -361,6 +361,12 @@ impl ThreadState {
         Some((invocation, effect.class))
     }
 
+    /// What the model calls the call that is due.
+    pub fn call_id(&self, due: Due) -> Option<&str> {
+        let mut all = self.open.as_ref()?.due();
+        all.find(|(effect, _)| effect.operation_id == due.operation).map(|(effect, _)| effect.call_id.as_str())
+    }
+
     /// About how many bytes of memory the state holds.
     pub fn held_bytes(&self) -> usize {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);

@@ -18,6 +18,9 @@ pub struct Doctor {
     /// Check the disk of this data directory too
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Only ask whether it takes work, and say nothing if it does: for health checks
+    #[arg(long, conflicts_with = "data_dir")]
+    ready: bool,
     #[command(flatten)]
     remote: Remote,
 }
@@ -32,6 +35,9 @@ struct Check {
 impl Doctor {
     pub async fn run(self) -> Result<(), Failure> {
         let client = self.remote.client()?;
+        if self.ready {
+            return Ok(client.ready().await?);
+        }
         let (mut checks, silent) = match server(&client).await {
             Ok(checks) => (checks, None),
             Err((checks, silence)) => (checks, Some(silence)),

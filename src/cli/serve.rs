@@ -1,10 +1,11 @@
 //! `raddle serve`: from configuration to a listening server, and down again without losing anything.
 //!
 //! stdout carries exactly one line, once the server answers: `listening on http://ADDR`. Scripts wait for it.
-//! A shutdown has one deadline: the runtime takes what it needs for open turns and ends every stream, replies
-//! that are under way get the rest. A second signal does not wait.
+//! A shutdown begins with a grace, in which the server says that it is about to go and takes work all the same: none
+//! unless it is configured. Then it has one deadline: the runtime takes what it needs for open turns and ends every
+//! stream, replies that are under way get the rest. A second signal does not wait.
 
-use std::{future::IntoFuture, io::IsTerminal, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{future::IntoFuture, net::SocketAddr, time::Duration};
 
 use axum::serve::ListenerExt;
 use clap::Args;
@@ -14,15 +15,15 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
-use super::{Failure, chat, say};
+use super::{Failure, chat, config::Given, say};
 use crate::{
     app,
     client::Client,
-    config::{Config, LogConfig, LogFormat},
+    config::Config,
     gateway::{self, GatewayConfig},
-    mcp,
+    log::{self, LogError},
+    otel::Otel,
 };
 
 /// What replies under way get at least, however much of the deadline the runtime took.
@@ -32,18 +33,11 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 #[derive(Debug, Args)]
 #[command(after_long_help = keys())]
 pub struct Serve {
-    /// Where to listen; port 0 picks one [default: 127.0.0.1:7878] [env: RADDLE_LISTEN=]
-    #[arg(long, value_name = "ADDR")]
-    listen: Option<String>,
-    /// Where everything is kept [default: ./raddle-data] [env: RADDLE_DATA_DIR=]
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<String>,
+    #[command(flatten)]
+    given: Given,
     /// Once ready, start a thread with this prompt and show its answer as it streams
     #[arg(long = "try", value_name = "PROMPT")]
     first_prompt: Option<String>,
-    /// The configuration file
-    #[arg(long, env = "RADDLE_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
 }
 
 /// What `--try` asks for; that it fails is worth a line, not the server.
@@ -56,15 +50,15 @@ async fn first_turn(address: SocketAddr, prompt: String) {
 
 impl Serve {
     pub async fn run(self) -> Result<(), Failure> {
-        let config = self.config()?;
-        log_to_stderr(&config.log)?;
+        let config = self.given.read()?.0;
+        let otel = begin_to_log(&config)?;
         // Before anything is announced: a signal that arrives from here on is a shutdown, not a death.
         let mut signals = Signals::new()?;
         let app = app::start(&config).await.map_err(|err| Failure::Failed(format!("{err:#}")))?;
         let listener = match TcpListener::bind(config.listen).await {
             Ok(listener) => listener,
             Err(err) => {
-                app.shutdown(config.shutdown_deadline).await;
+                app.shutdown(config.shutdown.deadline).await;
                 return Err(Failure::Failed(format!("cannot listen on {}: {err}", config.listen)));
             }
         };
@@ -98,20 +92,29 @@ impl Serve {
         }
 
         tokio::select! {
-            name = signals.next() => tracing::info!(signal = name, "shutting down"),
+            name = signals.next() => {
+                let grace = config.shutdown.grace;
+                tracing::info!(signal = name, ?grace, "shutting down");
+            }
             ended = &mut server => {
-                app.shutdown(config.shutdown_deadline).await;
+                app.shutdown(config.shutdown.deadline).await;
                 return Err(Failure::Failed(format!("the server stopped listening: {ended:?}")));
             }
         }
-        let until = Instant::now() + config.shutdown_deadline;
         let down = async {
+            // Whoever sends us work hears first that it will not be taken for long.
+            app.runtime.announce_shutdown();
+            tokio::time::sleep(config.shutdown.grace).await;
+            let until = Instant::now() + config.shutdown.deadline;
             // Meanwhile the server listens on and says `draining`.
-            app.shutdown(config.shutdown_deadline).await;
+            app.shutdown(config.shutdown.deadline).await;
             stop.cancel();
             let until = until.max(Instant::now() + LAST_WORDS);
             if tokio::time::timeout_at(until, &mut server).await.is_err() {
                 tracing::warn!("the deadline has passed: connections are cut");
+            }
+            if let Some(otel) = otel {
+                otel.end().await;
             }
         };
         tokio::select! {
@@ -124,21 +127,6 @@ impl Serve {
                 std::process::exit(if name == "SIGINT" { 130 } else { 143 });
             }
         }
-    }
-
-    fn config(&self) -> Result<Config, Failure> {
-        let file = self.config.as_ref().map(|path| {
-            std::fs::read_to_string(path)
-                .map_err(|err| Failure::Usage(format!("cannot read {}: {err}", path.display())))
-        });
-        let listen = self.listen.clone().map(|listen| ("listen", listen));
-        let data_dir = self.data_dir.clone().map(|dir| ("data_dir", dir));
-        // A variable that is not text cannot be one of ours.
-        let env =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let config = Config::read(file.transpose()?.as_deref(), env, listen.into_iter().chain(data_dir))
-            .map_err(|err| Failure::Usage(err.to_string()))?;
-        Ok(Config { file: self.config.clone(), ..config })
     }
 }
 
@@ -167,20 +155,16 @@ impl Signals {
     }
 }
 
-fn log_to_stderr(log: &LogConfig) -> Result<(), Failure> {
-    let filter =
-        EnvFilter::try_new(&log.level).map_err(|err| Failure::Usage(format!("`log.level` is not a filter: {err}")))?;
-    let quiet = mcp::QUIET.parse().map_err(|err| Failure::Failed(format!("cannot log: {err}")))?;
-    let filter = filter.add_directive(quiet);
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match log.format {
-        LogFormat::Text => lines.try_init(),
-        LogFormat::Json => lines.json().try_init(),
-    }
-    .map_err(|err| Failure::Failed(format!("cannot log: {err}")))
+/// Begins to log, and to trace where that is wanted.
+fn begin_to_log(config: &Config) -> Result<Option<Otel>, Failure> {
+    let otel = Otel::start(config.otel_endpoint.as_deref())
+        .map_err(|why| Failure::Failed(format!("`otel.endpoint`: cannot trace: {why}")))?;
+    let spans = otel.as_ref().map(Otel::spans);
+    let begun = log::hide(&config.secrets).and_then(|()| log::to_stderr(&config.log, spans));
+    begun.map(|()| otel).map_err(|why| match why {
+        LogError::Filter(_) => Failure::Usage(why.to_string()),
+        LogError::Other(_) => Failure::Failed(why.to_string()),
+    })
 }
 
 /// What somebody who has just started a server wants to know.

@@ -28,16 +28,16 @@ pub struct JwtConfig {
 }
 
 pub(super) fn auth(keys: &mut Keys, data_dir: &Path) -> Result<AuthConfig, ConfigError> {
-    let admin_key = match (keys.text("auth.admin_key")?, keys.text("auth.admin_key_file")?) {
+    let admin_key = match (keys.secret("auth.admin_key")?, keys.text("auth.admin_key_file")?) {
         (Some(_), Some((_, origin))) => {
             return Err(invalid("auth.admin_key_file", origin, "is given beside `auth.admin_key`: one of them"));
         }
-        (Some((key, _)), None) => Some(Secret::Value(key.into())),
+        (Some((key, _)), None) => Some(Secret::Value(key)),
         (None, Some((path, _))) => Some(Secret::File(path.into())),
         (None, None) => None,
     };
-    let pepper = keys.text("auth.pepper_file")?;
-    let pepper_file = pepper.map_or_else(|| data_dir.join("pepper"), |(path, _)| path.into());
+    let beside = data_dir.join("pepper").to_string_lossy().into_owned();
+    let pepper_file = keys.text_or("auth.pepper_file", &beside)?.0.into();
     Ok(AuthConfig { admin_key, pepper_file, jwt: jwt(keys)? })
 }
 

@@ -101,8 +101,8 @@ pub(super) fn hook(keys: &mut Keys, name: &str) -> Result<HookConfig, ConfigErro
     let path = keys.text(&key("path"));
     let max_bytes = keys.number(&key("max_bytes"), 64 * MIB, 0, u64::MAX);
     let keep = keys.count(&key("keep"), 5, 1);
-    let url = keys.text(&key("url"));
-    let secret = keys.text(&key("secret"));
+    let url = keys.secret(&key("url"));
+    let secret = keys.secret(&key("secret"));
     let secret_file = keys.text(&key("secret_file"));
     let timeout = keys.millis(&key("timeout_ms"), 30_000, 1);
     let events = keys.texts(&key("events"));
@@ -115,23 +115,21 @@ pub(super) fn hook(keys: &mut Keys, name: &str) -> Result<HookConfig, ConfigErro
     if let Some((only, _, origin)) = given.into_iter().find(|(_, kinds, _)| !kinds.contains(&kind.as_str())) {
         return Err(invalid(&key(only), origin, format!("is not for a hook of the kind `{kind}`")));
     }
-    let needed = |what: &str, value: Option<(String, Origin)>| {
-        value
-            .map(|(text, _)| text)
-            .ok_or_else(|| invalid(&key(what), Origin::Default, format!("is needed for `{kind}`")))
-    };
+    ONLY.iter().filter(|(_, kinds)| !kinds.contains(&kind.as_str())).for_each(|(only, _)| keys.passes_over(&key(only)));
+    let lacks = |what: &str| invalid(&key(what), Origin::Default, format!("is needed for `{kind}`"));
+    let path = path?.map(|(text, _)| PathBuf::from(text)).ok_or_else(|| lacks("path"));
     let sink = match kind.as_str() {
-        "jsonl" => SinkConfig::Jsonl { path: needed("path", path?)?.into(), max_bytes: max_bytes?, keep: keep? },
+        "jsonl" => SinkConfig::Jsonl { path: path?, max_bytes: max_bytes?, keep: keep? },
         "stdout" => SinkConfig::Stdout,
-        "unix" => SinkConfig::Unix { path: needed("path", path?)?.into() },
+        "unix" => SinkConfig::Unix { path: path? },
         "webhook" => SinkConfig::Webhook {
-            url: needed("url", url?)?.into(),
+            url: url?.ok_or_else(|| lacks("url"))?.0,
             secret: match (secret?, secret_file?) {
                 (Some(_), Some((_, origin))) => {
                     return Err(invalid(&key("secret_file"), origin, "is given beside `secret`: one of them"));
                 }
                 (None, Some((path, _))) => Secret::File(path.into()),
-                (secret, None) => Secret::Value(needed("secret", secret)?.into()),
+                (secret, None) => Secret::Value(secret.ok_or_else(|| lacks("secret"))?.0),
             },
             timeout: timeout?,
         },

@@ -6,20 +6,23 @@ use std::time::Duration;
 use axum::http::{Method, StatusCode};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet, text},
     metrics::{
         MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
         gauge::ConstGauge,
         histogram::Histogram,
+        info::Info,
     },
     registry::Registry,
 };
-use raddle_actors::{Health, HookFigures, Runtime};
+use raddle_actors::{BOUNDS, Distribution, EngineFigures, Figures, Health, HookFigures, Runtime};
 
 use super::problem::Code;
 use crate::mcp::{Mcp, board::Status};
+
+mod process;
 
 /// Upper bounds in seconds: from a read in memory to a disk in trouble.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
@@ -34,6 +37,8 @@ struct Labels {
 /// The gateway's own registry: two runtimes in one process do not mix.
 pub struct Metrics {
     registry: Registry,
+    /// Of the process, which is the same for all runtimes in it.
+    process: Registry,
     requests: Family<Labels, Counter>,
     latency: Family<Labels, Histogram, fn() -> Histogram>,
     refused: Family<Refused, Counter>,
@@ -53,11 +58,15 @@ impl Metrics {
         registry.register("http_request_seconds", "Time until the answer began", latency.clone());
         let refused = Family::default();
         registry.register("http_requests_refused", "Requests that did not get as far as a handler", refused.clone());
+        registry.register("build", "What is running", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register_collector(Box::new(process::Disk(runtime.config().store.data_dir.clone())));
         registry.register_collector(Box::new(RuntimeHealth(runtime)));
         if let Some(mcp) = mcp {
             registry.register_collector(Box::new(McpHealth(mcp)));
         }
-        Self { registry, requests, latency, refused }
+        let mut process = Registry::default();
+        process.register_collector(Box::new(process::Process::new()));
+        Self { registry, process, requests, latency, refused }
     }
 
     /// Counts an answer.
@@ -75,7 +84,9 @@ impl Metrics {
     /// Everything, as Prometheus reads it.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
-        encode(&mut text, &self.registry)?;
+        text::encode_registry(&mut text, &self.registry)?;
+        text::encode_registry(&mut text, &self.process)?;
+        text::encode_eof(&mut text)?;
         Ok(text)
     }
 }
@@ -116,6 +127,7 @@ impl std::fmt::Debug for RuntimeHealth {
 impl Collector for RuntimeHealth {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         figures(&self.0.health(), &mut encoder)?;
+        times(&self.0.figures(), &mut encoder)?;
         hook_figures(&self.0.hook_figures(), &mut encoder)
     }
 }
@@ -155,7 +167,7 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
     let gauges = [
         ("store_writable", "1 while the store takes writes", u64::from(health.store_writable)),
         ("store_full", "1 while the store takes no writes for lack of room", u64::from(health.store_full)),
-        ("draining", "1 while the server shuts down", u64::from(health.draining)),
+        ("draining", "1 while the server shuts down, or is about to", u64::from(health.leaving)),
         ("loaded_threads", "Threads in memory", health.loaded_threads),
         ("loaded_bytes", "Bytes held by loaded threads, estimated", health.loaded_bytes),
         ("running_turns", "Turns that are open", health.running_turns),
@@ -197,6 +209,56 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
     Ok(())
 }
 
+/// How long things take, and what is refused.
+fn times(figures: &Figures, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+    for (name, help, times) in [
+        ("store_commit_seconds", "Commits of the store", &figures.commit),
+        ("store_wait_seconds", "What writes waited until their commit began", &figures.commit_wait),
+        ("turn_start_seconds", "From the admission of a start to its turn being durable", &figures.turn_start),
+        ("prompt_wait_seconds", "What queued prompts waited until their turn began", &figures.prompt_wait),
+        ("tool_seconds", "Attempts of tools", &figures.tool),
+    ] {
+        histogram(times, encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)?;
+    }
+    type Times = fn(&EngineFigures) -> &Distribution;
+    let histograms: [(&str, &str, Times); 2] = [
+        ("model_call_seconds", "Model calls, to their end", |engine| &engine.whole),
+        ("model_first_token_seconds", "Model calls, to the first piece of the answer", |engine| &engine.first),
+    ];
+    for (name, help, times) in histograms {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for engine in &figures.engines {
+            histogram(times(engine), family.encode_family(&[("engine", &*engine.engine)])?)?;
+        }
+    }
+    type Count = fn(&EngineFigures) -> u64;
+    let counters: [(&str, &str, Count); 3] = [
+        ("model_calls_failed", "Model calls that failed, those that were tried again included", |engine| engine.failed),
+        ("model_input_tokens", "Tokens that models read, as they report it", |engine| engine.input_tokens),
+        ("model_output_tokens", "Tokens that models wrote, as they report it", |engine| engine.output_tokens),
+    ];
+    for (name, help, count) in counters {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for engine in &figures.engines {
+            ConstCounter::new(count(engine)).encode(family.encode_family(&[("engine", &*engine.engine)])?)?;
+        }
+    }
+    let help = "Requests refused because a bound was reached, by what was full";
+    let mut family = encoder.encode_descriptor("refused", help, None, MetricType::Counter)?;
+    for (what, count) in &figures.refused {
+        let label = what.trim_start_matches("the ").replace([' ', '\''], "_");
+        ConstCounter::new(*count).encode(family.encode_family(&[("full", label.as_str())])?)?;
+    }
+    Ok(())
+}
+
+fn histogram(times: &Distribution, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
+    let buckets: Vec<_> = bounds.zip(times.counts.iter().copied()).collect();
+    let count = times.counts.iter().sum();
+    encoder.encode_histogram::<NoLabelSet>(times.seconds, count, &buckets, None)
+}
+
 /// The servers whose tools are offered.
 #[derive(Debug)]
 struct McpHealth(Mcp);
@@ -234,9 +296,48 @@ mod tests {
         let mut registry = Registry::with_prefix("raddle");
         registry.register_collector(Box::new(Fixed(Health { loaded_threads: 3, commits: 9, ..Health::default() })));
         let mut text = String::new();
-        encode(&mut text, &registry).unwrap();
+        text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("raddle_loaded_threads 3\n"), "{text}");
         assert!(text.contains("raddle_store_commits_total 9\n"), "{text}");
+    }
+
+    #[derive(Debug)]
+    struct Timed(Figures);
+    impl Collector for Timed {
+        fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+            times(&self.0, &mut encoder)
+        }
+    }
+
+    #[test]
+    fn times_are_histograms_and_refusals_say_what_was_full() {
+        let mut counts = vec![0; BOUNDS.len() + 1];
+        (counts[0], counts[2], counts[BOUNDS.len()]) = (3, 2, 1);
+        let commit = Distribution { counts, seconds: 4.5 };
+        let engine = EngineFigures { engine: "openai".into(), first: commit.clone(), failed: 7, ..Default::default() };
+        let refused = vec![("the thread's command queue", 9)];
+        let mut registry = Registry::with_prefix("raddle");
+        registry.register_collector(Box::new(Timed(Figures {
+            commit,
+            engines: vec![engine],
+            refused,
+            ..Figures::default()
+        })));
+        let mut text = String::new();
+        text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "raddle_store_commit_seconds_sum 4.5",
+            "raddle_store_commit_seconds_count 6",
+            "raddle_store_commit_seconds_bucket{le=\"0.0005\"} 3",
+            "raddle_store_commit_seconds_bucket{le=\"0.0025\"} 5",
+            "raddle_store_commit_seconds_bucket{le=\"1800.0\"} 5",
+            "raddle_store_commit_seconds_bucket{le=\"+Inf\"} 6",
+            "raddle_model_first_token_seconds_bucket{le=\"+Inf\",engine=\"openai\"} 6",
+            "raddle_model_calls_failed_total{engine=\"openai\"} 7",
+            "raddle_refused_total{full=\"thread_s_command_queue\"} 9",
+        ] {
+            assert!(text.lines().any(|said| said == line), "{line}: {text}");
+        }
     }
 
     #[test]

@@ -9,10 +9,11 @@ use axum::{
     response::Response,
 };
 use tokio::time::Instant;
-use tracing::Instrument;
+use tracing::{Instrument, field::Empty};
 use uuid::Uuid;
 
 use super::Gateway;
+use crate::otel;
 
 /// The header that names a request, in and out.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,9 +41,12 @@ pub async fn observe(State(gateway): State<Arc<Gateway>>, request: Request, next
         %method,
         route = route.as_ref().map_or("unmatched", MatchedPath::as_str),
         trace_id = trace,
-        tenant = tracing::field::Empty,
-        key = tracing::field::Empty,
+        status = Empty,
+        // Known once the caller is, and recorded then: who it is, and the id of the key, never the key.
+        tenant = Empty,
+        key = Empty,
     );
+    otel::adopt(&span, request.headers());
     let value = HeaderValue::from_str(&id);
     let mut response = CURRENT.scope(id, next.run(request).instrument(span.clone())).await;
     if let Ok(value) = value {
@@ -50,7 +54,8 @@ pub async fn observe(State(gateway): State<Arc<Gateway>>, request: Request, next
     }
     let elapsed = began.elapsed();
     let status = response.status();
-    span.in_scope(|| tracing::debug!(status = status.as_u16(), ?elapsed, "answered"));
+    span.record("status", status.as_u16());
+    span.in_scope(|| tracing::debug!(?elapsed, "answered"));
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     gateway.metrics.request(route, &method, status, elapsed);
     response

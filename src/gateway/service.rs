@@ -78,7 +78,7 @@ pub async fn healthz() -> Json<Status> {
 pub async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Json<Status>, Problem> {
     let health = gateway.runtime.health();
     let wait = std::time::Duration::from_secs(5);
-    if health.draining {
+    if health.leaving {
         return Err(Problem::new(Code::Draining, "the server is shutting down").after(wait));
     }
     if !health.store_writable {

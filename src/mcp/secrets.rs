@@ -41,6 +41,11 @@ impl Secrets {
         self.0.sort_by_key(|known| std::cmp::Reverse(known.expose_secret().len()));
     }
 
+    /// Each of them, in each of its forms, the longer ones first.
+    pub fn values(&self) -> impl Iterator<Item = &SecretString> {
+        self.0.iter()
+    }
+
     /// The text without them.
     pub fn hide(&self, text: &str) -> String {
         let found = |secret: &&SecretString| text.contains(secret.expose_secret());

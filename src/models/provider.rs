@@ -39,7 +39,10 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use self::problem::{Secrets, error};
-use crate::sse::{self, Bounds};
+use crate::{
+    otel,
+    sse::{self, Bounds},
+};
 
 /// The most that is read of an answer in one piece.
 const WHOLE_ANSWER_BYTES: usize = 4 << 20;
@@ -129,7 +132,9 @@ impl Provider {
 
     /// Makes one call, whose answer `R` reads.
     pub fn call<R: Reader>(&self, body: &impl Serialize) -> ModelStream {
-        let unsent = self.client.post(self.url.clone()).headers(self.headers.clone()).json(body);
+        let mut headers = self.headers.clone();
+        otel::carry(&mut headers);
+        let unsent = self.client.post(self.url.clone()).headers(headers).json(body);
         let call = Call::<R> {
             secrets: self.secrets.clone(),
             patience: self.patience,

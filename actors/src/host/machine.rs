@@ -11,6 +11,7 @@ use raddle_domain::{
     },
     time::UnixMs,
 };
+use tracing::Span;
 
 use super::{Host, Spoke};
 use crate::{
@@ -141,8 +142,8 @@ pub(crate) trait Crew<M: Machine>: Default + 'static {
     /// Whether anything was said that is not taken.
     fn has_more(&self) -> bool;
 
-    /// The machine is told this; it may be the crew's own word. It is not saved yet.
-    fn told(&mut self, _: &M::Command) {}
+    /// The machine is told this, by whoever that span is of; it may be the crew's own word. It is not saved yet.
+    fn told(&mut self, _: &M::Command, _: &Span) {}
 
     /// What the machine was told is saved.
     fn saved(&mut self) {}

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use raddle_domain::{
     command::{Command, ToolReport},
-    id::TurnId,
+    id::{ThreadKey, TurnId},
     thread::Due,
 };
 use tokio::time::Instant;
+use tracing::{Id, Span, field::Empty};
 
 use super::ThreadMachine;
 use crate::{
@@ -35,17 +36,22 @@ pub(crate) struct ThreadCrew {
     told: Vec<ToolReport>,
     /// What tools said in a step for which there was no room: it goes before whatever they say next.
     held: Vec<ToolReport>,
+    /// The turn that is open, as it is traced: from when this process knows of it to its end.
+    turn: Option<(TurnId, Span)>,
+    /// Who asked for the turn that may begin with the step that is being saved.
+    by: Option<Span>,
 }
 
 impl Crew<ThreadMachine> for ThreadCrew {
     fn pay(&mut self, machine: &ThreadMachine, leaving: bool, place: &Place<'_, ThreadMachine>) {
+        self.trace(machine, place.key);
         let owed = machine.state.owed();
         let runs = self.engine.as_ref().map(|engine| (engine.turn, engine.call));
         if runs != owed.call {
             self.engine = None;
             self.spoke = None;
             if let (Some((turn, call)), false) = (owed.call, leaving) {
-                self.engine = Some(start_engine(machine, turn, call, place));
+                self.engine = Some(start_engine(machine, turn, call, self.span(), place));
             }
         }
         if let Some(engine) = &mut self.engine {
@@ -55,7 +61,8 @@ impl Crew<ThreadMachine> for ThreadCrew {
         if !leaving {
             for due in &owed.tools {
                 if !self.tools.iter().any(|tool| tool.due == *due) {
-                    self.tools.extend(start_tool(machine, *due, place));
+                    let task = start_tool(machine, *due, self.span(), place);
+                    self.tools.extend(task);
                 }
             }
         }
@@ -100,9 +107,11 @@ impl Crew<ThreadMachine> for ThreadCrew {
         waiting.any(|(bytes, ended)| bytes > 0 || ended)
     }
 
-    fn told(&mut self, command: &Command) {
-        if let Command::ToolReport(report) = command {
-            self.told.push(report.clone());
+    fn told(&mut self, command: &Command, by: &Span) {
+        match command {
+            Command::ToolReport(report) => self.told.push(report.clone()),
+            Command::Start(_) | Command::Edit(_) | Command::Compact(_) => self.by = Some(by.clone()),
+            _ => {}
         }
     }
 
@@ -120,15 +129,53 @@ impl Crew<ThreadMachine> for ThreadCrew {
     }
 }
 
-fn start_engine(machine: &ThreadMachine, turn: TurnId, call: u32, place: &Place<'_, ThreadMachine>) -> Engine {
-    let Shared { store, models, tools, engines, config, .. } = &**place.shared;
+impl ThreadCrew {
+    /// Opens the span of a turn that is new here, and closes that of one that has ended.
+    fn trace(&mut self, machine: &ThreadMachine, key: ThreadKey) {
+        let by = self.by.take();
+        let open = machine.state.open().map(|open| open.turn());
+        if self.turn.as_ref().map(|(turn, _)| *turn) == open.map(|turn| turn.id) {
+            return;
+        }
+        self.turn = open.map(|turn| {
+            let (engine, model) = (turn.settings.engine.as_str(), turn.settings.model.as_str());
+            let span = tracing::debug_span!(
+                // Still held when this is made: the answer may be out, and its span closed but for us.
+                parent: by.as_ref().and_then(Span::id),
+                "turn", tenant = %key.tenant, thread = %key.thread, turn = %turn.id, engine, model
+            );
+            (turn.id, span)
+        });
+    }
+
+    fn span(&self) -> Option<Id> {
+        self.turn.as_ref().and_then(|(_, span)| span.id())
+    }
+}
+
+fn start_engine(
+    machine: &ThreadMachine,
+    turn: TurnId,
+    call: u32,
+    parent: Option<Id>,
+    place: &Place<'_, ThreadMachine>,
+) -> Engine {
+    let Shared { store, models, tools, engines, config, registry, .. } = &**place.shared;
     let state = &machine.state;
     let open = state.open();
+    let settings = open.map(|open| open.turn().settings.clone()).expect("a call is owed by an open turn");
+    let span = tracing::debug_span!(
+        parent: parent,
+        "model_call", thread = %place.key.thread, call, engine = settings.engine, model = settings.model,
+        finish = Empty, input_tokens = Empty, output_tokens = Empty, error = Empty
+    );
     let call = EngineCall {
+        span,
+        calls: registry.counters.engines.of(&settings.engine),
         key: place.key,
         turn,
         call,
-        settings: open.map(|open| open.turn().settings.clone()).expect("a call is owed by an open turn"),
+        settings,
         system_prompt: state.view().system_prompt.clone(),
         workspace: state.view().workspace.clone(),
         run: state.view().run_id,
@@ -143,8 +190,17 @@ fn start_engine(machine: &ThreadMachine, turn: TurnId, call: u32, place: &Place<
     Engine::start(call, store.clone(), models.clone(), tools.clone(), engines, place.wake())
 }
 
-fn start_tool(machine: &ThreadMachine, due: Due, place: &Place<'_, ThreadMachine>) -> Option<ToolTask> {
+fn start_tool(
+    machine: &ThreadMachine,
+    due: Due,
+    parent: Option<Id>,
+    place: &Place<'_, ThreadMachine>,
+) -> Option<ToolTask> {
     let (invocation, class) = machine.state.invocation(place.key, due)?;
-    let Shared { store, tools, engines, .. } = &**place.shared;
-    Some(ToolTask::start(due, class, invocation, store.clone(), tools.clone(), engines, place.wake()))
+    let span = tracing::debug_span!(
+        parent: parent,
+        "tool", thread = %place.key.thread, tool = invocation.tool, call_id = machine.state.call_id(due),
+        attempt = due.attempt, error = Empty
+    );
+    Some(ToolTask::start(due, class, invocation, place.shared, span, place.wake()))
 }
