@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use raddle_domain::{command::Limits, policy::SandboxMode};
+use raddle_domain::{command::Limits, policy::SandboxMode, tenant::Quotas};
 use secrecy::SecretString;
 use toml::{Table, Value};
 
@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod hooks;
+mod quotas;
 
 /// Variables that are no configuration of the server: they belong to the command line.
 const NOT_KEYS: [&str; 5] = ["RADDLE_SERVER", "RADDLE_KEY", "RADDLE_LEASE", "RADDLE_LOG", "RADDLE_CONFIG"];
@@ -34,6 +35,8 @@ pub struct Config {
     /// Where the file was, if there was one. It may hold secrets.
     pub file: Option<PathBuf>,
     pub limits: ServerLimits,
+    /// What a tenant may have that does not say otherwise itself.
+    pub quotas: Quotas,
     pub model: ModelConfig,
     /// What models cost, instead of the table that is built in.
     pub prices_file: Option<PathBuf>,
@@ -70,6 +73,12 @@ pub struct ServerLimits {
     pub subscribers: usize,
     /// Bytes that may wait for one subscriber.
     pub subscriber_bytes: usize,
+    /// Model calls at once, over all tenants.
+    pub model_calls: usize,
+    /// Runs of tools at once, over all tenants.
+    pub tool_runs: usize,
+    /// Of the places for commands, reads and watchers, what one tenant may hold while there are others.
+    pub tenant_share_percent: u8,
     pub thread: Limits,
 }
 
@@ -270,6 +279,7 @@ impl Config {
             data_dir,
             file: None,
             limits: limits(keys)?,
+            quotas: quotas::quotas(keys)?,
             model: ModelConfig {
                 default: keys.text("model.default")?.map(|text| text.0),
                 openai: openai(keys)?,
@@ -456,6 +466,9 @@ fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
         commands_per_thread: keys.size("limits.commands_per_thread", 256, 1)?,
         reads_in_flight: keys.size("limits.reads_in_flight", 1024, 1)?,
         subscribers: keys.size("limits.subscribers", 4096, 1)?,
+        model_calls: keys.size("limits.model_calls", 1024, 1)?,
+        tool_runs: keys.size("limits.tool_runs", 256, 1)?,
+        tenant_share_percent: keys.number("limits.tenant_share_percent", 50, 1, 100)? as u8,
         subscriber_bytes: keys.size("limits.subscriber_bytes", 256 * KIB, 1)?,
         thread,
     })
@@ -786,6 +799,17 @@ mod tests {
             "limits.loaded_bytes",
             "limits.body_bytes",
             "limits.inbox_per_thread",
+            "limits.model_calls",
+            "limits.tool_runs",
+            "limits.tenant_share_percent",
+            "quotas.threads",
+            "quotas.loaded_threads",
+            "quotas.active_turns",
+            "quotas.queued_prompts",
+            "quotas.subscribers",
+            "quotas.requests_per_second",
+            "quotas.request_burst",
+            "quotas.stored_bytes",
             "model.default",
             "model.openai.base_url",
             "model.openai.api_key",
@@ -878,6 +902,10 @@ mod tests {
         let bad = [
             "[limits]\nloaded_threads = 0",
             "[limits]\nloaded_threads = -1",
+            "[limits]\nmodel_calls = 0",
+            "[limits]\ntenant_share_percent = 101",
+            "[quotas]\nthreads = 0",
+            "[quotas]\nrequests_per_second = 0",
             "[limits]\nloaded_threads = \"7\"",
             "[limits]\nloaded_threads = 1.5",
             "[limits]\ninbox_per_thread = 5000000000",
@@ -887,6 +915,15 @@ mod tests {
             assert!(matches!(read(file, &[], &[]), Err(ConfigError::Invalid { .. })), "{file}");
         }
         assert!(read("", &[("RADDLE_LIMITS_LOADED_THREADS", "many")], &[]).is_err());
+    }
+
+    #[test]
+    fn nothing_bounds_a_tenant_that_nobody_bounds() {
+        assert_eq!(read("", &[], &[]).unwrap().quotas, Quotas::default());
+        let some = read("[quotas]\nthreads = 7\nrequests_per_second = 3", &[("RADDLE_QUOTAS_SUBSCRIBERS", "2")], &[]);
+        let requests_per_second = std::num::NonZeroU32::new(3);
+        let wanted = Quotas { threads: Some(7), subscribers: Some(2), requests_per_second, ..Quotas::default() };
+        assert_eq!(some.unwrap().quotas, wanted);
     }
 
     #[test]

@@ -204,7 +204,7 @@ impl Runtime {
             let next = entries.last().filter(|_| more).map(|entry| entry.id);
             Ok(AuditPage { entries, next })
         };
-        self.read(read).await
+        self.read_of(tenant, read).await
     }
 
     /// Adds a line to a tenant's audit log.

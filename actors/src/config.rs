@@ -44,6 +44,15 @@ pub struct Config {
     pub jobs_retention: Duration,
     /// How long a run may go on without a word of its process.
     pub jobs_lease: Duration,
+    /// Model calls at once; beyond it turns wait, and tenants are served by their weights.
+    pub model_calls: usize,
+    /// Runs of tools at once; the same.
+    pub tool_runs: usize,
+    /// Of the places for commands, reads and watchers, what one tenant may hold while others are there too; 100: all.
+    pub tenant_share_percent: u8,
+    /// Whether tenants are told apart where they wait for each other. Off only to measure what that is good for.
+    #[doc(hidden)]
+    pub fair: bool,
     /// What holds for a tenant whose own record does not say otherwise.
     pub quotas: Quotas,
     /// How long after its end a turn's log is packed: its deltas are joined, and what is stored is compressed.
@@ -66,6 +75,10 @@ impl Config {
             jobs_concurrent: 16,
             jobs_retention: Duration::from_secs(7 * 24 * 60 * 60),
             jobs_lease: Duration::from_secs(60),
+            model_calls: 1_024,
+            tool_runs: 256,
+            tenant_share_percent: 50,
+            fair: true,
             quotas: Quotas::default(),
             pack_after: Duration::from_secs(60 * 60),
             arbiters: std::thread::available_parallelism().map_or(2, usize::from),

@@ -23,7 +23,10 @@ use tokio::{
     task::AbortHandle,
 };
 
-use crate::disk;
+use crate::{
+    disk,
+    fair::{self, Door},
+};
 
 /// Tool calls of one answer.
 const TOOL_CALLS: usize = 128;
@@ -121,6 +124,7 @@ impl Engine {
         store: Arc<dyn LogStore>,
         models: Arc<dyn Models>,
         tools: Arc<dyn Tools>,
+        door: Door,
         runtime: &Handle,
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
@@ -129,7 +133,7 @@ impl Engine {
         let told = outbox.clone();
         let (verdicts, decided) = mpsc::unbounded_channel();
         let task = runtime.spawn(async move {
-            let driven = AssertUnwindSafe(drive(call, store, models, tools, decided, &told)).catch_unwind().await;
+            let driven = AssertUnwindSafe(drive(call, store, models, tools, door, decided, &told)).catch_unwind().await;
             told.end(driven.unwrap_or_else(|_| Err(broken("the engine failed; this is a defect".to_owned()))));
         });
         Self { turn, call: number, outbox, verdicts, told: 0, task: task.abort_handle() }
@@ -141,6 +145,7 @@ async fn drive(
     store: Arc<dyn LogStore>,
     models: Arc<dyn Models>,
     tools: Arc<dyn Tools>,
+    door: Door,
     decided: UnboundedReceiver<Verdict>,
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
@@ -181,6 +186,8 @@ async fn drive(
         top_p: settings.top_p,
         max_tokens: settings.max_tokens,
     };
+    // Until the answer is whole, or nobody waits for it.
+    let _place = door.enter(fair::tokens(&request)).await;
     let verdicts = stream::unfold(decided, |mut decided| async move { Some((decided.recv().await?, decided)) });
     let errand = Errand { key, turn, workspace: workspace.clone(), verdicts: Box::pin(verdicts) };
     let mut answer = model.act(request, errand);

@@ -6,18 +6,28 @@
 //!
 //! A map guard never lives across an await or another call on the map: what is found is cloned out.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+    },
 };
 
 use actix::Addr;
 use dashmap::DashMap;
-use raddle_domain::{event::Event, id::ThreadKey, record::TurnStatus, thread::Step, time::UnixMs};
+use raddle_domain::{
+    event::Event,
+    id::{TenantId, ThreadKey},
+    record::TurnStatus,
+    thread::Step,
+    time::UnixMs,
+};
 use tokio::sync::Notify;
 
 use crate::{
     config::Config,
+    fair::GateFigures,
     host::{Host, Hosted, Machine},
 };
 
@@ -25,6 +35,8 @@ use crate::{
 #[derive(Default)]
 pub(crate) struct Registry {
     slots: DashMap<ThreadKey, Slot>,
+    /// How many of them are whose.
+    of: DashMap<TenantId, usize>,
     /// Logical time of use.
     uses: AtomicU64,
     bytes: AtomicUsize,
@@ -79,6 +91,7 @@ pub(crate) struct Counters {
     pub evictions: AtomicU64,
     pub subscribers_dropped: AtomicU64,
     pub busy: AtomicU64,
+    pub over_quota: AtomicU64,
 }
 
 /// How the runtime is, for health checks and metrics.
@@ -105,6 +118,10 @@ pub struct Health {
     pub subscribers_dropped: u64,
     pub commands_in_flight: u64,
     pub commands_refused_busy: u64,
+    /// What was refused for a tenant's quota.
+    pub refused_over_quota: u64,
+    pub model_calls: GateFigures,
+    pub tool_runs: GateFigures,
 }
 
 /// A loaded thread, as its callers find it.
@@ -141,7 +158,9 @@ impl Registry {
     /// Puts a thread in, with the first ticket for it.
     pub fn insert(&self, key: ThreadKey, slot: Slot) -> Ticket {
         let (ticket, gauge) = (self.admit(&slot), slot.gauge.clone());
-        self.slots.insert(key, slot);
+        if self.slots.insert(key, slot).is_none() {
+            *self.of.entry(key.tenant).or_default() += 1;
+        }
         // Its actor runs already. One that has ended before it could be found would be taken for loaded for ever.
         if gauge.gone.load(SeqCst) {
             self.forget(&key, &gauge);
@@ -157,7 +176,7 @@ impl Registry {
 
     /// Takes a thread out if it rests; its actor may then be told to stop.
     pub fn evict(&self, key: &ThreadKey) -> Option<Slot> {
-        let (_, slot) = self.slots.remove_if(key, |_, slot| slot.gauge.rests())?;
+        let slot = self.remove_if(key, |slot| slot.gauge.rests())?;
         self.counters.evictions.fetch_add(1, Relaxed);
         Some(slot)
     }
@@ -165,7 +184,7 @@ impl Registry {
     /// Forgets a thread whose actor is gone. Another actor of the same thread stays.
     pub fn forget(&self, key: &ThreadKey, gauge: &Arc<Gauge>) {
         gauge.gone.store(true, SeqCst);
-        self.slots.remove_if(key, |_, slot| Arc::ptr_eq(&slot.gauge, gauge));
+        self.remove_if(key, |slot| Arc::ptr_eq(&slot.gauge, gauge));
         self.set_running(gauge, false);
         self.set_bytes(gauge, 0);
     }
@@ -176,7 +195,27 @@ impl Registry {
 
     /// Forgets a thread whose actor can no longer be reached, before the actor's end says so.
     pub fn forget_closed<M: Machine>(&self, key: &ThreadKey, addr: &Addr<Host<M>>) {
-        self.slots.remove_if(key, |_, slot| slot.actor.of() == Some(addr) && !addr.connected());
+        self.remove_if(key, |slot| slot.actor.of() == Some(addr) && !addr.connected());
+    }
+
+    fn remove_if(&self, key: &ThreadKey, is: impl FnOnce(&Slot) -> bool) -> Option<Slot> {
+        let (_, slot) = self.slots.remove_if(key, |_, slot| is(slot))?;
+        self.of.remove_if_mut(&key.tenant, |_, count| {
+            *count = count.saturating_sub(1);
+            *count == 0
+        });
+        Some(slot)
+    }
+
+    /// The loaded threads of a tenant, by their last use.
+    pub fn order_of(&self, tenant: TenantId) -> BTreeMap<u64, ThreadKey> {
+        let of = self.slots.iter().filter(|slot| slot.key().tenant == tenant);
+        of.map(|slot| (slot.gauge.used.load(Relaxed), *slot.key())).collect()
+    }
+
+    /// Loaded threads of a tenant.
+    pub fn loaded_of(&self, tenant: TenantId) -> usize {
+        self.of.get(&tenant).map_or(0, |count| *count)
     }
 
     /// When a loaded thread was last used, in logical time.
@@ -288,7 +327,7 @@ impl Drop for Ticket {
 
 #[cfg(test)]
 mod tests {
-    use raddle_domain::id::{TenantId, ThreadId};
+    use raddle_domain::id::ThreadId;
     use tokio::sync::oneshot;
 
     use super::*;

@@ -15,7 +15,7 @@ use raddle_domain::{
 };
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
-use crate::disk;
+use crate::{disk, fair::Door};
 
 /// What the tool says.
 pub(crate) type Outbox = crate::outbox::Outbox<(), ToolEnd>;
@@ -49,12 +49,14 @@ impl ToolTask {
         invocation: Invocation,
         store: Arc<dyn LogStore>,
         tools: Arc<dyn Tools>,
+        door: Door,
         runtime: &Handle,
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let outbox = Arc::new(Outbox::new(wake));
         let told = outbox.clone();
         let task = runtime.spawn(async move {
+            let _place = door.enter(1).await;
             let invocation = confined(invocation, store).await;
             let end = attempt(due, class, invocation, &*tools, told.clone()).await;
             told.end(end);

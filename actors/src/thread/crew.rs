@@ -121,7 +121,8 @@ impl Crew<ThreadMachine> for ThreadCrew {
 }
 
 fn start_engine(machine: &ThreadMachine, turn: TurnId, call: u32, place: &Place<'_, ThreadMachine>) -> Engine {
-    let Shared { store, models, tools, engines, config, .. } = &**place.shared;
+    let Shared { store, models, tools, engines, config, gates, tenants, .. } = &**place.shared;
+    let door = gates.models.door(&tenants.account(place.key.tenant));
     let state = &machine.state;
     let open = state.open();
     let call = EngineCall {
@@ -140,11 +141,12 @@ fn start_engine(machine: &ThreadMachine, turn: TurnId, call: u32, place: &Place<
         context_seq: state.context_seq(),
         compaction: open.and_then(|open| open.compacting().cloned()),
     };
-    Engine::start(call, store.clone(), models.clone(), tools.clone(), engines, place.wake())
+    Engine::start(call, store.clone(), models.clone(), tools.clone(), door, engines, place.wake())
 }
 
 fn start_tool(machine: &ThreadMachine, due: Due, place: &Place<'_, ThreadMachine>) -> Option<ToolTask> {
     let (invocation, class) = machine.state.invocation(place.key, due)?;
-    let Shared { store, tools, engines, .. } = &**place.shared;
-    Some(ToolTask::start(due, class, invocation, store.clone(), tools.clone(), engines, place.wake()))
+    let Shared { store, tools, engines, gates, tenants, .. } = &**place.shared;
+    let door = gates.tools.door(&tenants.account(place.key.tenant));
+    Some(ToolTask::start(due, class, invocation, store.clone(), tools.clone(), door, engines, place.wake()))
 }
