@@ -16,6 +16,7 @@ use raddle_actors::{Call, Config, Ports, Runtime};
 use raddle_domain::{
     command::{NewThread, StartTurn},
     id::{TenantId, ThreadKey},
+    ports::{FinishReason, Fragment, Model, ModelRequest, ModelStream},
     record::Delivery,
 };
 use support::*;
@@ -30,6 +31,19 @@ const WATCHED: Duration = Duration::from_secs(8);
 const FLOOD: usize = 400;
 /// What a client that was refused takes to come again.
 const ROUND_TRIP: Duration = Duration::from_millis(1);
+
+/// Answers as a model does that is quick: the first word after 20 ms, twenty in all, 5 ms apart.
+struct Paced;
+
+impl Model for Paced {
+    fn call(&self, _: ModelRequest) -> ModelStream {
+        let words = stream::iter(0..20_u64).then(|n| async move {
+            tokio::time::sleep(Duration::from_millis(if n == 0 { 20 } else { 5 })).await;
+            Ok(Fragment::Text(format!("word{n} ")))
+        });
+        words.chain(stream::iter([Ok(Fragment::Finish(FinishReason::Stop))])).boxed()
+    }
+}
 
 fn tenant(n: usize) -> TenantId {
     format!("tenant-{n}").parse().expect("a name")
@@ -97,7 +111,7 @@ async fn quiet(runtime: &Runtime, keys: &[ThreadKey], tenant: usize, until: Inst
 async fn side(floods: bool, fair: bool) -> (Taken, f64) {
     let dir = tempfile::tempdir().expect("a directory");
     let config = Config { fair, loaded_threads: 10_000, ..Config::new(dir.path()) };
-    let ports = Ports::with_models(Arc::new(Only(Arc::new(Words(20)))));
+    let ports = Ports::with_models(Arc::new(Only(Arc::new(Paced))));
     let runtime = Runtime::start(config, ports).await.expect("it starts");
     let mut keys = Vec::new();
     for n in 0..=QUIET {

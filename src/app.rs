@@ -258,6 +258,7 @@ fn runtime(config: &Config) -> raddle_actors::Config {
         loaded_threads: limits.loaded_threads,
         loaded_bytes: usize::try_from(limits.loaded_bytes).unwrap_or(usize::MAX),
         commands_in_flight: limits.commands_in_flight,
+        commands_at_work: limits.commands_at_work,
         commands_per_thread: limits.commands_per_thread,
         reads_in_flight: limits.reads_in_flight,
         subscribers: limits.subscribers,

@@ -68,6 +68,8 @@ pub struct ServerLimits {
     /// The largest request body.
     pub body_bytes: usize,
     pub commands_in_flight: usize,
+    /// Of them, those that threads and the store are busy with while there are several tenants.
+    pub commands_at_work: usize,
     pub commands_per_thread: usize,
     pub reads_in_flight: usize,
     pub subscribers: usize,
@@ -463,6 +465,7 @@ fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
         loaded_bytes: keys.number("limits.loaded_bytes", 256 * MIB, 1, u64::MAX)?,
         body_bytes: keys.size("limits.body_bytes", MIB, 2)?,
         commands_in_flight: keys.size("limits.commands_in_flight", 4096, 1)?,
+        commands_at_work: keys.size("limits.commands_at_work", 32, 1)?,
         commands_per_thread: keys.size("limits.commands_per_thread", 256, 1)?,
         reads_in_flight: keys.size("limits.reads_in_flight", 1024, 1)?,
         subscribers: keys.size("limits.subscribers", 4096, 1)?,
@@ -799,6 +802,7 @@ mod tests {
             "limits.loaded_bytes",
             "limits.body_bytes",
             "limits.inbox_per_thread",
+            "limits.commands_at_work",
             "limits.model_calls",
             "limits.tool_runs",
             "limits.tenant_share_percent",

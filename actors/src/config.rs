@@ -28,7 +28,10 @@ pub struct Config {
     pub loaded_bytes: usize,
     /// Commands that are under way at once; beyond it callers are told to come back.
     pub commands_in_flight: usize,
-    /// The same, of one thread.
+    /// Of them, those that threads and the store are busy with while the server knows more than one tenant; the others
+    /// wait, and tenants are served by their weights. Few, so that nobody waits long behind what others have begun.
+    pub commands_at_work: usize,
+    /// Commands of one thread that are under way at once.
     pub commands_per_thread: usize,
     /// Reads that are under way at once.
     pub reads_in_flight: usize,
@@ -68,6 +71,7 @@ impl Config {
             loaded_threads: 1_000,
             loaded_bytes: 256 * 1024 * 1024,
             commands_in_flight: 4_096,
+            commands_at_work: 32,
             commands_per_thread: 256,
             reads_in_flight: 1_024,
             subscribers: 4_096,

@@ -1,4 +1,4 @@
-//! Gates with a bounded number of places, before what all tenants share: model calls and runs of tools.
+//! Gates with a bounded number of places, before what all tenants share: commands at work, model calls, runs of tools.
 //!
 //! Whoever finds no place waits; who is next is decided by [`Fair`]. A place is given back when its [`Permit`] is
 //! dropped, and then goes to whoever waits, so while somebody waits no place is free.
@@ -33,6 +33,8 @@ const CALL_TOKENS: u64 = 1_024;
 
 /// The gates of a runtime.
 pub(crate) struct Gates {
+    /// What callers ask of threads and runs, from when it is sent to them until it is answered.
+    pub commands: Arc<Gate>,
     pub models: Arc<Gate>,
     pub tools: Arc<Gate>,
 }
@@ -73,8 +75,12 @@ pub(crate) struct Door {
 pub(crate) struct Permit(Arc<Gate>);
 
 impl Gates {
-    pub fn new(model_calls: usize, tool_runs: usize, fair: bool) -> Self {
-        Self { models: Gate::new(model_calls, CALL_TOKENS, fair), tools: Gate::new(tool_runs, 1, fair) }
+    pub fn new(commands: usize, model_calls: usize, tool_runs: usize, fair: bool) -> Self {
+        Self {
+            commands: Gate::new(commands, 1, fair),
+            models: Gate::new(model_calls, CALL_TOKENS, fair),
+            tools: Gate::new(tool_runs, 1, fair),
+        }
     }
 }
 
@@ -111,7 +117,7 @@ impl Gate {
     fn free(self: Arc<Self>) {
         let next = {
             let mut state = self.state();
-            let next = state.waiting.next();
+            let next = state.waiting.serve();
             state.free += usize::from(next.is_none());
             next
         };

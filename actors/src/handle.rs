@@ -31,6 +31,7 @@ use crate::{
     batch::Batch,
     bus::{Barrier, Committed, Subscribe, SubscribeTenant, Watch},
     config::{Config, Ports, StartError},
+    fair::Permit,
     hooks::{HookFigures, HookStatus},
     host::{Answer, Envelope, Held, Loaded, Machine, Outcome, Site, Steps},
     jobs,
@@ -287,6 +288,7 @@ impl Runtime {
             Known::New(in_flight) => in_flight,
         };
         self.room_to_store(tenant).await?;
+        let turn = self.turn_to_work(tenant).await?;
         let Begun { key, mut machine, step, fork } = begin.await?;
         let counted = if key.is_run() { None } else { Some(self.room_for_thread(tenant)?) };
         let shared = self.shared().clone();
@@ -317,7 +319,7 @@ impl Runtime {
                 // Before the reply, so that a command that follows it finds the machine.
                 supervisor.do_send(Adopt { key, loaded });
             }
-            drop((place, in_flight));
+            drop((place, turn, in_flight));
             saved
         });
         match saved.await {
@@ -430,6 +432,7 @@ impl Runtime {
         if !ends_work && !frees {
             self.room_to_store(key.tenant).await?;
         }
+        let mut turn = if ends_work { None } else { self.turn_to_work(key.tenant).await? };
         let mut tried = false;
         // A machine may stop between being found and being reached; then it is loaded anew. Not for ever: one that
         // stops each time has something that a caller should hear of.
@@ -442,7 +445,7 @@ impl Runtime {
             }
             let ticket = self.ticket::<M>(key, !ends_work && !frees).await?;
             let addr = ticket.actor().of::<M>().ok_or(Error::NotFound(M::WHAT))?.clone();
-            let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, in_flight });
+            let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, turn, in_flight });
             let envelope = Envelope { command: command.clone(), if_match, idempotency, by: by.clone(), answer };
             // Closed or full: the envelope comes back, or is dropped; either way it says that it did not run.
             if let Err(SendError::Closed(unsent) | SendError::Full(unsent)) = addr.try_send(envelope) {
@@ -453,7 +456,7 @@ impl Runtime {
                 Ok(Outcome::Failed(error)) => return Err(error),
                 Ok(Outcome::NotRun(held)) => {
                     let Some(held) = held else { break };
-                    (place, in_flight) = (held.place, held.in_flight);
+                    (place, turn, in_flight) = (held.place, held.turn, held.in_flight);
                     self.shared().registry.forget_closed(&key, &addr);
                     tokio::task::yield_now().await;
                 }
@@ -471,6 +474,16 @@ impl Runtime {
     fn place(&self, tenant: TenantId) -> Result<Hold, Error> {
         let whats = ["the command queue", "the tenant's share of the command queue"];
         self.inner.commands.take(Some(tenant), None).map_err(|why| self.no_place(why, whats))
+    }
+
+    /// Waits for a turn among the commands of all tenants; one that has the server to itself needs none.
+    async fn turn_to_work(&self, tenant: TenantId) -> Result<Option<Permit>, Error> {
+        let shared = self.shared();
+        if !shared.config.fair || !shared.tenants.are_several() {
+            return Ok(None);
+        }
+        let turn = shared.gates.commands.door(&shared.tenants.account(tenant)).enter(1).await;
+        if shared.draining() { Err(Error::Draining) } else { Ok(Some(turn)) }
     }
 
     /// A place among those who watch.
@@ -753,6 +766,7 @@ impl Runtime {
             commands_in_flight: self.inner.commands.taken(),
             commands_refused_busy: counters.busy.load(Relaxed),
             refused_over_quota: counters.over_quota.load(Relaxed),
+            commands_at_work: shared.gates.commands.figures(),
             model_calls: shared.gates.models.figures(),
             tool_runs: shared.gates.tools.figures(),
         }

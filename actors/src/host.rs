@@ -32,6 +32,7 @@ use tokio::sync::oneshot;
 pub(crate) use self::machine::{Crew, Loaded, Machine, Place, Said, Site, Steps};
 use crate::{
     batch::Batch,
+    fair::Permit,
     handle::{Error, InFlight, append_error},
     places::Hold,
     receipts::Idempotency,
@@ -93,6 +94,8 @@ pub(crate) struct Held {
     /// Keeps the machine loaded.
     pub _ticket: Ticket,
     pub place: Hold,
+    /// Its turn among the commands of all tenants.
+    pub turn: Option<Permit>,
     pub in_flight: Option<InFlight>,
 }
 

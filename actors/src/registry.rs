@@ -120,6 +120,7 @@ pub struct Health {
     pub commands_refused_busy: u64,
     /// What was refused for a tenant's quota.
     pub refused_over_quota: u64,
+    pub commands_at_work: GateFigures,
     pub model_calls: GateFigures,
     pub tool_runs: GateFigures,
 }

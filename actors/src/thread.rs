@@ -190,15 +190,15 @@ impl Machine for ThreadMachine {
         if seat.is_some() {
             self.counted.seat = seat;
         }
-        if self.state.open().is_none() || self.state.view().status == ThreadStatus::AwaitingApproval {
-            // Whoever sees that a turn has ended finds its place free.
-            self.counted.seat = None;
-        }
+        // With the step that ends or continues a turn, not once it is seen to: who sees the one finds its place free, who
+        // sees the other finds it taken.
+        let at_work = self.state.open().is_some() && self.state.view().status != ThreadStatus::AwaitingApproval;
+        self.works(at_work, shared, key);
         shared.registry.counters.turns.note(key, &step);
         Ok(step)
     }
 
-    fn saved(&mut self, shared: &Arc<Shared>, key: ThreadKey) {
+    fn saved(&mut self, shared: &Shared, key: ThreadKey) {
         let Counted { coming, going, erasing, .. } = &mut self.counted;
         coming.drain(..).for_each(Reserved::keep);
         let (going, erased) = (std::mem::take(going), std::mem::take(erasing));
@@ -219,7 +219,7 @@ impl Machine for ThreadMachine {
         self.counted.erasing = true;
     }
 
-    fn works(&mut self, works: bool, shared: &Arc<Shared>, key: ThreadKey) {
+    fn works(&mut self, works: bool, shared: &Shared, key: ThreadKey) {
         match (works, &self.counted.seat) {
             (true, None) => self.counted.seat = Some(Seat::take(shared.tenants.account(key.tenant))),
             (false, Some(_)) => self.counted.seat = None,

@@ -74,12 +74,12 @@ impl<T> Fair<T> {
     }
 
     /// Takes the item that is next.
-    pub fn next(&mut self) -> Option<(TenantId, T)> {
-        self.next_if(|_| true)
+    pub fn serve(&mut self) -> Option<(TenantId, T)> {
+        self.serve_if(|_| true)
     }
 
     /// Takes the item that is next if it is wanted; one that is not stays next.
-    pub fn next_if(&mut self, is_wanted: impl FnOnce(&T) -> bool) -> Option<(TenantId, T)> {
+    pub fn serve_if(&mut self, is_wanted: impl FnOnce(&T) -> bool) -> Option<(TenantId, T)> {
         loop {
             let (&place, &tenant) = self.round.first_key_value()?;
             let flow = self.flows.get_mut(&tenant)?;
@@ -135,7 +135,7 @@ impl<T> Fair<T> {
 
     /// Takes everything, the tenants in turn.
     pub fn drain(&mut self) -> impl Iterator<Item = (TenantId, T)> {
-        std::iter::from_fn(|| self.next())
+        std::iter::from_fn(|| self.serve())
     }
 }
 

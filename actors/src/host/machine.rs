@@ -100,13 +100,13 @@ pub(crate) trait Machine: Sized + Send + 'static {
     // ---- what is counted -------------------------------------------------------------------------
 
     /// What it was told last is saved.
-    fn saved(&mut self, _: &Arc<Shared>, _: ThreadKey) {}
+    fn saved(&mut self, _: &Shared, _: ThreadKey) {}
 
     /// Its log is gone with what is saved next.
     fn erasing(&mut self) {}
 
     /// Whether anybody works for it.
-    fn works(&mut self, _: bool, _: &Arc<Shared>, _: ThreadKey) {}
+    fn works(&mut self, _: bool, _: &Shared, _: ThreadKey) {}
 
     // ---- the state -------------------------------------------------------------------------------
 

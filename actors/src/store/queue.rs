@@ -67,7 +67,7 @@ impl Queue {
             };
             let next = match self.many.is_empty() {
                 true => self.one.pop_front_if(|next| fits(next)),
-                false => self.many.next_if(fits).map(|(_, next)| next),
+                false => self.many.serve_if(fits).map(|(_, next)| next),
             };
             let Some((write, reply)) = next else { break };
             taken.0.push(write);

@@ -23,12 +23,12 @@ fn who_asks_once_is_next_after_one_item_of_who_floods() {
     for n in 0..1_000 {
         fair.enqueue(tenant(1), weight(1), 1, n);
     }
-    assert_eq!(fair.next(), Some((tenant(1), 0)));
+    assert_eq!(fair.serve(), Some((tenant(1), 0)));
     fair.enqueue(tenant(2), weight(1), 1, 7);
     fair.enqueue(tenant(3), weight(1), 1, 8);
-    assert_eq!(fair.next(), Some((tenant(2), 7)));
-    assert_eq!(fair.next(), Some((tenant(3), 8)));
-    assert_eq!(fair.next(), Some((tenant(1), 1)));
+    assert_eq!(fair.serve(), Some((tenant(2), 7)));
+    assert_eq!(fair.serve(), Some((tenant(3), 8)));
+    assert_eq!(fair.serve(), Some((tenant(1), 1)));
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn twice_the_weight_is_twice_the_share() {
         fair.enqueue(tenant(1), weight(1), 10, n);
         fair.enqueue(tenant(2), weight(2), 10, n);
     }
-    let served: Vec<_> = (0..90).map(|_| fair.next().unwrap().0).collect();
+    let served: Vec<_> = (0..90).map(|_| fair.serve().unwrap().0).collect();
     assert_eq!(served.iter().filter(|served| **served == tenant(1)).count(), 30);
     assert_eq!(served[..6], [1, 2, 2, 1, 2, 2].map(tenant));
 }
@@ -50,7 +50,7 @@ fn dear_items_take_their_share_not_their_number() {
         fair.enqueue(tenant(1), weight(1), 30, n);
         fair.enqueue(tenant(2), weight(1), 10, n);
     }
-    let served: Vec<_> = (0..80).map(|_| fair.next().unwrap().0).collect();
+    let served: Vec<_> = (0..80).map(|_| fair.serve().unwrap().0).collect();
     assert_eq!(served.iter().filter(|served| **served == tenant(1)).count(), 20);
 }
 
@@ -58,7 +58,7 @@ fn dear_items_take_their_share_not_their_number() {
 fn nothing_is_saved_up_while_nothing_waits() {
     let mut fair = Fair::new(100);
     fair.enqueue(tenant(1), weight(1), 1, 0);
-    fair.next();
+    fair.serve();
     assert_eq!((fair.tenants(), fair.round.len()), (0, 0));
     // It had 99 left of its turn. Had it kept them, both of the next would be its own.
     fair.enqueue(tenant(2), weight(1), 100, 0);
@@ -67,7 +67,7 @@ fn nothing_is_saved_up_while_nothing_waits() {
     assert_eq!(order(&mut fair), [(tenant(2), 0), (tenant(1), 1), (tenant(1), 2)]);
     let mut fair = Fair::new(100);
     fair.enqueue(tenant(1), weight(1), 1, 0);
-    fair.next();
+    fair.serve();
     fair.enqueue(tenant(1), weight(1), 100, 1);
     fair.enqueue(tenant(1), weight(1), 99, 2);
     fair.enqueue(tenant(2), weight(1), 100, 0);
@@ -84,8 +84,8 @@ fn who_goes_leaves_no_hole() {
     assert_eq!(fair.remove(gone), None);
     assert_eq!(fair.remove(alone), Some(3));
     assert_eq!((fair.len(), fair.tenants(), fair.round.len()), (1, 1, 1));
-    assert_eq!(fair.next(), Some((tenant(1), 2)));
-    assert_eq!((fair.remove(kept), fair.next()), (None, None));
+    assert_eq!(fair.serve(), Some((tenant(1), 2)));
+    assert_eq!((fair.remove(kept), fair.serve()), (None, None));
     assert!(fair.is_empty() && fair.flows.is_empty() && fair.round.is_empty());
 }
 
@@ -94,8 +94,8 @@ fn what_is_not_wanted_stays_next() {
     let mut fair = Fair::new(1);
     fair.enqueue(tenant(1), weight(1), 1, 1);
     fair.enqueue(tenant(2), weight(1), 1, 2);
-    assert_eq!(fair.next_if(|_| false), None);
-    assert_eq!(fair.next_if(|_| false), None);
+    assert_eq!(fair.serve_if(|_| false), None);
+    assert_eq!(fair.serve_if(|_| false), None);
     assert_eq!(order(&mut fair), [(tenant(1), 1), (tenant(2), 2)]);
 }
 
@@ -161,7 +161,7 @@ proptest! {
                     prop_assert_eq!(fair.remove(ticket), waits.then_some(item));
                 }
                 Act::Serve => {
-                    let served = fair.next();
+                    let served = fair.serve();
                     let Some((of, item)) = served else {
                         prop_assert!(waiting.values().all(Vec::is_empty), "nothing is served though something waits");
                         continue;
