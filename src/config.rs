@@ -9,7 +9,7 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use raddle_domain::{command::Limits, policy::SandboxMode};
+use raddle_domain::{command::Limits, policy::SandboxMode, tenant::Quotas};
 use secrecy::SecretString;
 use toml::{Table, Value};
 
@@ -26,6 +26,7 @@ use crate::{
 
 mod auth;
 mod hooks;
+mod quotas;
 mod setting;
 
 /// Variables that are no configuration of the server: they belong to the command line.
@@ -47,6 +48,8 @@ pub struct Config {
     /// Where the file was, if there was one. It may hold secrets.
     pub file: Option<PathBuf>,
     pub limits: ServerLimits,
+    /// What a tenant may have that does not say otherwise itself.
+    pub quotas: Quotas,
     pub model: ModelConfig,
     /// What models cost, instead of the table that is built in.
     pub prices_file: Option<PathBuf>,
@@ -90,11 +93,19 @@ pub struct ServerLimits {
     /// The largest request body.
     pub body_bytes: usize,
     pub commands_in_flight: usize,
+    /// Of them, those that threads and the store are busy with while there are several tenants.
+    pub commands_at_work: usize,
     pub commands_per_thread: usize,
     pub reads_in_flight: usize,
     pub subscribers: usize,
     /// Bytes that may wait for one subscriber.
     pub subscriber_bytes: usize,
+    /// Model calls at once, over all tenants.
+    pub model_calls: usize,
+    /// Runs of tools at once, over all tenants.
+    pub tool_runs: usize,
+    /// Of the places for commands, reads and watchers, what one tenant may hold while there are others.
+    pub tenant_share_percent: u8,
     pub thread: Limits,
 }
 
@@ -301,6 +312,7 @@ impl Config {
             data_dir,
             file: None,
             limits: limits(keys)?,
+            quotas: quotas::quotas(keys)?,
             model: ModelConfig {
                 default: keys.text("model.default")?.map(|text| text.0),
                 openai: openai(keys)?,
@@ -488,9 +500,13 @@ fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
         loaded_bytes: keys.number("limits.loaded_bytes", 256 * MIB, 1, u64::MAX)?,
         body_bytes: keys.size("limits.body_bytes", MIB, 2)?,
         commands_in_flight: keys.size("limits.commands_in_flight", 4096, 1)?,
+        commands_at_work: keys.size("limits.commands_at_work", 32, 1)?,
         commands_per_thread: keys.size("limits.commands_per_thread", 256, 1)?,
         reads_in_flight: keys.size("limits.reads_in_flight", 1024, 1)?,
         subscribers: keys.size("limits.subscribers", 4096, 1)?,
+        model_calls: keys.size("limits.model_calls", 1024, 1)?,
+        tool_runs: keys.size("limits.tool_runs", 256, 1)?,
+        tenant_share_percent: keys.number("limits.tenant_share_percent", 50, 1, 100)? as u8,
         subscriber_bytes: keys.size("limits.subscriber_bytes", 256 * KIB, 1)?,
         thread,
     })
@@ -942,6 +958,18 @@ mod tests {
             "limits.loaded_bytes",
             "limits.body_bytes",
             "limits.inbox_per_thread",
+            "limits.commands_at_work",
+            "limits.model_calls",
+            "limits.tool_runs",
+            "limits.tenant_share_percent",
+            "quotas.threads",
+            "quotas.loaded_threads",
+            "quotas.active_turns",
+            "quotas.queued_prompts",
+            "quotas.subscribers",
+            "quotas.requests_per_second",
+            "quotas.request_burst",
+            "quotas.stored_bytes",
             "model.default",
             "model.openai.base_url",
             "model.openai.api_key",
@@ -1030,6 +1058,10 @@ mod tests {
         let bad = [
             "[limits]\nloaded_threads = 0",
             "[limits]\nloaded_threads = -1",
+            "[limits]\nmodel_calls = 0",
+            "[limits]\ntenant_share_percent = 101",
+            "[quotas]\nthreads = 0",
+            "[quotas]\nrequests_per_second = 0",
             "[limits]\nloaded_threads = \"7\"",
             "[limits]\nloaded_threads = 1.5",
             "[limits]\ninbox_per_thread = 5000000000",
@@ -1039,6 +1071,15 @@ mod tests {
             assert!(matches!(read(file, &[], &[]), Err(ConfigError::Invalid { .. })), "{file}");
         }
         assert!(read("", &[("RADDLE_LIMITS_LOADED_THREADS", "many")], &[]).is_err());
+    }
+
+    #[test]
+    fn nothing_bounds_a_tenant_that_nobody_bounds() {
+        assert_eq!(read("", &[], &[]).unwrap().quotas, Quotas::default());
+        let some = read("[quotas]\nthreads = 7\nrequests_per_second = 3", &[("RADDLE_QUOTAS_SUBSCRIBERS", "2")], &[]);
+        let requests_per_second = std::num::NonZeroU32::new(3);
+        let wanted = Quotas { threads: Some(7), subscribers: Some(2), requests_per_second, ..Quotas::default() };
+        assert_eq!(some.unwrap().quotas, wanted);
     }
 
     #[test]

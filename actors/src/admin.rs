@@ -210,7 +210,7 @@ impl Runtime {
             let next = entries.last().filter(|_| more).map(|entry| entry.id);
             Ok(AuditPage { entries, next })
         };
-        self.read(read).await
+        self.read_of(tenant, read).await
     }
 
     /// Makes a write that has no room for the line of the audit log beside it: the line is handed over first, so what

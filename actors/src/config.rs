@@ -28,7 +28,10 @@ pub struct Config {
     pub loaded_bytes: usize,
     /// Commands that are under way at once; beyond it callers are told to come back.
     pub commands_in_flight: usize,
-    /// The same, of one thread.
+    /// Of them, those that threads and the store are busy with while the server knows more than one tenant; the others
+    /// wait, and tenants are served by their weights. Few, so that nobody waits long behind what others have begun.
+    pub commands_at_work: usize,
+    /// Commands of one thread that are under way at once.
     pub commands_per_thread: usize,
     /// Reads that are under way at once.
     pub reads_in_flight: usize,
@@ -44,6 +47,15 @@ pub struct Config {
     pub jobs_retention: Duration,
     /// How long a run may go on without a word of its process.
     pub jobs_lease: Duration,
+    /// Model calls at once; beyond it turns wait, and tenants are served by their weights.
+    pub model_calls: usize,
+    /// Runs of tools at once; the same.
+    pub tool_runs: usize,
+    /// Of the places for commands, reads and watchers, what one tenant may hold while others are there too; 100: all.
+    pub tenant_share_percent: u8,
+    /// Whether tenants are told apart where they wait for each other. Off only to measure what that is good for.
+    #[doc(hidden)]
+    pub fair: bool,
     /// What holds for a tenant whose own record does not say otherwise.
     pub quotas: Quotas,
     /// How long after its end a turn's log is packed: its deltas are joined, and what is stored is compressed.
@@ -59,6 +71,7 @@ impl Config {
             loaded_threads: 1_000,
             loaded_bytes: 256 * 1024 * 1024,
             commands_in_flight: 4_096,
+            commands_at_work: 32,
             commands_per_thread: 256,
             reads_in_flight: 1_024,
             subscribers: 4_096,
@@ -66,6 +79,10 @@ impl Config {
             jobs_concurrent: 16,
             jobs_retention: Duration::from_secs(7 * 24 * 60 * 60),
             jobs_lease: Duration::from_secs(60),
+            model_calls: 1_024,
+            tool_runs: 256,
+            tenant_share_percent: 50,
+            fair: true,
             quotas: Quotas::default(),
             pack_after: Duration::from_secs(60 * 60),
             arbiters: std::thread::available_parallelism().map_or(2, usize::from),

@@ -29,7 +29,11 @@ use tokio::{
 };
 use tracing::{Instrument, Span};
 
-use crate::{disk, times::Calls};
+use crate::{
+    disk,
+    fair::{self, Door},
+    times::Calls,
+};
 
 /// Tool calls of one answer.
 const TOOL_CALLS: usize = 128;
@@ -130,6 +134,7 @@ impl Engine {
         store: Arc<dyn LogStore>,
         models: Arc<dyn Models>,
         tools: Arc<dyn Tools>,
+        door: Door,
         runtime: &Handle,
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
@@ -139,7 +144,7 @@ impl Engine {
         let (verdicts, decided) = mpsc::unbounded_channel();
         let work = async move {
             let began = Instant::now();
-            let driven = AssertUnwindSafe(drive(call, store, models, tools, decided, &told)).catch_unwind().await;
+            let driven = AssertUnwindSafe(drive(call, store, models, tools, door, decided, &told)).catch_unwind().await;
             let driven = driven.unwrap_or_else(|_| Err(broken("the engine failed; this is a defect".to_owned())));
             note(&driven, began.elapsed(), &calls);
             told.end(driven);
@@ -175,6 +180,7 @@ async fn drive(
     store: Arc<dyn LogStore>,
     models: Arc<dyn Models>,
     tools: Arc<dyn Tools>,
+    door: Door,
     decided: UnboundedReceiver<Verdict>,
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
@@ -215,6 +221,8 @@ async fn drive(
         top_p: settings.top_p,
         max_tokens: settings.max_tokens,
     };
+    // Until the answer is whole, or nobody waits for it.
+    let _place = door.enter(fair::tokens(&request)).await;
     let verdicts = stream::unfold(decided, |mut decided| async move { Some((decided.recv().await?, decided)) });
     let errand = Errand { key, turn, workspace: workspace.clone(), verdicts: Box::pin(verdicts) };
     let (mut asked, mut answer) = (Some(Instant::now()), model.act(request, errand));

@@ -42,7 +42,7 @@ impl Runtime {
     ) -> Result<Done<Thread>, Error> {
         let if_match = call.if_match;
         let begin = async {
-            let point = self.read(move |view| point(view, parent, &at)).await??;
+            let point = self.read_of(parent.tenant, move |view| point(view, parent, &at)).await??;
             if let Some(expected) = if_match
                 && expected != point.parent.seq
             {
@@ -51,7 +51,14 @@ impl Runtime {
             }
             let shared = self.shared();
             let limits = &shared.config.limits;
-            let cx = Cx { now: shared.clock.now(), ids: &*shared.ids, limits, prices: &shared.prices, draining: false };
+            let cx = Cx {
+                now: shared.clock.now(),
+                ids: &*shared.ids,
+                limits,
+                prices: &shared.prices,
+                draining: false,
+                room: &raddle_domain::ports::Boundless,
+            };
             let fork = raddle_domain::ports::Fork { parent: parent.thread, at: point.at };
             let (state, step) = ThreadState::fork(ThreadId::new(shared.ids.mint()), ForkPoint { title, ..point }, cx)?;
             Ok(Begun::thread(parent.tenant, state, step, Some(fork)))

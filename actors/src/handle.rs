@@ -24,7 +24,7 @@ use raddle_domain::{
     tenant::{Attribution, TenantRefused},
     thread::{Cx, ThreadState},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
@@ -32,9 +32,11 @@ use crate::{
     batch::Batch,
     bus::{Barrier, Committed, Subscribe, SubscribeTenant, Watch},
     config::{Config, Ports, StartError},
+    fair::Permit,
     hooks::{HookFigures, HookStatus},
     host::{Answer, Envelope, Held, Loaded, Machine, Outcome, Site, Steps},
     jobs,
+    places::{Hold, NoPlace, Places},
     receipts::{Idempotency, Recalled},
     registry::{Health, Ticket},
     runs::{journal, worker},
@@ -74,9 +76,9 @@ impl WeakRuntime {
 
 struct Inner {
     shared: Arc<Shared>,
-    commands: Arc<Semaphore>,
-    reads: Arc<Semaphore>,
-    subscribers: Arc<Semaphore>,
+    commands: Arc<Places>,
+    reads: Arc<Places>,
+    subscribers: Arc<Places>,
     in_flight: Arc<DashSet<(TenantId, [u8; 32])>>,
     threads: std::sync::Mutex<Option<Threads>>,
 }
@@ -113,7 +115,7 @@ pub enum Started {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Refused(#[from] Refused),
+    Refused(Refused),
     #[error("no such {0}")]
     NotFound(&'static str),
     #[error("the thread was deleted")]
@@ -150,6 +152,9 @@ pub enum Error {
     /// What was to be imported is not what was exported.
     #[error("line {line}: {why}")]
     BadExport { line: u64, why: String },
+    /// The caller's tenant asks more often than it may.
+    #[error("the tenant makes more requests than its {limit} in a second")]
+    RateLimited { limit: u32, retry_after: Duration },
     #[error("the server is shutting down")]
     Draining,
     /// One thread's records cannot be used; the sentence names the record.
@@ -160,6 +165,15 @@ pub enum Error {
     /// A defect of ours.
     #[error("internal error")]
     Internal(String),
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Quota { limit, max } => Self::Quota { limit, max },
+            refused => Self::Refused(refused),
+        }
+    }
 }
 
 /// Why nothing is left to decide.
@@ -205,12 +219,16 @@ impl Runtime {
         let subscribers = config.subscribers;
         let (threads, shared) = Threads::start(config, ports).await?;
         let jobs = shared.jobs.clone();
+        let (share, tenants) = (shared.config.tenant_share_percent, &shared.tenants);
+        let share = if shared.config.fair { share } else { 100 };
+        let places = |all| Places::new(all, share, tenants.clone());
+        let (commands, reads, subscribers) = (places(commands), places(reads), places(subscribers));
         let runtime = Self {
             inner: Arc::new(Inner {
                 shared,
-                commands: Arc::new(Semaphore::new(commands)),
-                reads: Arc::new(Semaphore::new(reads)),
-                subscribers: Arc::new(Semaphore::new(subscribers)),
+                commands,
+                reads,
+                subscribers,
                 in_flight: Arc::default(),
                 threads: std::sync::Mutex::new(Some(threads)),
             }),
@@ -258,7 +276,14 @@ impl Runtime {
         let begin = async {
             let shared = self.shared();
             let limits = &shared.config.limits;
-            let cx = Cx { now: shared.clock.now(), ids: &*shared.ids, limits, prices: &shared.prices, draining: false };
+            let cx = Cx {
+                now: shared.clock.now(),
+                ids: &*shared.ids,
+                limits,
+                prices: &shared.prices,
+                draining: false,
+                room: &raddle_domain::ports::Boundless,
+            };
             let (state, step) = ThreadState::create(ThreadId::new(shared.ids.mint()), new, cx)?;
             Ok(Begun::thread(tenant, state, step, None))
         };
@@ -273,12 +298,15 @@ impl Runtime {
         begin: impl Future<Output = Result<Begun<M>, Error>>,
         expect: impl Fn(M::Reply) -> Result<T, Error>,
     ) -> Result<Done<T>, Error> {
-        let place = self.admit()?;
+        let place = self.admit(tenant)?;
         let in_flight = match self.known::<M>(tenant, call.idempotency).await? {
             Known::Replay(stored) => return replay(stored, expect),
             Known::New(in_flight) => in_flight,
         };
+        self.room_to_store(tenant).await?;
+        let turn = self.turn_to_work(tenant).await?;
         let Begun { key, mut machine, step, fork } = begin.await?;
+        let counted = if key.is_run() { None } else { Some(self.room_for_thread(tenant)?) };
         let shared = self.shared().clone();
         let (now, fence) = (shared.clock.now(), shared.store.epoch());
         let mut steps = Steps::default();
@@ -297,11 +325,17 @@ impl Runtime {
         let supervisor = shared.supervisor.clone();
         let saved = shared.engines.spawn(async move {
             let saved = saved.await;
+            match (&saved, counted) {
+                (Ok(()), Some(counted)) => counted.keep(),
+                (Err(AppendError::Refused(_) | AppendError::Store(StoreError::Full)), Some(counted)) => counted.undo(),
+                // Whether it is stored is not known: then nor is the count, once this is dropped.
+                (_, _) => {}
+            }
             if saved.is_ok() {
                 // Before the reply, so that a command that follows it finds the machine.
                 supervisor.do_send(Adopt { key, loaded });
             }
-            drop((place, in_flight));
+            drop((place, turn, in_flight));
             saved
         });
         match saved.await {
@@ -355,6 +389,7 @@ impl Runtime {
         });
         let write = write.await?;
         self.shared().store_handle.append(write).await.map_err(append_error)?;
+        self.shared().tenants.account(key.tenant).tally.doubt();
         tracing::warn!(thread = %key, "a damaged log was removed");
         Ok(Done { value: (), seq: 0, replayed: false })
     }
@@ -409,11 +444,16 @@ impl Runtime {
         expect: impl Fn(M::Reply) -> Result<T, Error>,
     ) -> Result<Done<T>, Error> {
         let Call { idempotency, if_match, by } = call;
-        let mut place = if M::ends_work(&command) { self.place()? } else { self.admit()? };
+        let (ends_work, frees) = (M::ends_work(&command), M::erases(&command));
+        let mut place = if ends_work { self.place(key.tenant)? } else { self.admit(key.tenant)? };
         let mut in_flight = match self.known::<M>(key.tenant, call.idempotency).await? {
             Known::Replay(stored) => return replay(stored, expect),
             Known::New(in_flight) => in_flight,
         };
+        if !ends_work && !frees {
+            self.room_to_store(key.tenant).await?;
+        }
+        let mut turn = if ends_work { None } else { self.turn_to_work(key.tenant).await? };
         let mut tried = false;
         // A machine may stop between being found and being reached; then it is loaded anew. Not for ever: one that
         // stops each time has something that a caller should hear of.
@@ -424,11 +464,11 @@ impl Runtime {
             {
                 return replay(recalled, expect);
             }
-            let ticket = self.ticket::<M>(key).await?;
+            let ticket = self.ticket::<M>(key, !ends_work && !frees).await?;
             let addr = ticket.actor().of::<M>().ok_or(Error::NotFound(M::WHAT))?.clone();
-            let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, in_flight });
-            let cause = Span::current();
-            let envelope = Envelope { command: command.clone(), if_match, idempotency, by: by.clone(), answer, cause };
+            let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, turn, in_flight });
+            let (by, cause) = (by.clone(), Span::current());
+            let envelope = Envelope { command: command.clone(), if_match, idempotency, by, answer, cause };
             // Closed or full: the envelope comes back, or is dropped; either way it says that it did not run.
             if let Err(SendError::Closed(unsent) | SendError::Full(unsent)) = addr.try_send(envelope) {
                 drop(unsent);
@@ -438,7 +478,7 @@ impl Runtime {
                 Ok(Outcome::Failed(error)) => return Err(error),
                 Ok(Outcome::NotRun(held)) => {
                     let Some(held) = held else { break };
-                    (place, in_flight) = (held.place, held.in_flight);
+                    (place, turn, in_flight) = (held.place, held.turn, held.in_flight);
                     self.shared().registry.forget_closed(&key, &addr);
                     tokio::task::yield_now().await;
                 }
@@ -449,12 +489,44 @@ impl Runtime {
     }
 
     /// A place among the commands that are under way, unless the server is going down.
-    pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
-        if self.shared().draining() { Err(Error::Draining) } else { self.place() }
+    pub(crate) fn admit(&self, tenant: TenantId) -> Result<Hold, Error> {
+        if self.shared().draining() { Err(Error::Draining) } else { self.place(tenant) }
     }
 
-    fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
-        self.inner.commands.clone().try_acquire_owned().map_err(|_| self.busy("the command queue"))
+    fn place(&self, tenant: TenantId) -> Result<Hold, Error> {
+        let whats = ["the command queue", "the tenant's share of the command queue"];
+        self.inner.commands.take(Some(tenant), None).map_err(|why| self.no_place(why, whats))
+    }
+
+    /// Waits for a turn among the commands of all tenants; one that has the server to itself needs none.
+    async fn turn_to_work(&self, tenant: TenantId) -> Result<Option<Permit>, Error> {
+        let shared = self.shared();
+        if !shared.config.fair || !shared.tenants.are_several() {
+            return Ok(None);
+        }
+        let turn = shared.gates.commands.door(&shared.tenants.account(tenant)).enter(1).await;
+        if shared.draining() { Err(Error::Draining) } else { Ok(Some(turn)) }
+    }
+
+    /// A place among those who watch.
+    fn place_to_watch(&self, tenant: TenantId) -> Result<Hold, Error> {
+        let tenants = &self.shared().tenants;
+        let quota = tenants.quotas(&tenants.account(tenant)).subscribers;
+        let whats = ["the list of watchers", "the tenant's share of the list of watchers"];
+        self.inner.subscribers.take(Some(tenant), quota).map_err(|why| self.no_place(why, whats))
+    }
+
+    /// Watchers of a tenant.
+    pub(crate) fn watchers_of(&self, tenant: TenantId) -> u64 {
+        self.inner.subscribers.taken_by(tenant)
+    }
+
+    fn no_place(&self, why: NoPlace, [all, share]: [&'static str; 2]) -> Error {
+        match why {
+            NoPlace::Full => self.busy(all),
+            NoPlace::Share => self.busy(share),
+            NoPlace::Quota(max) => self.over("subscribers", max),
+        }
     }
 
     fn busy(&self, what: &'static str) -> Error {
@@ -504,15 +576,16 @@ impl Runtime {
             }
             Ok(read(view, &receipt)?.map(Some).ok_or(Error::Deleted))
         };
-        self.read(read).await?
+        self.read_of(tenant, read).await?
     }
 
-    async fn ticket<M: Machine>(&self, key: ThreadKey) -> Result<Ticket, Error> {
+    /// `asked`: whether the caller may be told that its tenant has as much loaded as it may.
+    async fn ticket<M: Machine>(&self, key: ThreadKey, asked: bool) -> Result<Ticket, Error> {
         let ticket = match self.shared().registry.ticket(&key) {
             Some(ticket) => ticket,
             None => {
                 let (reply, loaded) = oneshot::channel();
-                self.shared().supervisor.do_send(Load { key, reply });
+                self.shared().supervisor.do_send(Load { key, asked, reply });
                 loaded.await.map_err(|_| Error::Draining)??
             }
         };
@@ -526,8 +599,7 @@ impl Runtime {
 
     /// Watches a thread from right after `after`. An `after` beyond the head is refused as invalid.
     pub async fn subscribe(&self, key: ThreadKey, after: Seq) -> Result<Subscription, Error> {
-        let place =
-            self.inner.subscribers.clone().try_acquire_owned().map_err(|_| self.busy("the list of watchers"))?;
+        let place = self.place_to_watch(key.tenant)?;
         let watch = self.watch(key).await?;
         let head = self.head(key).await?;
         if after > head {
@@ -559,8 +631,7 @@ impl Runtime {
         after: Option<TenantCursor>,
         wanted: Wanted,
     ) -> Result<TenantSubscription, Error> {
-        let place =
-            self.inner.subscribers.clone().try_acquire_owned().map_err(|_| self.busy("the list of watchers"))?;
+        let place = self.place_to_watch(tenant)?;
         let watch = self.watch_tenant(tenant).await?;
         let after = self.place_in_feed(tenant, after).await?;
         let source = OfTenant { tenant, wanted };
@@ -592,8 +663,8 @@ impl Runtime {
 
     /// The place that a caller names, if the feed has reached it; now if they name none.
     async fn place_in_feed(&self, tenant: TenantId, after: Option<TenantCursor>) -> Result<TenantCursor, Error> {
-        let Some(after) = after else { return self.read(move |view| tenant_now(view, tenant)).await };
-        let head = self.read(move |view| view.feed_head(tenant)).await?;
+        let Some(after) = after else { return self.read_of(tenant, move |view| tenant_now(view, tenant)).await };
+        let head = self.read_of(tenant, move |view| view.feed_head(tenant)).await?;
         if after.position > head {
             let why = "names a place that this tenant's events have not reached".to_owned();
             return Err(Refused::Invalid { field: "after", why }.into());
@@ -614,7 +685,7 @@ impl Runtime {
         limit: usize,
         bytes: usize,
     ) -> Result<TenantPage, Error> {
-        self.read(move |view| tenant_page(view, tenant, after, &wanted, limit, bytes)).await
+        self.read_of(tenant, move |view| tenant_page(view, tenant, after, &wanted, limit, bytes)).await
     }
 
     /// The turn, once it is terminal or `timeout` has passed.
@@ -650,12 +721,31 @@ impl Runtime {
 
     // ---- the rest --------------------------------------------------------------------------------
 
-    /// Reads from a consistent view, off the async threads.
+    /// Reads for the server itself.
     pub(crate) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&dyn View) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Error> {
-        let place = self.inner.reads.clone().try_acquire_owned().map_err(|_| self.busy("the read queue"))?;
+        self.read_as(None, read).await
+    }
+
+    /// Reads for a tenant.
+    pub(crate) async fn read_of<T: Send + 'static>(
+        &self,
+        tenant: TenantId,
+        read: impl FnOnce(&dyn View) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.read_as(Some(tenant), read).await
+    }
+
+    /// Reads from a consistent view, off the async threads.
+    async fn read_as<T: Send + 'static>(
+        &self,
+        of: Option<TenantId>,
+        read: impl FnOnce(&dyn View) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Error> {
+        let whats = ["the read queue", "the tenant's share of the read queue"];
+        let place = self.inner.reads.take(of, None).map_err(|why| self.no_place(why, whats))?;
         let store = self.shared().store.clone();
         let read = self.shared().engines.spawn_blocking(move || {
             let _place = place;
@@ -673,9 +763,8 @@ impl Runtime {
 
     /// How the runtime is.
     pub fn health(&self) -> Health {
-        let (shared, config) = (self.shared(), &self.shared().config);
+        let shared = self.shared();
         let (registry, counters) = (&shared.registry, &shared.registry.counters);
-        let taken = |all: usize, free: &Semaphore| all.saturating_sub(free.available_permits()) as u64;
         let store = shared.store_handle.stats();
         Health {
             store_writable: store.writable.load(Relaxed),
@@ -684,7 +773,7 @@ impl Runtime {
             loaded_threads: registry.len() as u64,
             loaded_bytes: registry.bytes() as u64,
             running_turns: registry.running() as u64,
-            subscribers: taken(config.subscribers, &self.inner.subscribers),
+            subscribers: self.inner.subscribers.taken(),
             commits: store.commits.load(Relaxed),
             steps: counters.steps.load(Relaxed),
             events: counters.events.load(Relaxed),
@@ -697,8 +786,12 @@ impl Runtime {
             jobs: counters.jobs.figures(),
             evictions: counters.evictions.load(Relaxed),
             subscribers_dropped: counters.subscribers_dropped.load(Relaxed),
-            commands_in_flight: taken(config.commands_in_flight, &self.inner.commands),
+            commands_in_flight: self.inner.commands.taken(),
             commands_refused_busy: counters.busy.iter().map(|full| *full.value()).sum(),
+            refused_over_quota: counters.over_quota.load(Relaxed),
+            commands_at_work: shared.gates.commands.figures(),
+            model_calls: shared.gates.models.figures(),
+            tool_runs: shared.gates.tools.figures(),
         }
     }
 
@@ -830,7 +923,7 @@ pub(crate) fn append_error(error: AppendError) -> Error {
 
 impl Runtime {
     pub(crate) async fn head(&self, key: ThreadKey) -> Result<Seq, Error> {
-        let row = self.read(move |view| view.row(key)).await?;
+        let row = self.read_of(key.tenant, move |view| view.row(key)).await?;
         row.map(|row| row.head.last_seq).ok_or(Error::NotFound("thread"))
     }
 
@@ -841,6 +934,6 @@ impl Runtime {
         limit: usize,
         bytes: usize,
     ) -> Result<Vec<raddle_domain::ports::Chunk>, Error> {
-        self.read(move |view| view.events(key, after, limit, bytes)).await
+        self.read_of(key.tenant, move |view| view.events(key, after, limit, bytes)).await
     }
 }

@@ -27,13 +27,15 @@ use raddle_domain::{
     tenant::Attribution,
     time::UnixMs,
 };
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tracing::Span;
 
 pub(crate) use self::machine::{Crew, Loaded, Machine, Place, Said, Site, Steps};
 use crate::{
     batch::Batch,
+    fair::Permit,
     handle::{Error, InFlight, append_error},
+    places::Hold,
     receipts::Idempotency,
     registry::{Gauge, Ticket},
     store::AppendError,
@@ -94,7 +96,9 @@ pub(crate) struct Answer<R> {
 pub(crate) struct Held {
     /// Keeps the machine loaded.
     pub _ticket: Ticket,
-    pub place: OwnedSemaphorePermit,
+    pub place: Hold,
+    /// Its turn among the commands of all tenants.
+    pub turn: Option<Permit>,
     pub in_flight: Option<InFlight>,
 }
 
@@ -249,6 +253,7 @@ impl<M: Machine> Host<M> {
         self.shared.registry.counters.steps.fetch_add(1, Relaxed);
         if steps.is_empty() {
             self.crew.saved();
+            self.machine.saved(&self.shared, self.key);
             answer(waiting);
             self.settle(ctx);
             return;
@@ -289,6 +294,7 @@ impl<M: Machine> Host<M> {
             match saved {
                 Ok(()) => {
                     this.crew.saved();
+                    this.machine.saved(&this.shared, this.key);
                     answer(waiting);
                     then(this, ctx);
                 }
@@ -392,6 +398,7 @@ impl<M: Machine> Host<M> {
         self.crew.pay(&self.machine, self.park.is_some(), &place);
         // What is about to be started runs too.
         let running = self.crew.works() || self.next().is_some();
+        self.machine.works(running, &self.shared, self.key);
         if self.shared.registry.set_running(&self.gauge, running) && !running {
             self.shared.supervisor.do_send(Rested(self.key));
         }
@@ -442,6 +449,7 @@ impl<M: Machine> Host<M> {
             let write = Write::Put { tenant: self.key.tenant, documents: steps.documents };
             drop(self.shared.store_handle.append(write));
         }
+        self.machine.erasing();
         let write = Write::Erase { key: self.key, fence: self.shared.store.epoch(), expected };
         let chunk = Chunk { first: expected + 1, events: steps.events };
         let last = Arc::new(Batch::new(self.key, chunk, 0));

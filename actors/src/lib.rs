@@ -20,13 +20,16 @@ mod clock;
 mod config;
 mod disk;
 mod engine;
+mod fair;
 mod fork;
 mod handle;
 mod hooks;
 mod host;
 mod jobs;
 mod outbox;
+mod places;
 mod policy;
+mod quotas;
 mod reads;
 mod receipts;
 mod registry;
@@ -50,11 +53,13 @@ pub use self::{
     admin::{AuditPage, MAX_KEYS},
     clock::{SystemClock, UuidIds},
     config::{Config, Ports, StartError},
+    fair::GateFigures,
     fork::ForkAt,
     handle::{Call, Done, Error, Runtime, Started, WeakRuntime},
     hooks::{Hook, HookFigures, HookStatus, TWICE},
     jobs::{JobFigures, JobQuery},
     policy::Wondered,
+    quotas::QuotaStatus,
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,
     registry::Health,

@@ -29,7 +29,7 @@ pub enum Wondered {
 impl Runtime {
     /// The tenant's own layer.
     pub async fn policy(&self, tenant: TenantId) -> Result<Policy, Error> {
-        self.read(move |view| disk::policy(view, tenant)).await
+        self.read_of(tenant, move |view| disk::policy(view, tenant)).await
     }
 
     /// Replaces it.
@@ -42,15 +42,16 @@ impl Runtime {
 
     /// The calls that the tenant approved for ever, by the names of their rules.
     pub async fn permits(&self, tenant: TenantId) -> Result<Vec<(String, Permit)>, Error> {
-        self.read(move |view| disk::permits(view, tenant)).await
+        self.read_of(tenant, move |view| disk::permits(view, tenant)).await
     }
 
     /// Takes such an approval back.
     pub async fn revoke(&self, tenant: TenantId, rule: String, by: Option<&Attribution>) -> Result<(), Error> {
         let deed = Deed::new("permit.revoked", &rule);
         let kind = DocumentKind::PolicyRule;
-        let ids =
-            self.read(move |view| Ok(view.documents(tenant, kind)?.into_iter().map(|document| document.id).collect()));
+        let ids = self.read_of(tenant, move |view| {
+            Ok(view.documents(tenant, kind)?.into_iter().map(|document| document.id).collect())
+        });
         let ids: Vec<[u8; 32]> = ids.await?;
         let id = ids.into_iter().find(|id| disk::permit_name(id) == rule).ok_or(Error::NotFound("permit"))?;
         self.accounted(tenant, deed, by, Write::Forget { tenant, kind, id }).await
@@ -68,7 +69,7 @@ impl Runtime {
             Some(_) => Some(self.thread(key).await?),
             None => None,
         };
-        let rules = self.read(move |view| disk::rules(view, tenant)).await?;
+        let rules = self.read_of(tenant, move |view| disk::rules(view, tenant)).await?;
         let settings = settings(on.as_ref());
         let on = on.as_ref();
         let scene = Scene {

@@ -94,18 +94,19 @@ pub struct Events {
 impl Runtime {
     /// A thread's record.
     pub async fn thread(&self, key: ThreadKey) -> Result<Thread, Error> {
-        let found = self.read(move |view| view.row(key)?.map(|row| disk::thread(key, &row)).transpose()).await?;
+        let found =
+            self.read_of(key.tenant, move |view| view.row(key)?.map(|row| disk::thread(key, &row)).transpose()).await?;
         found.ok_or(Error::NotFound("thread"))
     }
 
     /// Threads of a tenant, most recently updated first.
     pub async fn threads(&self, tenant: TenantId, query: ThreadQuery) -> Result<ThreadPage, Error> {
-        self.read(move |view| list(view, tenant, &query)).await
+        self.read_of(tenant, move |view| list(view, tenant, &query)).await
     }
 
     /// Everything of a thread; events after its `seq` continue it exactly.
     pub async fn snapshot(&self, key: ThreadKey) -> Result<Snapshot, Error> {
-        self.read(move |view| snapshot(view, key)).await?.ok_or(Error::NotFound("thread"))
+        self.read_of(key.tenant, move |view| snapshot(view, key)).await?.ok_or(Error::NotFound("thread"))
     }
 
     /// Turns in order; the cursor is the seq at which the last one of the page started.
@@ -125,7 +126,7 @@ impl Runtime {
             let next = turns.last().map(|(seq, _)| *seq).filter(|_| more);
             Ok(Some(Page { data: turns.into_iter().map(|(_, turn)| turn).collect(), next }))
         };
-        self.read(read).await?.ok_or(Error::NotFound("thread"))
+        self.read_of(key.tenant, read).await?.ok_or(Error::NotFound("thread"))
     }
 
     /// One turn, open or ended.
@@ -141,12 +142,12 @@ impl Runtime {
             let open = state.and_then(|state| state.open().map(|open| open.turn().clone()));
             Ok(open.ok_or(Error::NotFound("turn")))
         };
-        self.read(read).await?
+        self.read_of(key.tenant, read).await?
     }
 
     /// Items in the order in which they began.
     pub async fn items(&self, key: ThreadKey, query: ItemQuery) -> Result<Page<Item, ItemPlace>, Error> {
-        self.read(move |view| items(view, key, &query)).await?
+        self.read_of(key.tenant, move |view| items(view, key, &query)).await?
     }
 
     /// Prompts that wait, in the order in which they will run.
@@ -154,7 +155,7 @@ impl Runtime {
         let read = move |view: &dyn View| {
             Ok(thread::state(view, key)?.map(|state| state.inbox().cloned().collect::<Vec<_>>()))
         };
-        self.read(read).await?.ok_or(Error::NotFound("thread"))
+        self.read_of(key.tenant, read).await?.ok_or(Error::NotFound("thread"))
     }
 
     /// Stored events after `after`, at most `limit`. An `after` beyond the head is refused as invalid.
@@ -167,7 +168,7 @@ impl Runtime {
             }
             Ok(Ok(Events { chunks: view.events(key, after, limit, PAGE_BYTES)?, head }))
         };
-        self.read(read).await?
+        self.read_of(key.tenant, read).await?
     }
 }
 

@@ -7,6 +7,7 @@
 //! A map guard never lives across an await or another call on the map: what is found is cloned out.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
@@ -27,6 +28,7 @@ use tokio::sync::Notify;
 
 use crate::{
     config::Config,
+    fair::GateFigures,
     host::{Host, Hosted, Machine},
     times::{Engines, Times},
 };
@@ -35,6 +37,8 @@ use crate::{
 #[derive(Default)]
 pub(crate) struct Registry {
     slots: DashMap<ThreadKey, Slot>,
+    /// How many of them are whose.
+    of: DashMap<TenantId, usize>,
     /// Logical time of use.
     uses: AtomicU64,
     bytes: AtomicUsize,
@@ -63,6 +67,7 @@ pub(crate) struct Counters {
     pub subscribers_dropped: AtomicU64,
     /// By what was full.
     pub busy: DashMap<&'static str, u64>,
+    pub over_quota: AtomicU64,
     pub turn_start: Times,
     pub prompt_wait: Times,
     pub tool: Times,
@@ -126,6 +131,11 @@ pub struct Health {
     pub subscribers_dropped: u64,
     pub commands_in_flight: u64,
     pub commands_refused_busy: u64,
+    /// What was refused for a tenant's quota.
+    pub refused_over_quota: u64,
+    pub commands_at_work: GateFigures,
+    pub model_calls: GateFigures,
+    pub tool_runs: GateFigures,
 }
 
 /// A loaded thread, as its callers find it.
@@ -162,7 +172,9 @@ impl Registry {
     /// Puts a thread in, with the first ticket for it.
     pub fn insert(&self, key: ThreadKey, slot: Slot) -> Ticket {
         let (ticket, gauge) = (self.admit(&slot), slot.gauge.clone());
-        self.slots.insert(key, slot);
+        if self.slots.insert(key, slot).is_none() {
+            *self.of.entry(key.tenant).or_default() += 1;
+        }
         // Its actor runs already. One that has ended before it could be found would be taken for loaded for ever.
         if gauge.gone.load(SeqCst) {
             self.forget(&key, &gauge);
@@ -178,7 +190,7 @@ impl Registry {
 
     /// Takes a thread out if it rests; its actor may then be told to stop.
     pub fn evict(&self, key: &ThreadKey) -> Option<Slot> {
-        let (_, slot) = self.slots.remove_if(key, |_, slot| slot.gauge.rests())?;
+        let slot = self.remove_if(key, |slot| slot.gauge.rests())?;
         self.counters.evictions.fetch_add(1, Relaxed);
         Some(slot)
     }
@@ -186,7 +198,7 @@ impl Registry {
     /// Forgets a thread whose actor is gone. Another actor of the same thread stays.
     pub fn forget(&self, key: &ThreadKey, gauge: &Arc<Gauge>) {
         gauge.gone.store(true, SeqCst);
-        self.slots.remove_if(key, |_, slot| Arc::ptr_eq(&slot.gauge, gauge));
+        self.remove_if(key, |slot| Arc::ptr_eq(&slot.gauge, gauge));
         self.set_running(gauge, false);
         self.set_bytes(gauge, 0);
     }
@@ -197,7 +209,27 @@ impl Registry {
 
     /// Forgets a thread whose actor can no longer be reached, before the actor's end says so.
     pub fn forget_closed<M: Machine>(&self, key: &ThreadKey, addr: &Addr<Host<M>>) {
-        self.slots.remove_if(key, |_, slot| slot.actor.of() == Some(addr) && !addr.connected());
+        self.remove_if(key, |slot| slot.actor.of() == Some(addr) && !addr.connected());
+    }
+
+    fn remove_if(&self, key: &ThreadKey, is: impl FnOnce(&Slot) -> bool) -> Option<Slot> {
+        let (_, slot) = self.slots.remove_if(key, |_, slot| is(slot))?;
+        self.of.remove_if_mut(&key.tenant, |_, count| {
+            *count = count.saturating_sub(1);
+            *count == 0
+        });
+        Some(slot)
+    }
+
+    /// The loaded threads of a tenant, by their last use.
+    pub fn order_of(&self, tenant: TenantId) -> BTreeMap<u64, ThreadKey> {
+        let of = self.slots.iter().filter(|slot| slot.key().tenant == tenant);
+        of.map(|slot| (slot.gauge.used.load(Relaxed), *slot.key())).collect()
+    }
+
+    /// Loaded threads of a tenant.
+    pub fn loaded_of(&self, tenant: TenantId) -> usize {
+        self.of.get(&tenant).map_or(0, |count| *count)
     }
 
     /// When a loaded thread was last used, in logical time.

@@ -48,7 +48,7 @@ impl Runtime {
         let read = move |view: &dyn raddle_domain::ports::View| {
             view.documents(tenant, DocumentKind::RoutingRule)?.iter().map(|document| rule(tenant, document)).collect()
         };
-        self.read(read).await
+        self.read_of(tenant, read).await
     }
 
     /// Replaces the tenant's rules by these, or leaves them as they are.
@@ -67,7 +67,7 @@ impl Runtime {
 
     /// Makes a write that is no thread's.
     pub(crate) async fn write(&self, write: Write) -> Result<(), Error> {
-        let place = self.admit()?;
+        let place = self.admit(crate::store::tenant(&write))?;
         let saved = self.shared().store_handle.append(write);
         // In a task of its own: the place is taken until the store has answered, whoever still waits.
         let saved = self.shared().engines.spawn(async move {

@@ -1,4 +1,5 @@
-//! The one writer: takes what waits, commits it together, tells the bus, then the writers.
+//! The one writer: takes what waits, commits it together, tells the bus, then the writers. More than one commit holds is
+//! taken from the tenants in turn ([`queue`]).
 //!
 //! ```text
 //!            commit failed                     reopened
@@ -21,14 +22,15 @@ mod keys;
 pub mod memory;
 mod packing;
 mod page;
+mod queue;
 pub mod redb;
 mod rename;
 mod tables;
 mod tenant;
 
 use std::{
-    collections::VecDeque,
     future::Future,
+    num::NonZeroU32,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -45,7 +47,12 @@ use raddle_domain::{
 };
 use tokio::sync::oneshot;
 
-use self::keys::{RowKey, StoreKey, TurnKey};
+pub use self::queue::Weigh;
+pub(crate) use self::queue::tenant;
+use self::{
+    keys::{RowKey, StoreKey, TurnKey},
+    queue::Queue,
+};
 use crate::{batch::Batch, times::Times};
 
 /// About the most bytes in one commit; one write may be larger.
@@ -151,9 +158,7 @@ pub struct StoreActor {
     bus: OnCommit,
     on_recovered: OnRecovered,
     stats: Arc<StoreStats>,
-    writes: VecDeque<Write>,
-    /// One for each of `writes`, and when that came.
-    replies: VecDeque<(Reply, Instant)>,
+    waiting: Queue,
     flush_sent: bool,
     state: State,
     /// Whether a call of `probe` is on its way.
@@ -191,33 +196,49 @@ struct Flush;
 struct Shutdown(oneshot::Sender<()>);
 
 impl StoreActor {
-    /// Starts on `arbiter`, which should be the store's own: a commit blocks it.
+    /// Starts on `arbiter`, which should be the store's own: a commit blocks it. All tenants weigh the same.
     pub fn start_in(
         arbiter: &ArbiterHandle,
         store: Arc<dyn LogStore>,
         bus: OnCommit,
         on_recovered: OnRecovered,
     ) -> StoreHandle {
+        Self::start_weighed(arbiter, Some(equal()), store, bus, on_recovered)
+    }
+
+    /// The same, with the tenants' weights; without them tenants are not told apart.
+    pub fn start_weighed(
+        arbiter: &ArbiterHandle,
+        weigh: Option<Weigh>,
+        store: Arc<dyn LogStore>,
+        bus: OnCommit,
+        on_recovered: OnRecovered,
+    ) -> StoreHandle {
         let stats = Arc::new(StoreStats::default());
-        let actor = Self::new(store.clone(), bus, on_recovered, stats.clone());
+        let actor = Self::new(store.clone(), bus, on_recovered, stats.clone(), weigh);
         StoreHandle { actor: Self::start_in_arbiter(arbiter, |_| actor), store, stats }
     }
 
     /// Starts on the current thread, inside a `LocalSet`: for simulation.
     pub fn start_here(store: Arc<dyn LogStore>, bus: OnCommit, on_recovered: OnRecovered) -> StoreHandle {
         let stats = Arc::new(StoreStats::default());
-        let actor = Self::new(store.clone(), bus, on_recovered, stats.clone());
+        let actor = Self::new(store.clone(), bus, on_recovered, stats.clone(), Some(equal()));
         StoreHandle { actor: actor.start(), store, stats }
     }
 
-    fn new(store: Arc<dyn LogStore>, bus: OnCommit, on_recovered: OnRecovered, stats: Arc<StoreStats>) -> Self {
+    fn new(
+        store: Arc<dyn LogStore>,
+        bus: OnCommit,
+        on_recovered: OnRecovered,
+        stats: Arc<StoreStats>,
+        weigh: Option<Weigh>,
+    ) -> Self {
         Self {
             store,
             bus,
             on_recovered,
             stats,
-            writes: VecDeque::new(),
-            replies: VecDeque::new(),
+            waiting: Queue::new(weigh),
             flush_sent: false,
             state: State::Healthy,
             probing: false,
@@ -231,25 +252,14 @@ impl StoreActor {
             .unwrap_or_else(|_| Err(StoreError::Unavailable("the store panicked".to_owned())))
     }
 
-    /// Takes the oldest writes, as many as go into one commit.
-    fn take(&mut self) -> (Vec<Write>, Vec<Reply>) {
-        let mut bytes = 0;
-        let fits = |write: &&Write| {
-            let first = bytes == 0;
-            bytes += size(write);
-            first || bytes <= BATCH_BYTES
-        };
-        let count = self.writes.iter().take(self.store.batch_writes()).take_while(fits).count();
-        let waited = |(reply, since): (Reply, Instant)| {
+    /// One commit.
+    fn flush(&mut self, ctx: &mut Context<Self>) {
+        let (writes, waiting) = self.waiting.take(self.store.batch_writes());
+        let waited = |(reply, since): queue::Waiter| {
             self.stats.wait.took(since.elapsed());
             reply
         };
-        (self.writes.drain(..count).collect(), self.replies.drain(..count).map(waited).collect())
-    }
-
-    /// One commit.
-    fn flush(&mut self, ctx: &mut Context<Self>) {
-        let (writes, replies) = self.take();
+        let replies: Vec<Reply> = waiting.into_iter().map(waited).collect();
         if writes.is_empty() {
             return;
         }
@@ -312,8 +322,7 @@ impl StoreActor {
             (_, error) => {
                 tracing::error!(%error, "the store failed; it will be opened again");
                 // What waits was not tried, but its writers' order is: they all read again.
-                let waiting: Vec<_> = self.replies.drain(..).map(|(reply, _)| reply).collect();
-                self.writes.clear();
+                let waiting = self.waiting.clear();
                 self.refuse(waiting, &error);
                 self.state = State::Down { error, wait: BACKOFF.0 };
                 self.probe_after(BACKOFF.0, ctx);
@@ -397,8 +406,7 @@ impl Handler<Submit> for StoreActor {
             self.refuse([reply], error);
             return;
         }
-        self.writes.push_back(write);
-        self.replies.push_back((reply, Instant::now()));
+        self.waiting.push(write, reply);
         if !self.flush_sent {
             self.flush_sent = true;
             // Runs after what is in the mailbox now: all of that goes into the same commit.
@@ -413,7 +421,7 @@ impl Handler<Flush> for StoreActor {
     fn handle(&mut self, _: Flush, ctx: &mut Self::Context) {
         self.flush_sent = false;
         self.flush(ctx);
-        if !self.writes.is_empty() {
+        if !self.waiting.is_empty() {
             self.flush_sent = true;
             ctx.notify(Flush);
         }
@@ -424,7 +432,7 @@ impl Handler<Shutdown> for StoreActor {
     type Result = ();
 
     fn handle(&mut self, Shutdown(done): Shutdown, ctx: &mut Self::Context) {
-        while !self.writes.is_empty() {
+        while !self.waiting.is_empty() {
             self.flush(ctx);
         }
         if let Err(error) = self.call(LogStore::rest) {
@@ -434,6 +442,10 @@ impl Handler<Shutdown> for StoreActor {
         // Nobody waits for it.
         let _ = done.send(());
     }
+}
+
+fn equal() -> Weigh {
+    Arc::new(|_| NonZeroU32::MIN)
 }
 
 /// Whether a write takes room, rather than giving some back.

@@ -15,7 +15,7 @@ mod thread;
 
 use std::future::Future;
 
-use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 pub use self::{
     feed::{TenantCursor, TenantPage},
@@ -30,6 +30,7 @@ pub(crate) use self::{
 use crate::{
     bus::Watch,
     handle::{Error, Runtime},
+    places::Hold,
 };
 
 /// Events read from the log at a time.
@@ -113,17 +114,11 @@ pub(crate) struct Follow<S: Source> {
     phase: Phase,
     /// The next page of a long backlog, read while the one before is sent.
     ahead: Option<JoinHandle<Result<Read<S>, Error>>>,
-    _place: OwnedSemaphorePermit,
+    _place: Hold,
 }
 
 impl<S: Source> Follow<S> {
-    pub fn new(
-        runtime: Runtime,
-        source: S,
-        after: S::Cursor,
-        watch: Watch<S::Piece>,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
+    pub fn new(runtime: Runtime, source: S, after: S::Cursor, watch: Watch<S::Piece>, place: Hold) -> Self {
         Self { runtime, source, after, watch, phase: Phase::Backlog, ahead: None, _place: place }
     }
 

@@ -2,17 +2,21 @@
 //! Whatever machine has a host is called a thread here: it has such a key, and counts against the same caps.
 //!
 //! The least recently used thread at rest is unloaded first, until both caps hold again. A thread that has anything
-//! under way is passed over and counts as used now.
+//! under way is passed over and counts as used now. A tenant that has a quota of loaded threads makes room for its own
+//! among its own; one all of whose threads work gets no other, unless that has a turn to go on with.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::{Arc, atomic::Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
     time::Duration,
 };
 
 use actix::prelude::*;
 use raddle_domain::{
-    id::ThreadKey,
+    id::{TenantId, ThreadKey},
     ports::{OwingPlace, StoreError},
 };
 use tokio::sync::oneshot;
@@ -20,6 +24,7 @@ use tokio::sync::oneshot;
 use crate::{
     handle::Error,
     host::{Host, Loaded, Machine},
+    quotas::most_loaded,
     registry::{Gauge, Slot, Ticket},
     run::RunMachine,
     system::Shared,
@@ -40,14 +45,21 @@ pub(crate) struct Supervisor {
     arbiters: Vec<ArbiterHandle>,
     next: usize,
     loading: HashMap<ThreadKey, Vec<oneshot::Sender<Result<Ticket, Error>>>>,
+    /// Loads that are under way, by tenant.
+    loading_of: HashMap<TenantId, usize>,
     /// Loaded threads by the last use that is known here; one that was used since is put back where it belongs.
-    order: BTreeMap<u64, ThreadKey>,
+    order: Order,
+    /// The same, of each tenant that has a quota of them.
+    own: HashMap<TenantId, Order>,
     /// Failures in a row of threads that stopped, or could not be loaded.
     failures: HashMap<ThreadKey, u32>,
     /// Threads that will be loaded after a pause.
     pausing: HashSet<ThreadKey>,
     sweeping: Sweeping,
 }
+
+/// Threads by their last use.
+type Order = BTreeMap<u64, ThreadKey>;
 
 #[derive(PartialEq, Eq)]
 enum Sweeping {
@@ -67,6 +79,8 @@ pub(crate) struct Begin(pub Arc<Shared>);
 #[rtype(result = "()")]
 pub(crate) struct Load {
     pub key: ThreadKey,
+    /// Whether a caller asks, who can be told that his tenant has as many loaded as it may.
+    pub asked: bool,
     pub reply: oneshot::Sender<Result<Ticket, Error>>,
 }
 
@@ -103,7 +117,9 @@ impl Supervisor {
             arbiters,
             next: 0,
             loading: HashMap::new(),
+            loading_of: HashMap::new(),
             order: BTreeMap::new(),
+            own: HashMap::new(),
             failures: HashMap::new(),
             pausing: HashSet::new(),
             sweeping: Sweeping::No,
@@ -137,6 +153,7 @@ impl Supervisor {
                 Err(panic) => Err(Error::Internal(panic.to_string())),
             };
             let asking = this.loading.remove(&key).unwrap_or_default();
+            this.loaded(key.tenant);
             match loaded {
                 Ok(loaded) => {
                     if loaded.machine.rests() {
@@ -150,7 +167,7 @@ impl Supervisor {
                         }
                     }
                     drop(first);
-                    this.trim(ctx);
+                    this.trim(key.tenant);
                 }
                 Err(error) => {
                     match &error {
@@ -180,41 +197,58 @@ impl Supervisor {
         let ticket = shared.registry.insert(key, Slot { actor: Arc::new(addr), gauge });
         if let Some(used) = shared.registry.last_use(&key) {
             self.order.insert(used, key);
+            match (most_loaded(shared, key.tenant), self.own.get_mut(&key.tenant)) {
+                (Some(_), Some(own)) => drop(own.insert(used, key)),
+                (Some(_), None) => {}
+                // It would lack this one, should there be a quota again.
+                (None, _) => drop(self.own.remove(&key.tenant)),
+            }
         }
         ticket
     }
 
-    /// Unloads threads at rest until both caps hold, or only busy ones were seen.
-    fn trim(&mut self, _: &mut Context<Self>) {
+    /// Unloads threads at rest until all caps hold, or only busy ones were seen.
+    fn trim(&mut self, of: TenantId) {
         let shared = self.shared();
         let (registry, config) = (&shared.registry, &shared.config);
-        if self.order.len() > 2 * registry.len() + 64 {
-            // Threads that stopped, or were deleted, leave their entries behind.
-            self.order.retain(|_, key| registry.contains(key));
+        unload(&mut self.order, registry.len(), PASSED_OVER, &mut self.failures, &shared, || registry.is_over(config));
+        if let Some(most) = most_loaded(&shared, of) {
+            self.make_room(of, most, &shared);
         }
-        let mut passed = 0;
-        while passed < PASSED_OVER && registry.is_over(config) {
-            let Some((known, key)) = self.order.pop_first() else { break };
-            match registry.last_use(&key) {
-                None => {}
-                Some(used) if used > known => {
-                    self.order.insert(used, key);
-                }
-                Some(_) => match registry.evict(&key) {
-                    Some(slot) => {
-                        slot.actor.unload();
-                        self.failures.remove(&key);
-                        if let Some(at) = slot.gauge.wake_at() {
-                            shared.timers.do_send(Rearm(at));
-                        }
-                    }
-                    None => {
-                        passed += 1;
-                        if let Some(used) = registry.touch(&key) {
-                            self.order.insert(used, key);
-                        }
-                    }
-                },
+    }
+
+    /// Unloads threads at rest of a tenant until no more than `most` are loaded, or all of them work. How many are, and
+    /// will be.
+    fn make_room(&mut self, of: TenantId, most: u64, shared: &Shared) -> u64 {
+        let Self { own, failures, loading_of, .. } = self;
+        let coming = loading_of.get(&of).copied().unwrap_or_default();
+        let count = || (shared.registry.loaded_of(of) + coming) as u64;
+        let order = own.entry(of).or_insert_with(|| shared.registry.order_of(of));
+        let loaded = shared.registry.loaded_of(of);
+        unload(order, loaded, loaded, failures, shared, || count() > most);
+        if order.is_empty() {
+            own.remove(&of);
+        }
+        count()
+    }
+
+    /// Whether a caller may have another thread of a tenant loaded: makes room for it, if it can.
+    fn may_load(&mut self, of: TenantId) -> Result<(), Error> {
+        let shared = self.shared();
+        let Some(most) = most_loaded(&shared, of) else { return Ok(()) };
+        if self.make_room(of, most.saturating_sub(1), &shared) < most {
+            return Ok(());
+        }
+        shared.registry.counters.over_quota.fetch_add(1, Relaxed);
+        Err(Error::Quota { limit: "loaded_threads", max: most })
+    }
+
+    /// A load has ended.
+    fn loaded(&mut self, of: TenantId) {
+        if let Some(count) = self.loading_of.get_mut(&of) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.loading_of.remove(&of);
             }
         }
     }
@@ -254,7 +288,7 @@ impl Supervisor {
             return None;
         }
         let (reply, loaded) = oneshot::channel();
-        self.ask(key, reply, ctx);
+        self.ask(key, false, reply, ctx);
         Some(loaded)
     }
 
@@ -272,14 +306,69 @@ impl Supervisor {
         });
     }
 
-    fn ask(&mut self, key: ThreadKey, reply: oneshot::Sender<Result<Ticket, Error>>, ctx: &mut Context<Self>) {
+    fn ask(
+        &mut self,
+        key: ThreadKey,
+        asked: bool,
+        reply: oneshot::Sender<Result<Ticket, Error>>,
+        ctx: &mut Context<Self>,
+    ) {
         if self.shared().parking.load(SeqCst) {
             return drop(reply.send(Err(Error::Draining)));
+        }
+        if asked
+            && !self.loading.contains_key(&key)
+            && let Err(over) = self.may_load(key.tenant)
+        {
+            return drop(reply.send(Err(over)));
         }
         let asking = self.loading.entry(key).or_default();
         asking.push(reply);
         if asking.len() == 1 {
+            *self.loading_of.entry(key.tenant).or_default() += 1;
             self.load(key, ctx);
+        }
+    }
+}
+
+/// Unloads threads at rest, least recently used first, while `is_over`, passing over at most `busy` that are not at rest.
+/// `loaded` is about how many of the order are.
+fn unload(
+    order: &mut Order,
+    loaded: usize,
+    busy: usize,
+    failures: &mut HashMap<ThreadKey, u32>,
+    shared: &Shared,
+    is_over: impl Fn() -> bool,
+) {
+    let registry = &shared.registry;
+    if order.len() > 2 * loaded + 64 {
+        // Threads that stopped, or were deleted, leave their entries behind.
+        order.retain(|_, key| registry.contains(key));
+    }
+    let mut passed = 0;
+    while passed < busy && is_over() {
+        let Some((known, key)) = order.pop_first() else { break };
+        match registry.last_use(&key) {
+            None => {}
+            Some(used) if used > known => {
+                order.insert(used, key);
+            }
+            Some(_) => match registry.evict(&key) {
+                Some(slot) => {
+                    slot.actor.unload();
+                    failures.remove(&key);
+                    if let Some(at) = slot.gauge.wake_at() {
+                        shared.timers.do_send(Rearm(at));
+                    }
+                }
+                None => {
+                    passed += 1;
+                    if let Some(used) = registry.touch(&key) {
+                        order.insert(used, key);
+                    }
+                }
+            },
         }
     }
 }
@@ -300,10 +389,10 @@ impl Handler<Begin> for Supervisor {
 impl Handler<Load> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Load { key, reply }: Load, ctx: &mut Self::Context) {
+    fn handle(&mut self, Load { key, asked, reply }: Load, ctx: &mut Self::Context) {
         match self.shared().registry.ticket(&key) {
             Some(ticket) => drop(reply.send(Ok(ticket))),
-            None => self.ask(key, reply, ctx),
+            None => self.ask(key, asked, reply, ctx),
         }
     }
 }
@@ -311,13 +400,13 @@ impl Handler<Load> for Supervisor {
 impl<M: Machine> Handler<Adopt<M>> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Adopt { key, loaded }: Adopt<M>, ctx: &mut Self::Context) {
+    fn handle(&mut self, Adopt { key, loaded }: Adopt<M>, _: &mut Self::Context) {
         let shared = self.shared();
         // Somebody may have found it in a list and asked for it already.
         let known = shared.registry.contains(&key) || self.loading.contains_key(&key);
-        if !known && !shared.parking.load(SeqCst) {
+        if !known && !shared.parking.load(SeqCst) && self.may_load(key.tenant).is_ok() {
             drop(self.start(key, loaded, &shared));
-            self.trim(ctx);
+            self.trim(key.tenant);
         }
     }
 }
@@ -325,9 +414,9 @@ impl<M: Machine> Handler<Adopt<M>> for Supervisor {
 impl Handler<Rested> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Rested(key): Rested, ctx: &mut Self::Context) {
+    fn handle(&mut self, Rested(key): Rested, _: &mut Self::Context) {
         self.failures.remove(&key);
-        self.trim(ctx);
+        self.trim(key.tenant);
     }
 }
 

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bus::{EventBusActor, Inlet},
     config::{Config, Ports, StartError},
+    fair::Gates,
     handle::WeakRuntime,
     hooks::{Hooks, Save},
     jobs::{Jobs, Locks, Look},
@@ -64,7 +65,8 @@ pub(crate) struct Shared {
     pub at_work: AtomicUsize,
     pub job_locks: Locks,
     pub registry: Arc<Registry>,
-    pub tenants: Tenants,
+    pub tenants: Arc<Tenants>,
+    pub gates: Gates,
     /// A place for each view that may be open for long: it holds room on the disk.
     pub backups: Arc<Semaphore>,
     /// Where engines run and blocking reads are made.
@@ -140,7 +142,7 @@ fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
     let (ledger, way) = journal::hook(ports.files.clone());
     let prepared = store.and_then(|store| {
         let hooks = Hooks::prepare(&*store, ports.hooks.iter().cloned().chain([ledger]).collect())?;
-        let tenants = Tenants::load(&*store.view()?, config.quotas)?;
+        let tenants = Arc::new(Tenants::load(&*store.view()?, config.quotas)?);
         Ok((store, hooks, tenants))
     });
     let (store, hooks, tenants) = match prepared {
@@ -177,7 +179,7 @@ fn tree(
     config: Config,
     ports: Ports,
     store: Arc<dyn LogStore>,
-    tenants: Tenants,
+    tenants: Arc<Tenants>,
     (hooks, way): (Hooks, Arc<SetOnce<WeakRuntime>>),
     engines: Handle,
 ) -> (Arc<Shared>, Vec<Arbiter>) {
@@ -196,8 +198,10 @@ fn tree(
 
     let (to_bus, to_inlet, to_supervisor, to_jobs) = (bus.clone(), inlet.clone(), supervisor.clone(), jobs.clone());
     let to_hooks = hooks.clone();
-    let store_handle = StoreActor::start_in(
+    let weights = tenants.clone();
+    let store_handle = StoreActor::start_weighed(
         &back.handle(),
+        config.fair.then(|| Arc::new(move |tenant| weights.account(tenant).tenant().weight) as _),
         store.clone(),
         Arc::new(move |batches| {
             to_hooks.committed(&batches);
@@ -214,6 +218,7 @@ fn tree(
     };
     hooks.start(&engines, &store, &ports.clock, &save);
     let shared = Arc::new(Shared {
+        gates: Gates::new(config.commands_at_work, config.model_calls, config.tool_runs, config.fair),
         config,
         clock: ports.clock,
         ids: ports.ids,

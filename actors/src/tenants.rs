@@ -6,7 +6,10 @@
 //! A tenant of which nobody said anything is one without quotas: whoever embeds the runtime need not introduce those
 //! it serves. Absent on purpose: secrets, and who may do what with a key; the gateway knows both.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{
+    Arc, PoisonError, RwLock,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use dashmap::DashMap;
 use raddle_domain::{
@@ -17,11 +20,15 @@ use raddle_domain::{
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::quotas::Tally;
+
 /// Everybody who is known.
 #[derive(Default)]
 pub(crate) struct Tenants {
     accounts: DashMap<TenantId, Arc<Account>>,
     keys: DashMap<KeyId, HeldKey>,
+    /// Accounts that are not the server's own.
+    known: AtomicUsize,
     /// What holds where a tenant's own record says nothing.
     usual: Quotas,
     /// Held while a change is stored.
@@ -30,8 +37,8 @@ pub(crate) struct Tenants {
 
 /// What is true of one tenant while the process lives.
 pub(crate) struct Account {
-    #[expect(dead_code, reason = "nobody is counted yet")]
     pub id: TenantId,
+    pub tally: Tally,
     now: RwLock<Now>,
 }
 
@@ -113,11 +120,19 @@ impl Tenants {
         if let Some(account) = self.accounts.get(&id) {
             return account.clone();
         }
-        self.accounts.entry(id).or_insert_with(|| Account::new(Tenant::implied(id))).clone()
+        let made = || {
+            self.known.fetch_add(usize::from(is_somebody(id)), Relaxed);
+            Account::new(Tenant::implied(id))
+        };
+        self.accounts.entry(id).or_insert_with(made).clone()
+    }
+
+    /// Whether more than one tenant is known.
+    pub fn are_several(&self) -> bool {
+        self.known.load(Relaxed) > 1
     }
 
     /// The bounds that hold for a tenant.
-    #[expect(dead_code, reason = "quotas are not enforced yet")]
     pub fn quotas(&self, account: &Account) -> Quotas {
         account.tenant().quotas.or(self.usual)
     }
@@ -130,6 +145,7 @@ impl Tenants {
     /// Forgets a tenant and its keys: whoever is heard as one of them is cut off.
     pub fn forget(&self, id: TenantId) {
         if let Some((_, account)) = self.accounts.remove(&id) {
+            self.known.fetch_sub(usize::from(is_somebody(id)), Relaxed);
             account.heard().cancel();
         }
         self.keys.retain(|_, key| key.tenant != id);
@@ -175,8 +191,13 @@ impl Tenants {
 impl Account {
     fn new(tenant: Tenant) -> Arc<Self> {
         let now = Now { tenant: Arc::new(tenant), recorded: false, heard: CancellationToken::new() };
-        Arc::new(Self { id: now.tenant.id, now: RwLock::new(now) })
+        Arc::new(Self { id: now.tenant.id, tally: Tally::default(), now: RwLock::new(now) })
     }
+}
+
+/// Whether a name is a tenant's, not one of the server's own.
+fn is_somebody(id: TenantId) -> bool {
+    id != TenantId::SYSTEM
 }
 
 fn read<T: for<'de> Deserialize<'de>>(tenant: TenantId, what: &str, json: &[u8]) -> Result<T, StoreError> {

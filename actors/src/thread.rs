@@ -5,12 +5,13 @@
 
 mod crew;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use raddle_domain::{
     command::{Command, Refused, Reply, Request, ToolReport},
     id::{Seq, TenantId, ThreadKey},
     ports::{ActStep, Corrupt, Fork, LogKind, Receipt, RowHead, StoreError, ThreadRow, ToolEnd, View},
+    record::ThreadStatus,
     thread::{Cx, Rest, Snapshot, Step, ThreadState},
     time::UnixMs,
 };
@@ -24,7 +25,9 @@ use crate::{
     disk,
     handle::Begun,
     host::{Loaded, Machine, Site, Steps},
+    quotas::{Reserved, Seat, StepRoom, What},
     receipts::{self, Idempotency, Recalled},
+    system::Shared,
 };
 
 /// Events read from the log at a time while a state is rebuilt.
@@ -39,6 +42,20 @@ pub(crate) struct ThreadMachine {
     rest: Option<SavedRest>,
     /// The newer one, if there is one that is not in a row.
     newer: Option<Rest>,
+    counted: Counted,
+}
+
+/// What of the thread counts against its tenant's quotas.
+#[derive(Default)]
+struct Counted {
+    /// Held while anybody works for it.
+    seat: Option<Seat>,
+    /// Prompts of steps that are not saved.
+    coming: Vec<Reserved>,
+    /// By how many fewer wait by those steps, beside the ones that come.
+    going: i64,
+    /// Whether the thread goes with them.
+    erasing: bool,
 }
 
 /// A snapshot as bytes, and the event after which it held.
@@ -101,7 +118,7 @@ impl Machine for ThreadMachine {
             }
         }
         let rest = SavedRest { seq: row.head.snapshot_seq, json: row.snapshot };
-        let machine = Self { state, rest: Some(rest), newer: None };
+        let machine = Self { state, rest: Some(rest), newer: None, counted: Counted::default() };
         Ok(Some(Loaded { machine, fence: row.head.fence }))
     }
 
@@ -147,16 +164,68 @@ impl Machine for ThreadMachine {
 
     fn step(&mut self, command: Command, if_match: Option<Seq>, site: Site<'_>) -> Result<Step, Refused> {
         let Site { key, now, shared } = site;
+        let room = StepRoom::new(shared, key.tenant, self.counted.seat.is_some());
         let cx = Cx {
             now,
             ids: &*shared.ids,
             limits: &shared.config.limits,
             prices: &shared.prices,
             draining: shared.draining(),
+            room: &room,
         };
-        let step = self.state.step(Request { command, if_match }, cx)?;
+        let queued = self.state.view().queued;
+        let step = self.state.step(Request { command, if_match }, cx);
+        let (seat, coming) = room.taken();
+        let step = match step {
+            Ok(step) => step,
+            Err(refused) => {
+                coming.into_iter().for_each(Reserved::undo);
+                if let Refused::Quota { .. } = refused {
+                    shared.registry.counters.over_quota.fetch_add(1, Relaxed);
+                }
+                return Err(refused);
+            }
+        };
+        self.counted.going += i64::from(queued) + coming.len() as i64 - i64::from(self.state.view().queued);
+        self.counted.coming.extend(coming);
+        if seat.is_some() {
+            self.counted.seat = seat;
+        }
+        // With the step that ends or continues a turn, not once it is seen to: who sees the one finds its place free, who
+        // sees the other finds it taken.
+        let at_work = self.state.open().is_some() && self.state.view().status != ThreadStatus::AwaitingApproval;
+        self.works(at_work, shared, key);
         shared.registry.counters.note(key, &step);
         Ok(step)
+    }
+
+    fn saved(&mut self, shared: &Shared, key: ThreadKey) {
+        let Counted { coming, going, erasing, .. } = &mut self.counted;
+        coming.drain(..).for_each(Reserved::keep);
+        let (going, erased) = (std::mem::take(going), std::mem::take(erasing));
+        if erased {
+            shared.tenants.account(key.tenant).tally.gone(What::Threads, 1);
+        }
+        if going != 0 {
+            let tally = &shared.tenants.account(key.tenant).tally;
+            match u64::try_from(going) {
+                Ok(fewer) => tally.gone(What::Queued, fewer),
+                Err(_) => tally.come(What::Queued, going.unsigned_abs()),
+            }
+        }
+    }
+
+    fn erasing(&mut self) {
+        self.counted.going += i64::from(self.state.view().queued);
+        self.counted.erasing = true;
+    }
+
+    fn works(&mut self, works: bool, shared: &Shared, key: ThreadKey) {
+        match (works, &self.counted.seat) {
+            (true, None) => self.counted.seat = Some(Seat::take(shared.tenants.account(key.tenant))),
+            (false, Some(_)) => self.counted.seat = None,
+            (true, Some(_)) | (false, None) => {}
+        }
     }
 
     fn first(&self, restarted: bool) -> Vec<Command> {
@@ -262,6 +331,6 @@ impl Begun<ThreadMachine> {
     /// A thread, and the step that made it.
     pub fn thread(tenant: TenantId, state: ThreadState, step: Step, fork: Option<Fork>) -> Self {
         let key = ThreadKey { tenant, thread: state.view().id };
-        Self { key, machine: ThreadMachine { state, rest: None, newer: None }, step, fork }
+        Self { key, machine: ThreadMachine { state, rest: None, newer: None, counted: Counted::default() }, step, fork }
     }
 }

@@ -98,7 +98,7 @@ impl Timers {
                                 if !this.rung.contains(&(at, key)) {
                                     // Once loaded it ticks by itself; nobody waits for the ticket.
                                     let (reply, _) = oneshot::channel();
-                                    shared.supervisor.do_send(Load { key, reply });
+                                    shared.supervisor.do_send(Load { key, asked: false, reply });
                                 }
                             }
                         }

@@ -55,7 +55,9 @@ impl ToolTask {
         let outbox = Arc::new(Outbox::new(wake));
         let told = outbox.clone();
         let (store, tools, registry) = (shared.store.clone(), shared.tools.clone(), shared.registry.clone());
+        let door = shared.gates.tools.door(&shared.tenants.account(invocation.key.tenant));
         let work = async move {
+            let _place = door.enter(1).await;
             let began = Instant::now();
             let invocation = confined(invocation, store).await;
             let end = attempt(due, class, invocation, &*tools, told.clone()).await;

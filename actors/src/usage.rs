@@ -77,7 +77,7 @@ impl Runtime {
         let mut after = None;
         loop {
             // One view per page: a long report must neither hold space on the disk nor keep a reader's place.
-            let page = self.read(move |view| view.spent(tenant, from, to, after, PAGE)).await?;
+            let page = self.read_of(tenant, move |view| view.spent(tenant, from, to, after, PAGE)).await?;
             after = page.last().map(|last| (last.day, last.thread));
             for spent in &page {
                 sums.add(spent);

@@ -312,12 +312,12 @@ impl Runtime {
         let read = move |view: &dyn View| {
             Ok(thread::state(view, key)?.map(|state| state.checkpoints().cloned().collect::<Vec<_>>()))
         };
-        self.read(read).await?.ok_or(Error::NotFound("thread"))
+        self.read_of(key.tenant, read).await?.ok_or(Error::NotFound("thread"))
     }
 
     /// The thread of a record.
     async fn whose<T: Indexed>(&self, tenant: TenantId, id: Uuid) -> Result<ThreadKey, Error> {
-        let found = self.read(move |view| view.record(tenant, T::KIND, id)).await?;
+        let found = self.read_of(tenant, move |view| view.record(tenant, T::KIND, id)).await?;
         found.map(|found| ThreadKey { tenant, thread: found.thread }).ok_or(Error::NotFound(T::WHAT))
     }
 
@@ -330,7 +330,7 @@ impl Runtime {
             Some(found) => record(view, tenant, &found),
             None => Ok(None),
         };
-        self.read(read).await
+        self.read_of(tenant, read).await
     }
 
     async fn listed<T: Indexed + Send + 'static>(
@@ -350,7 +350,7 @@ impl Runtime {
             }
             Ok(Page { data, next })
         };
-        self.read(read).await
+        self.read_of(tenant, read).await
     }
 }
 

@@ -155,7 +155,7 @@ impl Runtime {
         tenant: TenantId,
         lines: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     ) -> Result<Imported, Error> {
-        let _place = self.admit()?;
+        let _place = self.admit(tenant)?;
         let runtime = self.clone();
         self.to_the_end(async move {
             runtime.wrote(Write::Close { tenant, to: Closing::Import, at: runtime.now() }).await?;
@@ -231,7 +231,7 @@ impl Runtime {
     ///
     /// The pages that held the records are free, not overwritten: what is on the disk goes when they are used again.
     pub async fn erase_tenant(&self, tenant: TenantId) -> Result<Erased, Error> {
-        let _place = self.admit()?;
+        let _place = self.admit(tenant)?;
         let runtime = self.clone();
         self.to_the_end(async move { runtime.erase(tenant).await }).await
     }

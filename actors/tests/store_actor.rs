@@ -120,6 +120,19 @@ impl Scene {
 }
 
 #[test]
+fn what_waits_of_any_tenant_is_refused_when_a_commit_fails() {
+    play(|scene| async move {
+        scene.fail(EIO);
+        let of = |tenant, n| Write::Append(append(thread(tenant, n), 0, 1));
+        let writes: Vec<_> = (0..60).map(|n| scene.handle.append(of(1 + n % 3, n))).collect();
+        for write in writes {
+            assert!(matches!(write.await, Err(AppendError::Store(StoreError::Unavailable(_)))));
+        }
+        assert!(scene.commits().len() == 1 && scene.published().is_empty());
+    });
+}
+
+#[test]
 fn writes_that_wait_together_share_a_commit_and_reach_the_bus_in_order() {
     play(|scene| async move {
         let waiting: Vec<_> = (1..=50).map(|n| scene.handle.append(write(n, 0))).collect();

@@ -37,8 +37,14 @@ impl Author {
     pub fn new(fence: u64) -> Self {
         let limits = Limits::default();
         let key = ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::new(UuidIds.mint()) };
-        let cx =
-            Cx { now: SystemClock.now(), ids: &UuidIds, limits: &limits, prices: &Prices::default(), draining: false };
+        let cx = Cx {
+            now: SystemClock.now(),
+            ids: &UuidIds,
+            limits: &limits,
+            prices: &Prices::default(),
+            draining: false,
+            room: &raddle_domain::ports::Boundless,
+        };
         let (state, step) = ThreadState::create(key.thread, NewThread::with(choice()), cx).expect("it is allowed");
         let mut author =
             Self { key, state, snapshot: Arc::default(), snapshot_seq: 0, fence, limits, writes: Vec::new() };
@@ -78,6 +84,7 @@ impl Author {
             limits: &self.limits,
             prices: &Prices::default(),
             draining: false,
+            room: &raddle_domain::ports::Boundless,
         };
         let step = self.state.step(command.into(), cx).expect("it is allowed");
         self.keep(step)

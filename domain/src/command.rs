@@ -303,6 +303,9 @@ pub enum Refused {
     NoCheckpoint { name: String },
     #[error("the inbox holds {limit} prompts, its limit")]
     InboxFull { limit: u32 },
+    /// The tenant has as much as it may; `limit` is the quota's name.
+    #[error("the tenant's quota of `{limit}` is used up: the limit is {max}")]
+    Quota { limit: &'static str, max: u64 },
     #[error("`{field}` {why}")]
     Invalid { field: &'static str, why: String },
     #[error("`{field}` has {size} bytes; the limit is {limit}")]

@@ -1,5 +1,6 @@
 //! The rules of raddle, in reading order: names, time, the records, tenants, the words of the log, the thread
-//! machine, what a model sees, jobs and schedules, boards that many agents share, and what the rules need from the world.
+//! machine, what a model sees, jobs and schedules, boards that many agents share, who is next and how often, and what
+//! the rules need from the world.
 //!
 //! Absent on purpose: clocks, randomness, I/O, async runtimes. Time and fresh ids are arguments.
 
@@ -28,6 +29,9 @@ pub mod closed;
 pub mod job;
 pub mod run;
 pub mod schedule;
+
+pub mod fair;
+pub mod rate;
 
 pub mod policy;
 pub mod ports;

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
+    command::Refused,
     history::{Message, ToolCall},
     id::{JobId, OperationId, RunId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
     job::Work,
@@ -1125,6 +1126,27 @@ pub enum StoreError {
     Unavailable(String),
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+}
+
+/// Whether there is room for more of what a tenant may have so much of. Asked at the moment at which it would be taken;
+/// what was said yes to is taken, unless the step is refused.
+pub trait Room {
+    /// Room for one more turn at work.
+    fn turn(&self) -> Result<(), Refused>;
+    /// Room for one more prompt that waits.
+    fn prompt(&self) -> Result<(), Refused>;
+}
+
+/// There is always room.
+pub struct Boundless;
+
+impl Room for Boundless {
+    fn turn(&self) -> Result<(), Refused> {
+        Ok(())
+    }
+    fn prompt(&self) -> Result<(), Refused> {
+        Ok(())
+    }
 }
 
 /// Where threads are kept. Writes are durable when `commit` returns; reads see one commit, whole.

@@ -58,7 +58,7 @@ pub use self::{
 use crate::{
     command::Limits,
     id::{ApprovalId, InputId, ItemId, OperationId, QuestionId, Seq, ThreadId, ThreadKey, TurnId},
-    ports::{Ids, Invocation, Verdict},
+    ports::{Ids, Invocation, Room, Verdict},
     price::Prices,
     record::{
         Admission, Approval, ApprovalStatus, Checkpoint, Compaction, Effect, EffectClass, EffectStatus, Item,
@@ -79,6 +79,8 @@ pub struct Cx<'a> {
     pub prices: &'a Prices,
     /// The process is about to end: no turn is begun for a prompt that waits. The next process begins it.
     pub draining: bool,
+    /// What the tenant may have more of.
+    pub room: &'a dyn Room,
 }
 
 /// A loaded thread.

@@ -208,6 +208,7 @@ impl From<Refused> for Problem {
             Refused::InboxFull { limit } => {
                 Problem::new(Code::InboxFull, sentence).with("limit", limit).after(Duration::from_secs(5))
             }
+            Refused::Quota { limit, max } => Error::Quota { limit, max }.into(),
             Refused::Invalid { field, why: _ } => Problem::new(Code::Invalid, sentence).with("field", field),
             Refused::TooLarge { field, size, limit } => {
                 Problem::new(Code::TooLarge, sentence).with("field", field).with("size", size).with("limit", limit)
@@ -355,6 +356,9 @@ impl From<Error> for Problem {
                 .after(Duration::from_secs(5)),
             Error::TenantClosed(_) | Error::TenantNotEmpty => Problem::new(Code::Conflict, sentence),
             Error::BadExport { line, why: _ } => Problem::new(Code::Invalid, sentence).with("line", line),
+            Error::RateLimited { limit, retry_after } => {
+                Problem::new(Code::RateLimited, sentence).with("limit", limit).after(retry_after)
+            }
             Error::Draining => Problem::new(Code::Draining, sentence).after(Duration::from_secs(5)),
             Error::ThreadUnavailable(_) => {
                 tracing::error!(%sentence, "a thread is unavailable");

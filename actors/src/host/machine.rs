@@ -98,6 +98,17 @@ pub(crate) trait Machine: Sized + Send + 'static {
     /// Whether a command is heard although the server goes down.
     fn ends_work(command: &Self::Command) -> bool;
 
+    // ---- what is counted -------------------------------------------------------------------------
+
+    /// What it was told last is saved.
+    fn saved(&mut self, _: &Shared, _: ThreadKey) {}
+
+    /// Its log is gone with what is saved next.
+    fn erasing(&mut self) {}
+
+    /// Whether anybody works for it.
+    fn works(&mut self, _: bool, _: &Shared, _: ThreadKey) {}
+
     // ---- the state -------------------------------------------------------------------------------
 
     /// The newest event.

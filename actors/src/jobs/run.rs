@@ -44,6 +44,8 @@ use crate::{
 const SAYING: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// How long a server that is busy is left alone.
 pub(super) const BUSY: Duration = Duration::from_secs(1);
+/// The longest pause before a start that finds no room is tried again.
+const FULL: Duration = Duration::from_secs(15);
 
 /// Does what a log demands.
 pub(super) async fn tend(desk: Desk) -> How {
@@ -308,7 +310,18 @@ fn start_of(runtime: &Runtime, job: &Job, work: &TurnWork) -> Result<StartTurn, 
 
 /// What of the world may be over in a moment.
 pub(super) const fn passes(error: &Error) -> bool {
-    matches!(error, Error::Busy { .. } | Error::InFlight | Error::Store(StoreError::Full | StoreError::Unavailable(_)))
+    matches!(
+        error,
+        Error::Busy { .. }
+            | Error::RateLimited { .. }
+            | Error::InFlight
+            | Error::Store(StoreError::Full | StoreError::Unavailable(_))
+    )
+}
+
+/// What passes once somebody else has done something: bounds of the tenant, and of the thread's inbox.
+const fn is_full(error: &Error) -> bool {
+    matches!(error, Error::Quota { .. } | Error::Refused(raddle_domain::command::Refused::InboxFull { .. }))
 }
 
 /// Finds the turn of the run, or starts it, and follows it to its end.
@@ -378,7 +391,8 @@ async fn attach(desk: &Desk, token: Token, input: Option<InputId>, turn: Option<
 type Begun = (Option<InputId>, Option<TurnId>);
 
 async fn start(desk: &Desk, job: &Job, work: &TurnWork, thread: ThreadKey) -> Result<Result<Begun, End>, Error> {
-    let failed = |why: String, again| Ok(Err(End::Of(JobEnd::Failed { why, again })));
+    let failed = |why: String| Ok(Err(End::Of(JobEnd::Failed { why, again: false })));
+    let mut pause = BUSY;
     loop {
         let runtime = desk.runtime.get()?;
         let started = match start_of(&runtime, job, work) {
@@ -394,11 +408,16 @@ async fn start(desk: &Desk, job: &Job, work: &TurnWork, thread: ThreadKey) -> Re
                 sleep(BUSY).await;
                 continue;
             }
-            Err(Error::Refused(refused @ raddle_domain::command::Refused::InboxFull { .. })) => {
-                failed(refused.to_string(), true)
+            Err(error) if is_full(&error) => {
+                // That is no failure of the job, and may take long: nobody else waits for its place meanwhile.
+                desk.waits(true);
+                sleep(pause).await;
+                pause = (pause * 2).min(FULL);
+                desk.waits(false);
+                continue;
             }
-            Err(Error::NotFound(_) | Error::Deleted) => failed("its thread is gone".to_owned(), false),
-            Err(error) => failed(error.to_string(), false),
+            Err(Error::NotFound(_) | Error::Deleted) => failed("its thread is gone".to_owned()),
+            Err(error) => failed(error.to_string()),
         };
     }
 }

@@ -79,11 +79,12 @@ impl Runtime {
         run_at: Option<UnixMs>,
         call: Call,
     ) -> Result<Done<Job>, Error> {
-        let place = self.admit()?;
+        let place = self.admit(tenant)?;
         let in_flight = self.in_flight(tenant, call.idempotency)?;
         if let Some(recalled) = self.recall_work(tenant, call.idempotency).await? {
             return recalled.job();
         }
+        self.room_to_store(tenant).await?;
         let shared = self.shared().clone();
         let id = JobId::new(shared.ids.mint());
         let template = self.judged(tenant, id, template).await?;
@@ -109,7 +110,7 @@ impl Runtime {
     async fn judged(&self, tenant: TenantId, id: JobId, template: Template) -> Result<Template, Error> {
         template.check()?;
         let (key, work, now) = (id.log(tenant), template.work.clone(), self.shared().clock.now());
-        let run = self.read(move |view| run::run_of(view, key, id, 1, &work, now)).await?;
+        let run = self.read_of(tenant, move |view| run::run_of(view, key, id, 1, &work, now)).await?;
         let invalid = |field, why: String| Err(JobRefused::Invalid { field, why }.into());
         if template.work.thread().is_some() && run.thread.is_none() {
             return invalid("payload.thread_id", "names no thread".to_owned());
@@ -146,7 +147,7 @@ impl Runtime {
 
     /// A job as it is.
     pub async fn job(&self, tenant: TenantId, job: JobId) -> Result<Job, Error> {
-        let found = self.read(move |view| book::job(view, job.log(tenant))).await?;
+        let found = self.read_of(tenant, move |view| book::job(view, job.log(tenant))).await?;
         // Names that differ in the version alone have one log.
         found.filter(|found| found.id == job).ok_or(Error::NotFound("job"))
     }
@@ -161,7 +162,7 @@ impl Runtime {
             let wanted = |job: &Job| query.status.is_none_or(|status| job.status == status);
             Ok(Page { data: page.data.into_iter().filter(wanted).collect(), next: page.next })
         };
-        self.read(read).await
+        self.read_of(tenant, read).await
     }
 
     pub async fn pause_job(&self, tenant: TenantId, job: JobId, call: Call) -> Result<Done<Job>, Error> {
@@ -183,7 +184,7 @@ impl Runtime {
     }
 
     async fn job_verb(&self, tenant: TenantId, job: JobId, verb: Verb, call: Call) -> Result<Done<Job>, Error> {
-        let place = self.admit()?;
+        let place = self.admit(tenant)?;
         let in_flight = self.in_flight(tenant, call.idempotency)?;
         if let Some(recalled) = self.recall_work(tenant, call.idempotency).await? {
             return recalled.job();
@@ -208,11 +209,12 @@ impl Runtime {
         new: NewSchedule,
         call: Call,
     ) -> Result<Done<Schedule>, Error> {
-        let place = self.admit()?;
+        let place = self.admit(tenant)?;
         let in_flight = self.in_flight(tenant, call.idempotency)?;
         if let Some(recalled) = self.recall_work(tenant, call.idempotency).await? {
             return recalled.schedule();
         }
+        self.room_to_store(tenant).await?;
         let shared = self.shared().clone();
         let (id, now) = (ScheduleId::new(shared.ids.mint()), shared.clock.now());
         let schedule = Schedule::create(id, new, now)?;
@@ -260,7 +262,7 @@ impl Runtime {
     }
 
     pub async fn schedule(&self, tenant: TenantId, schedule: ScheduleId) -> Result<Schedule, Error> {
-        let found = self.read(move |view| book::schedule(view, schedule.log(tenant))).await?;
+        let found = self.read_of(tenant, move |view| book::schedule(view, schedule.log(tenant))).await?;
         found.filter(|found| found.id == schedule).ok_or(Error::NotFound("schedule"))
     }
 
@@ -276,7 +278,7 @@ impl Runtime {
                 book::schedule(view, ScheduleId::new(id).log(tenant))
             })
         };
-        self.read(read).await
+        self.read_of(tenant, read).await
     }
 
     /// Changes a schedule.
@@ -287,7 +289,7 @@ impl Runtime {
         patch: SchedulePatch,
         call: Call,
     ) -> Result<Done<Schedule>, Error> {
-        let _place = self.admit()?;
+        let _place = self.admit(tenant)?;
         loop {
             let was = self.schedule(tenant, id).await?;
             if let Some(expected) = call.if_match
@@ -315,7 +317,7 @@ impl Runtime {
 
     /// Removes a schedule. The jobs that it made stay.
     pub async fn delete_schedule(&self, tenant: TenantId, id: ScheduleId, call: Call) -> Result<(), Error> {
-        let _place = self.admit()?;
+        let _place = self.admit(tenant)?;
         let (shared, key) = (self.shared(), id.log(tenant));
         loop {
             let was = match self.schedule(tenant, id).await {

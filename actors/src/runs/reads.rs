@@ -163,7 +163,7 @@ impl Runtime {
         run: RunId,
         read: impl FnOnce(&dyn View, ThreadKey, Run, Rest) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Error> {
-        let found = self.read(move |view| {
+        let found = self.read_of(tenant, move |view| {
             let Some((record, rest)) = record(view, tenant, run)? else { return Ok(None) };
             read(view, run.log(tenant), record, rest).map(Some)
         });
@@ -212,7 +212,7 @@ impl Runtime {
             }
             Ok(page)
         };
-        self.read(read).await
+        self.read_of(tenant, read).await
     }
 
     /// Tasks of a run, oldest first; the cursor is the place of the last one.
@@ -329,7 +329,7 @@ impl Runtime {
         let mut after = after;
         while after < upto {
             let fold = fold.clone();
-            let read = self.read(move |view| {
+            let read = self.read_of(key.tenant, move |view| {
                 let mut at = after;
                 for chunk in view.events(key, after, PAGE, PAGE_BYTES)? {
                     for (seq, stored) in (chunk.first..=upto).zip(&chunk.events) {
@@ -425,7 +425,7 @@ impl Runtime {
         let (mut found, mut at) = (Vec::new(), after);
         while at < upto {
             let room = limit - found.len();
-            let read = self.read(move |view| {
+            let read = self.read_of(key.tenant, move |view| {
                 let (mut more, mut last) = (Vec::new(), at);
                 for chunk in view.events(key, at, PAGE, PAGE_BYTES)? {
                     // What was said since is not part of what was looked at.

@@ -34,6 +34,7 @@ impl Stepper<'_> {
                 if self.nothing_to_compact() {
                     return Err(Refused::NothingToCompact);
                 }
+                self.cx.room.turn()?;
                 let id = TurnId::new(self.cx.ids.mint());
                 let turn = self.open_turn(id, TurnKind::Compaction, reason, TurnOverrides::default());
                 Ok(Reply::Started(Box::new(turn)))

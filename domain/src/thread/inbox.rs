@@ -18,6 +18,7 @@ impl Stepper<'_> {
         active_turn: TurnId,
     ) -> Result<Reply, Refused> {
         let admission = self.admission(Delivery::Queue, prompt)?;
+        self.cx.room.prompt()?;
         let admission = Box::new(Admission { kind, overrides, ..admission });
         self.emit(Event::PromptAdmitted(admission.clone()));
         Ok(Reply::Queued { admission, active_turn })

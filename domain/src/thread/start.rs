@@ -19,17 +19,22 @@ impl Stepper<'_> {
         }
         match (start.delivery, active) {
             (Delivery::Steer, None) if start.if_idle == IfIdle::Reject => Err(Refused::NothingToSteer),
-            (_, None) => Ok(self.open_prompt(start.prompt, start.overrides)),
+            (_, None) => {
+                self.cx.room.turn()?;
+                Ok(self.open_prompt(start.prompt, start.overrides))
+            }
             (Delivery::Reject, Some(turn)) => Err(Refused::TurnOpen { turn }),
             (Delivery::Queue, Some(active)) => self.queue(TurnKind::Prompt, start.prompt, start.overrides, active),
             (Delivery::Steer, Some(active)) => {
                 self.steer_open(active, start.prompt, start.overrides, start.undelivered)
             }
             (Delivery::Interrupt, Some(_)) => {
+                self.cx.room.turn()?;
                 self.cut_off(false);
                 Ok(self.open_prompt(start.prompt, start.overrides))
             }
             (Delivery::Rollback, Some(active)) => {
+                self.cx.room.turn()?;
                 self.cut_off(false);
                 // A turn that only compacts is not part of the conversation.
                 if self.state.last.as_ref().is_some_and(|last| last.turn.id == active) {
@@ -49,6 +54,7 @@ impl Stepper<'_> {
         if self.state.last.is_none() {
             return Err(Refused::NothingToEdit);
         }
+        self.cx.room.turn()?;
         self.roll_back();
         Ok(self.open_prompt(start.prompt, start.overrides))
     }

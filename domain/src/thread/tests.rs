@@ -65,7 +65,14 @@ impl Bench {
 
     fn with(limits: Limits, on_restart: OnRestart) -> Self {
         let ids = Counter(AtomicU64::new(1));
-        let cx = Cx { now: UnixMs(1_000), ids: &ids, limits: &limits, prices: &NO_PRICES, draining: false };
+        let cx = Cx {
+            now: UnixMs(1_000),
+            ids: &ids,
+            limits: &limits,
+            prices: &NO_PRICES,
+            draining: false,
+            room: &crate::ports::Boundless,
+        };
         let choice = ModelChoice { engine: "scripted".into(), model: "scripted".into() };
         let new = NewThread { on_restart, ..NewThread::with(choice) };
         let (state, step) = ThreadState::create(ThreadId::new(ids.mint()), new, cx).unwrap();
@@ -85,7 +92,14 @@ impl Bench {
     fn request(&mut self, request: Request) -> Result<Step, Refused> {
         let before = self.state.clone();
         let Self { now, draining, .. } = *self;
-        let cx = Cx { now, ids: &self.ids, limits: &self.limits, prices: &self.prices, draining };
+        let cx = Cx {
+            now,
+            ids: &self.ids,
+            limits: &self.limits,
+            prices: &self.prices,
+            draining,
+            room: &crate::ports::Boundless,
+        };
         let step =
             self.state.step(request, cx).inspect_err(|_| assert_eq!(before, self.state, "refused, yet changed"))?;
         self.log.extend(step.records.iter().cloned());

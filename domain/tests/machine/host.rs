@@ -78,7 +78,14 @@ impl Host {
         let choice = ModelChoice { engine: "scripted".into(), model: "scripted".into() };
         let on_restart = if model.interrupts { OnRestart::Interrupt } else { OnRestart::Resume };
         let new = NewThread { on_restart, ..NewThread::with(choice) };
-        let cx = Cx { now: UnixMs(model.now), ids: &ids, limits: &limits, prices: &prices, draining: false };
+        let cx = Cx {
+            now: UnixMs(model.now),
+            ids: &ids,
+            limits: &limits,
+            prices: &prices,
+            draining: false,
+            room: &raddle_domain::ports::Boundless,
+        };
         let (state, step) = ThreadState::create(ThreadId::new(ids.mint()), new, cx).unwrap();
         let watch = Watch::of(&step.records);
         Self {
@@ -282,7 +289,14 @@ impl Host {
     /// Asks, and says in a word what the caller is told.
     fn ask(&mut self, command: Command, now: UnixMs) -> &'static str {
         let before = self.state.clone();
-        let cx = Cx { now, ids: &self.ids, limits: &self.limits, prices: &self.prices, draining: false };
+        let cx = Cx {
+            now,
+            ids: &self.ids,
+            limits: &self.limits,
+            prices: &self.prices,
+            draining: false,
+            room: &raddle_domain::ports::Boundless,
+        };
         match self.state.step(command.into(), cx) {
             Ok(step) => self.save(step),
             Err(refused) => {
@@ -415,7 +429,14 @@ impl Host {
             title: None,
             part: None,
         };
-        let cx = Cx { now, ids: &self.ids, limits: &self.limits, prices: &self.prices, draining: false };
+        let cx = Cx {
+            now,
+            ids: &self.ids,
+            limits: &self.limits,
+            prices: &self.prices,
+            draining: false,
+            room: &raddle_domain::ports::Boundless,
+        };
         let (state, step) = ThreadState::fork(id, point, cx).unwrap();
         self.state = state;
         self.watch = Watch::of(&self.log);
@@ -614,6 +635,7 @@ fn refusal(refused: &Refused) -> &'static str {
         Refused::NotUncertain { .. } => "not-uncertain",
         Refused::NoCheckpoint { .. } => "no-checkpoint",
         Refused::InboxFull { .. } => "inbox-full",
+        Refused::Quota { .. } => "quota",
         Refused::Invalid { .. } => "invalid",
         Refused::TooLarge { .. } => "too-large",
     }

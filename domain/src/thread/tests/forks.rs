@@ -8,7 +8,14 @@ impl Bench {
         let ids = Counter(AtomicU64::new(1_000));
         let (id, parent) = (ThreadId::new(ids.mint()), self.state.id());
         let at = point.at;
-        let cx = Cx { now: self.now, ids: &ids, limits: &self.limits, prices: &self.prices, draining: false };
+        let cx = Cx {
+            now: self.now,
+            ids: &ids,
+            limits: &self.limits,
+            prices: &self.prices,
+            draining: false,
+            room: &crate::ports::Boundless,
+        };
         let (state, step) = ThreadState::fork(id, point, cx).unwrap();
         let renamed = |record: &Record| {
             let json = serde_json::to_string(record).unwrap().replace(&parent.to_string(), &id.to_string());
@@ -181,7 +188,14 @@ fn a_fork_is_named_after_its_parent_unless_it_is_given_a_name() {
     let fork = bench.fork(ForkPoint { title: Some("b".into()), ..bench.whole() });
     assert_eq!(fork.state.view().title.as_deref(), Some("b"));
     let long = ForkPoint { title: Some("x".repeat(5_000)), ..bench.whole() };
-    let cx = Cx { now: bench.now, ids: &bench.ids, limits: &bench.limits, prices: &bench.prices, draining: false };
+    let cx = Cx {
+        now: bench.now,
+        ids: &bench.ids,
+        limits: &bench.limits,
+        prices: &bench.prices,
+        draining: false,
+        room: &crate::ports::Boundless,
+    };
     let refused = ThreadState::fork(bench.state.id(), long, cx).unwrap_err();
     assert!(matches!(refused, Refused::TooLarge { field: "title", .. }));
 }

@@ -54,7 +54,7 @@ fn a_thread_works_for_the_run_that_was_named_last_and_for_none_once_it_is_cleare
     let choice = ModelChoice { engine: "scripted".into(), model: "scripted".into() };
     let new = NewThread { run_id: Some(run(3)), ..NewThread::with(choice) };
     let Bench { now, ids, limits, prices, .. } = &bench;
-    let cx = Cx { now: *now, ids, limits, prices, draining: false };
+    let cx = Cx { now: *now, ids, limits, prices, draining: false, room: &crate::ports::Boundless };
     let (made, _) = ThreadState::create(ThreadId::new(Uuid::nil()), new, cx).unwrap();
     assert_eq!(made.view().run_id, Some(run(3)));
 }

@@ -1,0 +1,341 @@
+//! What of each tenant counts against its quotas, and the refusals that follow.
+//!
+//! What is durable (threads, prompts that wait) is counted here as of every step that was saved, and, before that, by
+//! what is [`Reserved`] for steps that are about to be: so a thousand requests at once get exactly as many as there is
+//! room for. A reservation ends as its step does: kept, undone, or in doubt where nobody knows whether it was saved;
+//! then what is stored is read again, once nothing is reserved.
+//!
+//! Nothing is refused after it was accepted. A turn that goes on, a prompt that is promoted, what agents in flight
+//! write, all of it may lead beyond a bound; only what a caller asks for anew is held against it. So `stored_bytes` can
+//! be passed by what was under way when it was reached: the commands that were admitted, and the rest of the turns
+//! that are open.
+//!
+//! Runs, jobs and schedules are no threads. What they store counts as bytes.
+
+use std::{
+    cell::RefCell,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+};
+
+use raddle_domain::{
+    command::Refused,
+    id::TenantId,
+    ports::{Figures, Room, StoreError},
+    rate::{Bucket, Rate},
+    tenant::Quotas,
+};
+use serde::Serialize;
+
+use crate::{
+    handle::{Error, Runtime},
+    system::Shared,
+    tenants::Account,
+};
+
+/// What is counted of one tenant.
+#[derive(Default)]
+pub(crate) struct Tally {
+    durable: Mutex<Durable>,
+    /// Turns at work.
+    turns: Mutex<u64>,
+    requests: Mutex<Bucket>,
+}
+
+/// What counts of what is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum What {
+    Threads,
+    Queued,
+}
+
+#[derive(Default)]
+struct Durable {
+    /// With what is reserved.
+    counts: [u64; 2],
+    /// Reservations that have not ended.
+    reserved: u64,
+    /// Whether `counts` began with what is stored.
+    known: bool,
+    /// Whether what is stored may be something else.
+    doubted: bool,
+}
+
+/// A bound, and how far it is used up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct QuotaStatus {
+    /// The quota's name.
+    pub limit: &'static str,
+    pub used: u64,
+    /// None: the server's own bounds alone.
+    pub max: Option<u64>,
+}
+
+/// Room for one more of something, until it is known what became of it. Dropped, that is nobody knows.
+pub(crate) struct Reserved {
+    account: Arc<Account>,
+    what: What,
+    ended: bool,
+}
+
+impl Tally {
+    fn durable(&self) -> MutexGuard<'_, Durable> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turns(&self) -> MutexGuard<'_, u64> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what is stored has to be read before anything is counted.
+    fn is_unknown(&self) -> bool {
+        let durable = self.durable();
+        !durable.known || (durable.doubted && durable.reserved == 0)
+    }
+
+    /// Takes what is stored as what there is. Blocks.
+    fn learn(&self, read: impl FnOnce() -> Result<Figures, StoreError>) -> Result<(), StoreError> {
+        if !self.durable().known {
+            // The first time it may take long, and what is loaded has to count meanwhile: in doubt, until nothing is
+            // under way.
+            let found = read()?;
+            let mut durable = self.durable();
+            durable.doubted = durable.reserved > 0;
+            durable.take(found);
+            return Ok(());
+        }
+        let mut durable = self.durable();
+        if durable.doubted && durable.reserved == 0 {
+            durable.take(read()?);
+            durable.doubted = false;
+        }
+        Ok(())
+    }
+
+    /// One less, or so many.
+    pub fn gone(&self, what: What, count: u64) {
+        let mut durable = self.durable();
+        let counted = &mut durable.counts[what as usize];
+        *counted = counted.saturating_sub(count);
+    }
+
+    /// What was reserved for nobody is there all the same.
+    pub fn come(&self, what: What, count: u64) {
+        self.durable().counts[what as usize] += count;
+    }
+
+    /// What is stored may have changed in a way that nobody can say.
+    pub fn doubt(&self) {
+        self.durable().doubted = true;
+    }
+}
+
+impl Durable {
+    fn take(&mut self, found: Figures) {
+        self.known = true;
+        self.counts = [found.threads, found.queued];
+    }
+}
+
+impl Reserved {
+    /// Room for one more; refused with the bound where there is none.
+    pub fn new(account: &Arc<Account>, what: What, most: Option<u64>) -> Result<Self, u64> {
+        let mut durable = account.tally.durable();
+        if let Some(most) = most
+            && durable.counts[what as usize] >= most
+        {
+            return Err(most);
+        }
+        durable.counts[what as usize] += 1;
+        durable.reserved += 1;
+        drop(durable);
+        Ok(Self { account: account.clone(), what, ended: false })
+    }
+
+    /// It is stored.
+    pub fn keep(self) {
+        self.end(|_| {});
+    }
+
+    /// It is not.
+    pub fn undo(self) {
+        let what = self.what;
+        self.end(|durable| durable.counts[what as usize] = durable.counts[what as usize].saturating_sub(1));
+    }
+
+    fn end(mut self, how: impl FnOnce(&mut Durable)) {
+        self.ended = true;
+        let mut durable = self.account.tally.durable();
+        durable.reserved = durable.reserved.saturating_sub(1);
+        how(&mut durable);
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if !self.ended {
+            let mut durable = self.account.tally.durable();
+            durable.reserved = durable.reserved.saturating_sub(1);
+            durable.doubted = true;
+        }
+    }
+}
+
+/// A turn that is at work, while it is.
+pub(crate) struct Seat(Arc<Account>);
+
+impl Seat {
+    /// Takes a seat whatever the bound: what was accepted goes on.
+    pub fn take(account: Arc<Account>) -> Self {
+        *account.tally.turns() += 1;
+        Self(account)
+    }
+
+    fn take_within(account: Arc<Account>, most: Option<u64>) -> Result<Self, u64> {
+        let mut turns = account.tally.turns();
+        if let Some(most) = most
+            && *turns >= most
+        {
+            return Err(most);
+        }
+        *turns += 1;
+        drop(turns);
+        Ok(Self(account))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut turns = self.0.tally.turns();
+        *turns = turns.saturating_sub(1);
+    }
+}
+
+/// The room of a tenant as one step of a thread finds it, and what the step took of it.
+pub(crate) struct StepRoom<'s> {
+    shared: &'s Shared,
+    tenant: TenantId,
+    /// Whether the thread is at work: then another turn of it takes no more.
+    seated: bool,
+    seat: RefCell<Option<Seat>>,
+    prompts: RefCell<Vec<Reserved>>,
+}
+
+impl<'s> StepRoom<'s> {
+    pub fn new(shared: &'s Shared, tenant: TenantId, seated: bool) -> Self {
+        Self { shared, tenant, seated, seat: RefCell::default(), prompts: RefCell::default() }
+    }
+
+    fn account(&self) -> (Arc<Account>, Quotas) {
+        let account = self.shared.tenants.account(self.tenant);
+        let quotas = self.shared.tenants.quotas(&account);
+        (account, quotas)
+    }
+
+    /// What the step took.
+    pub fn taken(self) -> (Option<Seat>, Vec<Reserved>) {
+        (self.seat.into_inner(), self.prompts.into_inner())
+    }
+}
+
+impl Room for StepRoom<'_> {
+    fn turn(&self) -> Result<(), Refused> {
+        if self.seated || self.seat.borrow().is_some() {
+            return Ok(());
+        }
+        let (account, quotas) = self.account();
+        let seat = Seat::take_within(account, quotas.active_turns);
+        *self.seat.borrow_mut() = Some(seat.map_err(|max| Refused::Quota { limit: "active_turns", max })?);
+        Ok(())
+    }
+
+    fn prompt(&self) -> Result<(), Refused> {
+        let (account, quotas) = self.account();
+        let reserved = Reserved::new(&account, What::Queued, quotas.queued_prompts);
+        self.prompts.borrow_mut().push(reserved.map_err(|max| Refused::Quota { limit: "queued_prompts", max })?);
+        Ok(())
+    }
+}
+
+impl Runtime {
+    /// Whether a request of the tenant may be answered at all: its share of requests in time. To be asked once for each
+    /// request, as soon as it is known whose it is.
+    pub fn admit_request(&self, tenant: TenantId) -> Result<(), Error> {
+        let shared = self.shared();
+        let account = shared.tenants.account(tenant);
+        let Some(rate) = rate(&shared.tenants.quotas(&account)) else { return Ok(()) };
+        let now = shared.clock.now();
+        let mut bucket = account.tally.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        bucket.take(rate, now).map_err(|retry_after| Error::RateLimited { limit: rate.per_second.get(), retry_after })
+    }
+
+    /// Every quota there is, how far the tenant has used it up, and what holds for it.
+    pub async fn quota_status(&self, tenant: TenantId) -> Result<Vec<QuotaStatus>, Error> {
+        let shared = self.shared();
+        let account = shared.tenants.account(tenant);
+        let quotas = shared.tenants.quotas(&account);
+        let stored = self.tenant_figures(tenant).await?;
+        let requests = match rate(&quotas) {
+            Some(rate) => {
+                let bucket = *account.tally.requests.lock().unwrap_or_else(PoisonError::into_inner);
+                bucket.used(rate, shared.clock.now())
+            }
+            None => 0,
+        };
+        let turns = *account.tally.turns();
+        let loaded = shared.registry.loaded_of(tenant) as u64;
+        let status = |limit, used, max| QuotaStatus { limit, used, max };
+        Ok(vec![
+            status("threads", stored.threads, quotas.threads),
+            status("loaded_threads", loaded, quotas.loaded_threads),
+            status("active_turns", turns, quotas.active_turns),
+            status("queued_prompts", stored.queued, quotas.queued_prompts),
+            status("subscribers", self.watchers_of(tenant), quotas.subscribers),
+            status("requests_per_second", requests, quotas.requests_per_second.map(|rate| rate.get().into())),
+            status("stored_bytes", stored.bytes, quotas.stored_bytes),
+        ])
+    }
+
+    /// Refuses what would store more for a tenant that has stored as much as it may; and sees to it that what is counted
+    /// of it is known, where that has a bound.
+    pub(crate) async fn room_to_store(&self, tenant: TenantId) -> Result<(), Error> {
+        let shared = self.shared();
+        let account = shared.tenants.account(tenant);
+        let quotas = shared.tenants.quotas(&account);
+        let counts = quotas.threads.is_some() || quotas.queued_prompts.is_some();
+        if counts && account.tally.is_unknown() {
+            let (store, account) = (shared.store.clone(), account.clone());
+            self.read_of(tenant, move |_| account.tally.learn(|| store.figures(tenant))).await?;
+        }
+        if let Some(max) = quotas.stored_bytes
+            && self.tenant_figures(tenant).await?.bytes >= max
+        {
+            return Err(self.over("stored_bytes", max));
+        }
+        Ok(())
+    }
+
+    /// Room for one more thread.
+    pub(crate) fn room_for_thread(&self, tenant: TenantId) -> Result<Reserved, Error> {
+        let tenants = &self.shared().tenants;
+        let account = tenants.account(tenant);
+        let most = tenants.quotas(&account).threads;
+        Reserved::new(&account, What::Threads, most).map_err(|max| self.over("threads", max))
+    }
+
+    /// The refusal of what is beyond a quota.
+    pub(crate) fn over(&self, limit: &'static str, max: u64) -> Error {
+        self.shared().registry.counters.over_quota.fetch_add(1, Relaxed);
+        Error::Quota { limit, max }
+    }
+}
+
+fn rate(quotas: &Quotas) -> Option<Rate> {
+    let per_second = quotas.requests_per_second?;
+    Some(Rate { per_second, burst: quotas.request_burst.unwrap_or(per_second) })
+}
+
+/// The quota of loaded threads.
+pub(crate) fn most_loaded(shared: &Shared, tenant: TenantId) -> Option<u64> {
+    let account = shared.tenants.account(tenant);
+    shared.tenants.quotas(&account).loaded_threads
+}
