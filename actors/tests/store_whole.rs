@@ -73,8 +73,11 @@ fn small() -> RedbStore {
     store
 }
 
+/// Keys and values, by table.
+type Records = BTreeMap<String, Vec<(Vec<u8>, Vec<u8>)>>;
+
 /// Every record there is, by table.
-fn all(store: &dyn LogStore) -> BTreeMap<String, Vec<(Vec<u8>, Vec<u8>)>> {
+fn all(store: &dyn LogStore) -> Records {
     let view = store.view().unwrap();
     let of = |table: String| {
         let (mut all, mut after) = (Vec::new(), None::<Vec<u8>>);
@@ -95,7 +98,7 @@ fn names(key: &[u8], tenant: TenantId) -> bool {
 }
 
 /// The records whose keys hold the tenant.
-fn of(store: &dyn LogStore, tenant: TenantId) -> BTreeMap<String, Vec<(Vec<u8>, Vec<u8>)>> {
+fn of(store: &dyn LogStore, tenant: TenantId) -> Records {
     let mut all = all(store);
     all.values_mut().for_each(|records| records.retain(|(key, _)| names(key, tenant)));
     all.retain(|_, records| !records.is_empty());
@@ -462,7 +465,7 @@ fn assert_gone(store: &dyn LogStore, tenant: TenantId) {
 }
 
 /// Without the notes about tenants.
-fn of_others(store: &dyn LogStore, gone: TenantId) -> BTreeMap<String, Vec<(Vec<u8>, Vec<u8>)>> {
+fn of_others(store: &dyn LogStore, gone: TenantId) -> Records {
     let mut all = all(store);
     all.remove("meta");
     all.values_mut().for_each(|records| records.retain(|(key, _)| !names(key, gone)));

@@ -629,7 +629,7 @@ pub(crate) fn seal_parts<K: StoreKey>(key: &K, (schema, flags): (u8, u8), body: 
 }
 
 /// What stands in a row before its two texts, and those.
-pub(crate) fn row_parts<'a>(key: &RowKey, bytes: &'a [u8]) -> Result<(&'a [u8], &'a [u8], &'a [u8]), Corrupt> {
+pub(crate) fn row_parts<'a>(key: &RowKey, bytes: &'a [u8]) -> Result<[&'a [u8]; 3], Corrupt> {
     let mut body = unseal(key, bytes)?;
     let whole = body.rest;
     let mut read = || -> Parsed<_> {
@@ -637,7 +637,7 @@ pub(crate) fn row_parts<'a>(key: &RowKey, bytes: &'a [u8]) -> Result<(&'a [u8], 
         let before = &whole[..whole.len() - body.rest.len()];
         let (view, snapshot) = (body.blob()?, body.blob()?);
         body.end()?;
-        Ok((before, view, snapshot))
+        Ok([before, view, snapshot])
     };
     read().map_err(|why| key.corrupt(why))
 }
@@ -646,10 +646,10 @@ pub(crate) fn row_parts<'a>(key: &RowKey, bytes: &'a [u8]) -> Result<(&'a [u8], 
 pub(crate) const FENCE_AT: std::ops::Range<usize> = 17..25;
 
 /// What stands in the record of a turn before its text, the text, and what follows it.
-pub(crate) fn turn_parts<'a>(key: &TurnKey, bytes: &'a [u8]) -> Result<(&'a [u8], &'a [u8], &'a [u8]), Corrupt> {
+pub(crate) fn turn_parts<'a>(key: &TurnKey, bytes: &'a [u8]) -> Result<[&'a [u8]; 3], Corrupt> {
     let mut body = unseal(key, bytes)?;
     let before = if body.schema < 2 { 8 + 16 } else { 32 + 16 };
-    let mut read = || -> Parsed<_> { Ok((body.take(before)?, body.blob()?, body.rest)) };
+    let mut read = || -> Parsed<_> { Ok([body.take(before)?, body.blob()?, body.rest]) };
     read().map_err(|why| key.corrupt(why))
 }
 

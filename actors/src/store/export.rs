@@ -233,7 +233,7 @@ fn line(table: &dyn AnyTable, key: &[u8], value: &[u8]) -> Result<String, Corrup
     let bad = || Corrupt { record: table.name().to_owned(), why: "its key is too short".to_owned() };
     match table.name() {
         RowKey::TABLE => {
-            let (head, view, snapshot) = codec::row_parts(&RowKey::from_slice(key).ok_or_else(bad)?, value)?;
+            let [head, view, snapshot] = codec::row_parts(&RowKey::from_slice(key).ok_or_else(bad)?, value)?;
             if let (Some(view), Some(snapshot)) = (text(view), text(snapshot)) {
                 let mut head = head.to_vec();
                 unfence(&mut head);
@@ -242,7 +242,7 @@ fn line(table: &dyn AnyTable, key: &[u8], value: &[u8]) -> Result<String, Corrup
             }
         }
         TurnKey::TABLE => {
-            let (head, turn, tail) = codec::turn_parts(&TurnKey::from_slice(key).ok_or_else(bad)?, value)?;
+            let [head, turn, tail] = codec::turn_parts(&TurnKey::from_slice(key).ok_or_else(bad)?, value)?;
             if let Some(turn) = text(turn) {
                 (line.head, line.turn, line.tail) = (Some(hex(head)), Some(turn), Some(hex(tail)));
                 return Ok(json(&line));

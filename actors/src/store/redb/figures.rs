@@ -1,7 +1,7 @@
 //! What of each tenant counts against its quotas, in memory: counted once from the heads of its rows, and from then on
 //! by what each commit changes.
 //!
-//! Counting reads a tenant's rows whole, about 0.3 s per 100,000 of them, and holds up no commit: what is committed
+//! Counting reads a tenant's rows whole, less than a second per 100,000 of them, and holds up no commit: what is committed
 //! meanwhile is noted beside the count and added to it. A tenant that nobody asks about is not counted.
 
 use std::{
