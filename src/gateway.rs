@@ -49,6 +49,7 @@ mod threads;
 mod turns;
 mod usage;
 mod wire;
+mod words;
 
 use problem::{Code, Problem};
 
@@ -213,6 +214,7 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(schedules::get_schedule, schedules::patch_schedule, schedules::delete_schedule));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
+    openapi::with_named_items(table.get_openapi_mut());
     table
 }
 
