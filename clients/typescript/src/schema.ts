@@ -1999,7 +1999,7 @@ export interface components {
             max_attempts?: number | null;
             name: string;
             /** @description What the kind needs. */
-            payload: Record<string, unknown>;
+            payload: components["schemas"]["WorkPayload"];
             run_at?: components["schemas"]["UnixMs"] | null;
         };
         /** @description A run that is to be made. */
@@ -2776,7 +2776,7 @@ export interface components {
             max_attempts?: number | null;
             name: string;
             /** @description What the kind needs. */
-            payload: Record<string, unknown>;
+            payload: components["schemas"]["WorkPayload"];
         };
         /** @description Settings of a thread that is to be made. */
         NewThread: {
@@ -4014,6 +4014,8 @@ export interface components {
             kind: "command";
             payload: components["schemas"]["CommandWork"];
         };
+        /** @description What a kind of work needs: of a turn, of a webhook, of a command. */
+        WorkPayload: components["schemas"]["TurnWork"] | components["schemas"]["WebhookWork"] | components["schemas"]["CommandWork"];
         /** Format: int64 */
         u64: number;
     };
@@ -4267,6 +4269,7 @@ export type ValidateRunLease = components['schemas']['ValidateRunLease'];
 export type WebhookWork = components['schemas']['WebhookWork'];
 export type Words = components['schemas']['Words'];
 export type Work = components['schemas']['Work'];
+export type WorkPayload = components['schemas']['WorkPayload'];
 export type u64 = components['schemas']['u64'];
 export type $defs = Record<string, never>;
 export interface operations {

@@ -449,28 +449,6 @@ class NewRunWorkspace(TypedDict):
 
 
 @final
-class NewTemplate(TypedDict):
-    """
-    Work of which a schedule makes jobs.
-    """
-
-    backoff_base_ms: NotRequired[int | None]
-    """
-    The pause before the first retry, which doubles with each; 500 unless given.
-    """
-    kind: JobKind
-    max_attempts: NotRequired[int | None]
-    """
-    Retries after a failure; 3 unless given.
-    """
-    name: str
-    payload: dict[str, Any]
-    """
-    What the kind needs.
-    """
-
-
-@final
 class Nothing(TypedDict):
     """
     A request without fields.
@@ -1398,50 +1376,6 @@ class CompactionPayload(TypedDict):
 
 
 @final
-class CreateJob(TypedDict):
-    """
-    Work to be done.
-    """
-
-    backoff_base_ms: NotRequired[int | None]
-    """
-    The pause before the first retry, which doubles with each; 500 unless given.
-    """
-    kind: JobKind
-    max_attempts: NotRequired[int | None]
-    """
-    Retries after a failure; 3 unless given.
-    """
-    name: str
-    payload: dict[str, Any]
-    """
-    What the kind needs.
-    """
-    run_at: NotRequired[UnixMs | None]
-
-
-@final
-class CreateSchedule(TypedDict):
-    """
-    When jobs are to be made, and which.
-    """
-
-    at: NotRequired[UnixMs | None]
-    catch_up: NotRequired[CatchUp | None]
-    cron: NotRequired[str | None]
-    """
-    Five fields: minute, hour, day of month, month, day of week. This or `at`.
-    """
-    job: NewTemplate
-    name: NotRequired[str | None]
-    overlap: NotRequired[Overlap | None]
-    timezone: NotRequired[str | None]
-    """
-    A name of the IANA database, in which `cron` is read; UTC unless given.
-    """
-
-
-@final
 class CreateTask(TypedDict):
     """
     A task that is to be made.
@@ -1979,25 +1913,6 @@ class PatchBoard(TypedDict):
 
 
 @final
-class PatchSchedule(TypedDict):
-    """
-    What of a schedule is to change; what is absent stays. `null` clears `name`.
-    """
-
-    at: NotRequired[UnixMs | None]
-    catch_up: NotRequired[CatchUp | None]
-    cron: NotRequired[str | None]
-    """
-    Takes the place of `at`.
-    """
-    job: NotRequired[NewTemplate | None]
-    name: NotRequired[str | None]
-    overlap: NotRequired[Overlap | None]
-    status: NotRequired[PatchStatus | None]
-    timezone: NotRequired[str | None]
-
-
-@final
 class Patched(TypedDict):
     """
     What became of a change.
@@ -2441,6 +2356,12 @@ What is to be done.
 """
 
 
+WorkPayload: TypeAlias = TurnWork | WebhookWork | CommandWork
+"""
+What a kind of work needs: of a turn, of a webhook, of a command.
+"""
+
+
 @final
 class ApprovalDecided(TypedDict):
     """
@@ -2533,6 +2454,29 @@ class CompactionEvent(TypedDict):
     thread_id: ThreadId
     ts: UnixMs
     turn_id: NotRequired[TurnId | None]
+
+
+@final
+class CreateJob(TypedDict):
+    """
+    Work to be done.
+    """
+
+    backoff_base_ms: NotRequired[int | None]
+    """
+    The pause before the first retry, which doubles with each; 500 unless given.
+    """
+    kind: JobKind
+    max_attempts: NotRequired[int | None]
+    """
+    Retries after a failure; 3 unless given.
+    """
+    name: str
+    payload: WorkPayload
+    """
+    What the kind needs.
+    """
+    run_at: NotRequired[UnixMs | None]
 
 
 @final
@@ -2853,6 +2797,47 @@ class Mutation(TypedDict):
     rolled_back_seq: NotRequired[U64 | None]
     seq: U64
     ts: UnixMs
+
+
+@final
+class NewTemplate(TypedDict):
+    """
+    Work of which a schedule makes jobs.
+    """
+
+    backoff_base_ms: NotRequired[int | None]
+    """
+    The pause before the first retry, which doubles with each; 500 unless given.
+    """
+    kind: JobKind
+    max_attempts: NotRequired[int | None]
+    """
+    Retries after a failure; 3 unless given.
+    """
+    name: str
+    payload: WorkPayload
+    """
+    What the kind needs.
+    """
+
+
+@final
+class PatchSchedule(TypedDict):
+    """
+    What of a schedule is to change; what is absent stays. `null` clears `name`.
+    """
+
+    at: NotRequired[UnixMs | None]
+    catch_up: NotRequired[CatchUp | None]
+    cron: NotRequired[str | None]
+    """
+    Takes the place of `at`.
+    """
+    job: NotRequired[NewTemplate | None]
+    name: NotRequired[str | None]
+    overlap: NotRequired[Overlap | None]
+    status: NotRequired[PatchStatus | None]
+    timezone: NotRequired[str | None]
 
 
 @final
@@ -3301,6 +3286,27 @@ class ClaimedTask(TypedDict):
     why: NotRequired[str | None]
     """
     Why there is none.
+    """
+
+
+@final
+class CreateSchedule(TypedDict):
+    """
+    When jobs are to be made, and which.
+    """
+
+    at: NotRequired[UnixMs | None]
+    catch_up: NotRequired[CatchUp | None]
+    cron: NotRequired[str | None]
+    """
+    Five fields: minute, hour, day of month, month, day of week. This or `at`.
+    """
+    job: NewTemplate
+    name: NotRequired[str | None]
+    overlap: NotRequired[Overlap | None]
+    timezone: NotRequired[str | None]
+    """
+    A name of the IANA database, in which `cron` is read; UTC unless given.
     """
 
 
