@@ -88,7 +88,7 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// Further fields: problems of some codes have them.
     #[serde(flatten)]
-    pub extra: Map<String, Value>,
+    pub extra: Box<Map<String, Value>>,
 }
 
 impl fmt::Display for Refusal {
@@ -672,7 +672,7 @@ async fn refusal(response: Response) -> ClientError {
             detail: format!("the server answered {}", StatusCode::as_str(&status)),
             request_id: None,
             retry_after,
-            extra: Map::new(),
+            extra: Box::default(),
         },
     })
 }
