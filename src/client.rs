@@ -1,20 +1,35 @@
-//! A typed client of the API, as far as the command line needs it.
+//! A typed client of the API: what the command line speaks with, for hosts in other processes.
 //!
-//! Failures are of three sorts, and the exit code depends on which: the server could not be reached, it refused,
-//! or something else went wrong. [`Follow`] turns a stream that may be cut at any time into one that is not.
+//! ```no_run
+//! use raddle::client::{Client, ClientError, NewThread, StartTurn};
+//!
+//! # async fn talk() -> Result<(), ClientError> {
+//! let client = Client::new("http://127.0.0.1:7878", std::env::var("RADDLE_KEY").ok())?.retrying(4);
+//! let thread = client.create_thread(&NewThread::default()).await?.id.to_string();
+//! let turn = client.start_turn(&thread, &StartTurn { prompt: "Hello", ..StartTurn::default() }).await?;
+//! let mut events = client.events(&thread, 0);
+//! while let Some(event) = events.next().await? {
+//!     match event.event.as_str() {
+//!         "item.delta" => print!("{}", event.payload["delta"].as_str().unwrap_or_default()),
+//!         "approval.required" => println!("somebody has to decide: {}", event.payload["approval"]["id"]),
+//!         "turn.completed" if event.turn_id == Some(turn.id.to_string()) => break,
+//!         _ => {}
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Failures are of three sorts ([`ClientError`]): the server could not be reached, it refused, or something else went
+//! wrong. A refusal says why with a [`Refusal::code`]. Every POST has an idempotency key of its own, so that one which
+//! met nobody may be repeated; [`Client::retrying`] does that. [`Client::events`] turns a stream that may be cut at any
+//! time into one that is not.
 
 mod admin;
+mod follow;
 mod runs;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{
@@ -28,20 +43,24 @@ use raddle_domain::{
     job::Job,
     policy::{Policy, decide::Decided},
     record::{
-        Admission, Approval, Checkpoint, Decision, Delivery, Effect, InterruptReceipt, Permit, Question, Resolution,
-        Thread, Turn, Undelivered,
+        Admission, Approval, Checkpoint, Decision, Delivery, Effect, InterruptReceipt, Item, Permit, Question,
+        Resolution, Thread, Turn, Undelivered,
     },
     schedule::Schedule,
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json, value::RawValue};
-use tokio::{io::AsyncRead, time::Instant};
+use tokio::io::AsyncRead;
 use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
-pub use self::{admin::NewKey, runs::*};
-use crate::sse::{Bounds, Parser};
+use self::follow::Place;
+pub use self::{
+    admin::NewKey,
+    follow::{Events, Follow, Told},
+    runs::*,
+};
 
 /// Where the server is unless somebody says otherwise.
 pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7878";
@@ -50,13 +69,8 @@ pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7878";
 const SILENCE: Duration = Duration::from_secs(45);
 /// How long an answer to anything but a wait may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A connection that lasted this long was a good one, even if nothing happened meanwhile.
-const LASTING: Duration = Duration::from_secs(10);
-/// How often in a row a stream is opened anew before the failure is believed.
-const RECONNECTS: u32 = 30;
-
-/// An event is at most an item of the server's largest size, escaped.
-const BOUNDS: Bounds = Bounds { line_bytes: 64 << 20, event_bytes: 64 << 20 };
+/// The longest `Retry-After` that is waited for.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// Why a request gave no result.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +91,12 @@ pub struct Refusal {
     pub detail: String,
     #[serde(default)]
     pub request_id: Option<String>,
+    /// When it is worth to try again, where the server says so.
+    #[serde(skip)]
+    pub retry_after: Option<Duration>,
+    /// Further fields: problems of some codes have them.
+    #[serde(flatten)]
+    pub extra: Box<Map<String, Value>>,
 }
 
 impl fmt::Display for Refusal {
@@ -121,11 +141,22 @@ pub struct EventPage {
     pub head: Seq,
 }
 
-/// An event, as far as it is read here.
+#[derive(Deserialize)]
+struct FeedPage {
+    next_cursor: String,
+}
+
+/// An event, whatever its name: a server may know more of them than its client. `payload` holds whole records.
 #[derive(Debug, Clone, Deserialize)]
 pub struct EventView {
     pub seq: Seq,
+    /// The `seq` before it, as far as this reader is told.
+    #[serde(default)]
+    pub prev: Seq,
     pub ts: String,
+    /// Absent where it is about a job, a schedule or a run.
+    #[serde(default)]
+    pub thread_id: Option<String>,
     pub event: String,
     #[serde(default)]
     pub turn_id: Option<String>,
@@ -241,6 +272,7 @@ pub struct Client {
     http: reqwest::Client,
     server: Url,
     key: Option<String>,
+    retries: u32,
 }
 
 impl Client {
@@ -256,7 +288,14 @@ impl Client {
         }
         let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build();
         let http = http.map_err(|err| ClientError::Failed(format!("no HTTP client: {err}")))?;
-        Ok(Self { http, server: url, key })
+        Ok(Self { http, server: url, key, retries: 0 })
+    }
+
+    /// The same client, which repeats a request up to so many times: after `Retry-After` where the server says 429 or
+    /// 503 with one of half a minute at most, and where a GET or a POST met nobody.
+    #[must_use]
+    pub fn retrying(self, retries: u32) -> Self {
+        Self { retries, ..self }
     }
 
     pub fn server(&self) -> &Url {
@@ -279,7 +318,26 @@ impl Client {
         }
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+    async fn send(&self, mut request: RequestBuilder) -> Result<Response, ClientError> {
+        let mut retry = 0;
+        loop {
+            // What is sent as a stream is sent once.
+            let again = if retry < self.retries { request.try_clone() } else { None };
+            let refused = match self.send_once(request).await {
+                Ok(response) => return Ok(response),
+                Err(refused) => refused,
+            };
+            let Some((again, pause)) = again.zip(pause(&refused, retry)) else { return Err(refused) };
+            if matches!(refused, ClientError::Unreachable { .. }) && !is_harmless(&again) {
+                return Err(refused);
+            }
+            tokio::time::sleep(pause).await;
+            request = again;
+            retry += 1;
+        }
+    }
+
+    async fn send_once(&self, request: RequestBuilder) -> Result<Response, ClientError> {
         let response = request
             .send()
             .await
@@ -288,7 +346,15 @@ impl Client {
     }
 
     async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
-        let response = self.send(request.timeout(PATIENCE)).await?;
+        self.json_within(PATIENCE, request).await
+    }
+
+    async fn json_within<T: DeserializeOwned>(
+        &self,
+        patience: Duration,
+        request: RequestBuilder,
+    ) -> Result<T, ClientError> {
+        let response = self.send(request.timeout(patience)).await?;
         let body = response.bytes().await.map_err(|err| ClientError::Failed(cause(&err)))?;
         serde_json::from_slice(&body)
             .map_err(|err| ClientError::Failed(format!("the answer is not as expected: {err}")))
@@ -426,6 +492,26 @@ impl Client {
         self.json(self.post(&["v1", "threads", thread, "turns"]).json(start)).await
     }
 
+    pub async fn turn(&self, thread: &str, turn: &str) -> Result<Turn, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "threads", thread, "turns", turn], &[])).await
+    }
+
+    pub async fn turns(&self, thread: &str, query: &[(&str, String)]) -> Result<Page<Turn>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "threads", thread, "turns"], query)).await
+    }
+
+    /// The turn once it has ended, or as it is after `timeout`; the server waits five minutes at most.
+    pub async fn wait_turn(&self, thread: &str, turn: &str, timeout: Duration) -> Result<Turn, ClientError> {
+        let query = [("timeout_ms", timeout.as_millis().to_string())];
+        let request = self.request(Method::GET, &["v1", "threads", thread, "turns", turn, "wait"], &query);
+        self.json_within(PATIENCE + timeout, request).await
+    }
+
+    /// What was said, and what tools did.
+    pub async fn items(&self, thread: &str, query: &[(&str, String)]) -> Result<Page<Item>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "threads", thread, "items"], query)).await
+    }
+
     /// Gives the model of the open turn something to see at its next step.
     pub async fn steer(
         &self,
@@ -513,7 +599,8 @@ impl Client {
         self.json(self.post(&["v1", "effects", operation]).json(&body)).await
     }
 
-    pub async fn events(&self, thread: &str, after: Seq) -> Result<EventPage, ClientError> {
+    /// Stored events after `after`, 500 at most.
+    pub async fn event_page(&self, thread: &str, after: Seq) -> Result<EventPage, ClientError> {
         let query = [("after", after.to_string()), ("limit", "500".to_owned())];
         self.json(self.request(Method::GET, &["v1", "threads", thread, "events"], &query)).await
     }
@@ -606,150 +693,72 @@ impl Client {
         self.json(self.post(&["v1", "policy", "check"]).json(&body)).await
     }
 
-    /// The events of a thread after `after`, as they happen, through every interruption.
+    /// The events of a thread after `after`, as they happen, each once and in order, through every interruption.
+    pub fn events(&self, thread: &str, after: Seq) -> Events<EventView> {
+        self.follow(thread, after).records()
+    }
+
+    /// The same as the server writes them.
     pub fn follow(&self, thread: &str, after: Seq) -> Follow {
         self.follow_log(["v1", "threads", thread, "events"], "thread.deleted", after)
     }
 
+    /// The events of all threads, jobs, schedules and runs of the tenant, or of `threads`, behind a cursor: each once,
+    /// those of one log in order. Without a cursor it begins when the connection is there; take one from
+    /// [`Client::now`] to miss nothing. It never ends by itself. [`Told::cursor`] is where to go on;
+    /// `stream.unavailable` names a log that cannot be read.
+    pub fn follow_all(&self, after: Option<String>, threads: &[&str]) -> Follow {
+        let query = if threads.is_empty() { Vec::new() } else { vec![("threads", threads.join(","))] };
+        Follow::new(self.clone(), vec!["v1".to_owned(), "events".to_owned()], query, Place::Feed { after })
+    }
+
+    /// A cursor behind everything that has happened so far.
+    pub async fn now(&self) -> Result<String, ClientError> {
+        let request = self.request(Method::GET, &["v1", "events"], &[("limit", "1".to_owned())]);
+        self.json(request).await.map(|page: FeedPage| page.next_cursor)
+    }
+
     fn follow_log(&self, path: [&str; 4], last_word: &'static str, after: Seq) -> Follow {
-        Follow {
-            client: self.clone(),
-            path: path.map(str::to_owned),
-            last_word,
-            lost: Arc::default(),
-            after,
-            open: None,
-            since: Instant::now(),
-            ready: VecDeque::new(),
-            failures: 0,
-            gone: false,
-        }
+        let path = path.map(str::to_owned).to_vec();
+        Follow::new(self.clone(), path, Vec::new(), Place::Log { after, last_word })
     }
-}
-
-/// The events of a log, each once and in order, over as many connections as it takes.
-pub struct Follow {
-    client: Client,
-    path: [String; 4],
-    /// The event that nothing follows.
-    last_word: &'static str,
-    /// There is no connection although there should be one.
-    lost: Arc<AtomicBool>,
-    after: Seq,
-    open: Option<(Response, Parser)>,
-    /// When the open connection was made.
-    since: Instant,
-    ready: VecDeque<crate::sse::Event>,
-    /// Connections in a row that brought nothing and did not last.
-    failures: u32,
-    /// The last word was said.
-    gone: bool,
-}
-
-impl Follow {
-    /// Whether the connection is lost, for whoever waits for what it brings.
-    pub fn lost(&self) -> Arc<AtomicBool> {
-        self.lost.clone()
-    }
-
-    /// The record of the next event as JSON, with its name; `None` when what it is about was deleted.
-    /// Cancel-safe: what a dropped call had read is kept.
-    pub async fn next(&mut self) -> Result<Option<(String, String)>, ClientError> {
-        loop {
-            while let Some(event) = self.ready.pop_front() {
-                let name = event.name;
-                self.gone |= name == self.last_word;
-                match event.id.and_then(|id| id.parse::<Seq>().ok()) {
-                    // A stream that is resumed may repeat; a reader may not notice.
-                    Some(seq) if seq <= self.after => {}
-                    Some(seq) => {
-                        self.after = seq;
-                        self.failures = 0;
-                        return Ok(Some((name, text(event.data)?)));
-                    }
-                    // `stream.gap` and `stream.end`: the connection ends, and the cursor is ours already.
-                    None => {}
-                }
-            }
-            if self.gone {
-                return Ok(None);
-            }
-            match self.read().await {
-                Ok(true) => {}
-                Ok(false) => self.pause().await?,
-                // A thread that is gone ends what followed it.
-                Err(ClientError::Refused(refusal)) if refusal.code == "thread-deleted" => return Ok(None),
-                // A server that restarts or is busy is worth another try; a refusal for good is not.
-                Err(err @ ClientError::Refused(Refusal { status: ..500, .. })) => return Err(err),
-                Err(err) if self.failures >= RECONNECTS => return Err(err),
-                Err(_) => self.pause().await?,
-            }
-        }
-    }
-
-    /// Reads a piece of the open stream, opening one first if there is none. `false` when the stream ended.
-    async fn read(&mut self) -> Result<bool, ClientError> {
-        if self.open.is_none() {
-            self.open = Some((self.connect().await?, Parser::new(BOUNDS)));
-            self.since = Instant::now();
-            self.lost.store(false, Ordering::Relaxed);
-        }
-        let Some((response, parser)) = &mut self.open else { return Ok(false) };
-        match tokio::time::timeout(SILENCE, response.chunk()).await {
-            Ok(Ok(Some(bytes))) => {
-                let mut events = Vec::new();
-                parser.push(&bytes, &mut events).map_err(|err| ClientError::Failed(err.to_string()))?;
-                self.ready.extend(events);
-                Ok(true)
-            }
-            // Ended, cut, or silent for too long: all the same to a reader with a cursor.
-            Ok(Ok(None) | Err(_)) | Err(_) => {
-                self.open = None;
-                if self.since.elapsed() > LASTING {
-                    self.failures = 0;
-                }
-                Ok(false)
-            }
-        }
-    }
-
-    async fn connect(&self) -> Result<Response, ClientError> {
-        let query = [("after", self.after.to_string())];
-        let path = self.path.each_ref().map(String::as_str);
-        let request = self.client.request(Method::GET, &path, &query);
-        self.client.send(request.header(header::ACCEPT, "text/event-stream")).await
-    }
-
-    /// Waits before the next connection: not at all after progress, then longer.
-    async fn pause(&mut self) -> Result<(), ClientError> {
-        if self.failures > RECONNECTS {
-            return Err(ClientError::Failed("the stream ends again and again".into()));
-        }
-        let wait = Duration::from_millis(u64::from(self.failures) * 100).min(Duration::from_secs(1));
-        self.failures += 1;
-        self.lost.store(true, Ordering::Relaxed);
-        tokio::time::sleep(wait).await;
-        Ok(())
-    }
-}
-
-fn text(bytes: Vec<u8>) -> Result<String, ClientError> {
-    String::from_utf8(bytes).map_err(|_| ClientError::Failed("an event is not UTF-8".to_owned()))
 }
 
 /// The problem in an answer; a server that is not ours may answer anything.
 async fn refusal(response: Response) -> ClientError {
     let status = response.status();
+    let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let retry_after = retry_after.map(Duration::from_secs);
     let body = read_some(response).await;
-    match serde_json::from_slice(&body) {
-        Ok(refusal) => ClientError::Refused(refusal),
-        Err(_) => ClientError::Refused(Refusal {
+    ClientError::Refused(match serde_json::from_slice(&body) {
+        Ok(refusal) => Refusal { retry_after, ..refusal },
+        Err(_) => Refusal {
             status: status.as_u16(),
             code: "unknown".to_owned(),
             detail: format!("the server answered {}", StatusCode::as_str(&status)),
             request_id: None,
-        }),
+            retry_after,
+            extra: Box::default(),
+        },
+    })
+}
+
+/// After how long a request that failed so may be repeated.
+fn pause(failed: &ClientError, retry: u32) -> Option<Duration> {
+    let longer = Duration::from_millis(200) * 2_u32.saturating_pow(retry.min(4));
+    match failed {
+        ClientError::Unreachable { .. } => Some(longer),
+        ClientError::Refused(refusal) if matches!(refusal.status, 429 | 503) => {
+            refusal.retry_after.filter(|after| *after <= LONGEST_RETRY).map(|after| after + longer)
+        }
+        ClientError::Refused(_) | ClientError::Failed(_) => None,
     }
+}
+
+/// Whether it is all the same if the server had got the request all the same: it reads, or has an idempotency key.
+fn is_harmless(request: &RequestBuilder) -> bool {
+    let built = request.try_clone().and_then(|request| request.build().ok());
+    built.is_some_and(|request| matches!(*request.method(), Method::GET | Method::POST))
 }
 
 async fn read_some(response: Response) -> Vec<u8> {
@@ -779,24 +788,43 @@ mod tests {
 
     use std::sync::{Arc, Mutex};
 
-    use axum::{Router, extract::RawQuery, http::StatusCode as Status, response::IntoResponse, routing::get};
+    use axum::{
+        Router,
+        extract::RawQuery,
+        http::{HeaderMap, StatusCode as Status},
+        response::IntoResponse,
+    };
 
-    /// A server that gives one answer after the other, and notes what it was asked for.
+    /// A server that gives one answer after the other, and notes the query and the idempotency key of each request.
     async fn server(answers: Vec<(u16, String)>) -> (Client, Arc<Mutex<Vec<String>>>) {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let noted = asked.clone();
         let answers = Arc::new(Mutex::new(answers.into_iter()));
-        let answer = move |RawQuery(query): RawQuery| async move {
-            noted.lock().unwrap().push(query.unwrap_or_default());
+        let answer = move |RawQuery(query): RawQuery, headers: HeaderMap| async move {
+            let key = headers.get("idempotency-key").map(|key| key.to_str().unwrap().to_owned());
+            noted.lock().unwrap().push(query.or(key).unwrap_or_default());
             let gone = || (410, r#"{"status":410,"code":"thread-deleted","detail":"gone"}"#.to_owned());
             let (status, body) = answers.lock().unwrap().next().unwrap_or_else(gone);
-            (Status::from_u16(status).unwrap(), body).into_response()
+            (Status::from_u16(status).unwrap(), [("retry-after", retry_after(&body))], body).into_response()
         };
-        let router = Router::new().route("/v1/threads/{thread}/events", get(answer));
+        let router = Router::new().fallback(answer);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
         (Client::new(&format!("http://{address}"), None).unwrap(), asked)
+    }
+
+    /// Some problems are over at once, others not so soon; the last sort says nothing.
+    fn retry_after(body: &str) -> &'static str {
+        match body {
+            _ if body.contains("busy") || body.contains("draining") => "0",
+            _ if body.contains("inbox-full") => "3600",
+            _ => "",
+        }
+    }
+
+    fn problem(status: u16, code: &str) -> (u16, String) {
+        (status, json!({"status": status, "code": code, "detail": "no", "limit": 7}).to_string())
     }
 
     fn frame(seq: u64) -> String {
@@ -818,12 +846,92 @@ mod tests {
         .await;
         let mut events = client.follow("thr_1", 1);
         let mut seen = Vec::new();
-        while let Some((name, json)) = events.next().await.unwrap() {
-            assert_eq!(name, "item.delta");
-            seen.push(json);
+        while let Some(told) = events.next().await.unwrap() {
+            assert_eq!(told.name, "item.delta");
+            seen.push(told.json);
         }
         assert_eq!(seen, [2, 3, 4, 5].map(|seq| format!("{{\"seq\":{seq}}}")));
         assert_eq!(*asked.lock().unwrap(), ["after=1", "after=3", "after=3", "after=4", "after=4", "after=5"]);
+    }
+
+    #[tokio::test]
+    async fn an_event_that_does_not_follow_the_last_one_is_fetched_anew() {
+        let linked = |seq: u64, prev: u64| format!("id: {seq}\nevent: a\ndata: {{\"seq\":{seq},\"prev\":{prev}}}\n\n");
+        // What was joined since has a hole behind it that its `prev` explains.
+        let (client, asked) =
+            server(vec![(200, linked(1, 0) + &linked(3, 2)), (200, linked(2, 1) + &linked(3, 2) + &linked(9, 3))])
+                .await;
+        let mut events = client.follow("thr_1", 0);
+        let mut seen = Vec::new();
+        while let Some(told) = events.next().await.unwrap() {
+            seen.push(told.read::<Value>().unwrap()["seq"].as_u64().unwrap());
+        }
+        assert_eq!(seen, [1, 2, 3, 9]);
+        assert_eq!(*asked.lock().unwrap(), ["after=0", "after=1", "after=9"]);
+    }
+
+    #[tokio::test]
+    async fn a_feed_goes_on_behind_the_newest_cursor_also_when_that_came_without_an_event() {
+        let (client, asked) = server(vec![
+            (200, "id: a\n\nid: b\nevent: job.queued\ndata: {}\n\n: keep-alive\n\nid: c\n\n".to_owned()),
+            (200, "id: c\n\nevent: stream.gap\ndata: {\"after\":\"d\"}\n\n".to_owned()),
+            (200, "event: thread.deleted\ndata: {}\n\n".to_owned()),
+            problem(403, "forbidden"),
+        ])
+        .await;
+        let mut events = client.follow_all(None, &["thr_1", "thr_2"]);
+        let mut seen = Vec::new();
+        let err = loop {
+            match events.next().await {
+                Ok(told) => seen.push(told.map(|told| (told.name, told.cursor)).unwrap()),
+                Err(err) => break err,
+            }
+        };
+        assert!(matches!(err, ClientError::Refused(refusal) if refusal.code == "forbidden"));
+        assert_eq!(seen, [("job.queued".into(), Some("b".into())), ("thread.deleted".into(), None)]);
+        let query = "threads=thr_1%2Cthr_2";
+        let expected =
+            [query.to_owned()].into_iter().chain(["c", "d", "d"].map(|after| format!("{query}&after={after}")));
+        assert_eq!(*asked.lock().unwrap(), expected.collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_request_is_repeated_under_its_key_where_the_server_says_when() {
+        let done = (200, "{}".to_owned());
+        let (client, asked) = server(vec![problem(503, "busy"), problem(429, "busy"), done.clone()]).await;
+        let client = client.retrying(2);
+        client.json::<Value>(client.post(&["v1", "threads"]).json(&json!({}))).await.unwrap();
+        let keys = asked.lock().unwrap().clone();
+        assert!(keys.len() == 3 && keys.iter().all(|key| *key == keys[0] && key.len() == 36), "{keys:?}");
+
+        let (client, asked) = server(vec![problem(503, "busy"), done]).await;
+        let ClientError::Refused(refusal) = client.info().await.unwrap_err() else { panic!("not a refusal") };
+        assert_eq!((refusal.retry_after, &refusal.extra["limit"]), (Some(Duration::ZERO), &json!(7)));
+        assert_eq!(asked.lock().unwrap().len(), 1, "unless it was told to");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_without_a_time_to_come_back_or_with_a_late_one_is_not_repeated() {
+        let (client, asked) = server(vec![problem(503, "thread-unavailable"), problem(429, "inbox-full")]).await;
+        let client = client.retrying(9);
+        for expected in [None, Some(Duration::from_secs(3600))] {
+            let ClientError::Refused(refusal) = client.info().await.unwrap_err() else { panic!("not a refusal") };
+            assert_eq!(refusal.retry_after, expected);
+        }
+        assert_eq!(asked.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_is_harmless_is_repeated_when_nobody_answers() {
+        let client = Client::new("http://127.0.0.1:1", None).unwrap().retrying(3);
+        let waited = async |request: RequestBuilder| {
+            let begun = tokio::time::Instant::now();
+            assert!(matches!(client.send(request).await, Err(ClientError::Unreachable { .. })));
+            begun.elapsed() >= Duration::from_millis(1400)
+        };
+        assert!(waited(client.post(&["x"]).json(&json!({}))).await);
+        assert!(waited(client.request(Method::GET, &["x"], &[])).await);
+        assert!(!waited(client.request(Method::PATCH, &["x"], &[])).await);
     }
 
     #[tokio::test]
@@ -838,7 +946,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_is_no_problem_document_is_a_refusal_all_the_same() {
         let (client, _) = server(vec![(404, "<html>".to_owned())]).await;
-        let err = client.events("thr_1", 0).await.unwrap_err();
+        let err = client.event_page("thr_1", 0).await.unwrap_err();
         assert!(matches!(err, ClientError::Refused(Refusal { status: 404, .. })), "{err:?}");
     }
 

@@ -53,6 +53,7 @@ mod threads;
 mod turns;
 mod usage;
 mod wire;
+mod words;
 
 use access::Serves;
 use problem::{Code, Problem};
@@ -247,6 +248,7 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(schedules::get_schedule, schedules::patch_schedule, schedules::delete_schedule));
     let mut table = not_built::mount(built);
     openapi::without_null_parameters(table.get_openapi_mut());
+    openapi::with_named_items(table.get_openapi_mut());
     access::describe(table.get_openapi_mut());
     table
 }

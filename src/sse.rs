@@ -58,12 +58,19 @@ pub struct Parser {
     data: Vec<u8>,
     /// There was a `data` line; an empty one counts.
     has_data: bool,
+    /// The newest `id` of a block that was closed, with an event in it or none.
+    last_id: Option<String>,
     failed: Option<Oversize>,
 }
 
 impl Parser {
     pub fn new(bounds: Bounds) -> Self {
         Self { bounds, ..Self::default() }
+    }
+
+    /// The newest `id` that was said, with an event or alone: where to go on behind everything that was handed out.
+    pub fn last_id(&self) -> Option<&str> {
+        self.last_id.as_deref()
     }
 
     /// Reads on, adding to `events` what `bytes` completed; events before an error are handed out too.
@@ -132,6 +139,9 @@ impl Parser {
 
     fn dispatch(&mut self) -> Option<Event> {
         let (id, name) = (self.id.take(), std::mem::take(&mut self.name));
+        if id.is_some() {
+            self.last_id.clone_from(&id);
+        }
         std::mem::take(&mut self.has_data).then(|| Event { id, name, data: std::mem::take(&mut self.data) })
     }
 }
@@ -193,6 +203,19 @@ mod tests {
     fn an_id_belongs_to_its_own_event_alone() {
         let ids: Vec<_> = events("id: 7\ndata: a\n\ndata: b\n\n").into_iter().map(|event| event.id).collect();
         assert_eq!(ids, [Some("7".to_owned()), None]);
+    }
+
+    #[test]
+    fn the_last_id_is_known_also_where_it_came_alone_and_once_its_block_is_closed() {
+        let mut parser = Parser::default();
+        let mut last = |text: &str| {
+            parser.push(text.as_bytes(), &mut Vec::new()).unwrap();
+            parser.last_id().map(str::to_owned)
+        };
+        assert_eq!(last(": hi\n\nid: 7\ndata: a"), None);
+        assert_eq!(last("\n\n").as_deref(), Some("7"));
+        assert_eq!(last("data: b\n\nid: x").as_deref(), Some("7"));
+        assert_eq!(last("\n\n").as_deref(), Some("x"));
     }
 
     #[test]

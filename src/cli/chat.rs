@@ -115,16 +115,12 @@ pub(super) async fn first_turn(client: &Client, prompt: &str) -> Result<(), Fail
     let turn = client.start_turn(&id, &StartTurn { prompt, ..StartTurn::default() }).await?.id.to_string();
     let mut show = Show::new(&turn, false);
     let mut events = client.follow(&id, thread.seq);
-    while let Some((_, json)) = events.next().await? {
-        if show.event(&read(&json)?, &json)? {
+    while let Some(told) = events.next().await? {
+        if show.event(&told.read()?, &told.json)? {
             break;
         }
     }
     Ok(())
-}
-
-fn read(json: &str) -> Result<EventView, Failure> {
-    serde_json::from_str(json).map_err(|err| Failure::Failed(format!("an event is not as expected: {err}")))
 }
 
 /// Why an answer is not followed any further.
@@ -186,13 +182,13 @@ impl<'a> Talk<'a> {
                     continue;
                 }
             };
-            let Some((name, json)) = next else { return Ok(Ended::Thread) };
-            if name == "thread.deleted" {
+            let Some(told) = next else { return Ok(Ended::Thread) };
+            if told.name == "thread.deleted" {
                 continue;
             }
-            let event = read(&json)?;
+            let event: EventView = told.read()?;
             *after = event.seq;
-            let over = self.show.event(&event, &json)?;
+            let over = self.show.event(&event, &told.json)?;
             self.event(event)?;
             if over {
                 return Ok(Ended::Turn);

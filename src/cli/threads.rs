@@ -386,7 +386,7 @@ async fn print(remote: &Remote, thread: &str, mut after: Seq) -> Result<(), Fail
     let client = remote.client()?;
     let mut end = None;
     loop {
-        let page = client.events(thread, after).await?;
+        let page = client.event_page(thread, after).await?;
         let end = *end.get_or_insert(page.head);
         let Some(last) = page.data.last().map(|json| view(json.get())).transpose()? else { return Ok(()) };
         for json in &page.data {
@@ -404,8 +404,8 @@ async fn follow(remote: &Remote, thread: &str, after: Seq) -> Result<(), Failure
     // Asked once plainly: a server that is not there is said at once, not after every try to come back.
     client.thread(thread).await?;
     let mut events = client.follow(thread, after);
-    while let Some((_, json)) = events.next().await? {
-        event(remote, &json)?;
+    while let Some(told) = events.next().await? {
+        event(remote, &told.json)?;
     }
     Ok(())
 }

@@ -241,13 +241,18 @@ impl Client {
         self.json(self.post(&["v1", "runs", run, "events"]).json(tell)).await
     }
 
-    /// At most `limit` events after `after`.
-    pub async fn run_events(&self, run: &str, after: Seq, limit: u64) -> Result<EventPage, ClientError> {
+    /// At most `limit` stored events after `after`.
+    pub async fn run_event_page(&self, run: &str, after: Seq, limit: u64) -> Result<EventPage, ClientError> {
         let query = [("after", after.to_string()), ("limit", limit.to_string())];
         self.json(self.request(Method::GET, &["v1", "runs", run, "events"], &query)).await
     }
 
-    /// The events of a run after `after`, as they happen, through every interruption.
+    /// The events of a run after `after`, as they happen, each once and in order, through every interruption.
+    pub fn run_events(&self, run: &str, after: Seq) -> Events<RunEvent> {
+        self.follow_run(run, after).records()
+    }
+
+    /// The same as the server writes them.
     pub fn follow_run(&self, run: &str, after: Seq) -> Follow {
         self.follow_log(["v1", "runs", run, "events"], "context.run.deleted", after)
     }

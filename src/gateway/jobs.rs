@@ -11,7 +11,7 @@ use axum::{
 use raddle_actors::JobQuery;
 use raddle_domain::{
     id::JobId,
-    job::{BACKOFF_BASE_MS, Job, JobStatus, MAX_ATTEMPTS, Template, Work},
+    job::{BACKOFF_BASE_MS, CommandWork, Job, JobStatus, MAX_ATTEMPTS, Template, TurnWork, WebhookWork, Work},
     time::UnixMs,
 };
 use serde::Deserialize;
@@ -40,6 +40,16 @@ pub enum JobKind {
     Command,
 }
 
+/// What a kind of work needs: of a turn, of a webhook, of a command.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "it only describes the field; what it may hold follows from the kind beside it")]
+pub enum WorkPayload {
+    Turn(TurnWork),
+    Webhook(WebhookWork),
+    Command(CommandWork),
+}
+
 /// Work to be done.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -49,7 +59,7 @@ pub struct CreateJob {
     #[schema(value_type = JobKind)]
     pub kind: Option<JobKind>,
     /// What the kind needs.
-    #[schema(value_type = Object)]
+    #[schema(value_type = WorkPayload)]
     pub payload: Option<Map<String, Value>>,
     /// Retries after a failure; 3 unless given.
     #[schema(maximum = 100)]
@@ -70,7 +80,7 @@ pub struct NewTemplate {
     #[schema(value_type = JobKind)]
     pub kind: Option<JobKind>,
     /// What the kind needs.
-    #[schema(value_type = Object)]
+    #[schema(value_type = WorkPayload)]
     pub payload: Option<Map<String, Value>>,
     /// Retries after a failure; 3 unless given.
     #[schema(maximum = 100)]

@@ -8,7 +8,7 @@ use utoipa::{
     openapi::{
         ContentBuilder, Header, OpenApi, Ref, RefOr, Required, Response, ResponseBuilder, Schema,
         path::{Parameter, ParameterBuilder, ParameterIn},
-        schema::{KnownFormat, ObjectBuilder, SchemaFormat, SchemaType, Type},
+        schema::{ArrayItems, KnownFormat, ObjectBuilder, SchemaFormat, SchemaType, Type},
     },
 };
 
@@ -151,6 +151,22 @@ pub fn without_null_parameters(document: &mut OpenApi) {
                 }
                 _ => {}
             }
+        }
+    }
+}
+
+/// What lists hold is described once: a generator would otherwise make a type of its own for each list.
+pub fn with_named_items(document: &mut OpenApi) {
+    let Some(components) = &mut document.components else { return };
+    let names: Vec<String> = components.schemas.keys().filter(|name| name.starts_with("List_")).cloned().collect();
+    for name in names {
+        let of = name.trim_start_matches("List_").to_owned();
+        let whole = components.schemas.get(&of).cloned();
+        let Some(RefOr::T(Schema::Object(list))) = components.schemas.get_mut(&name) else { continue };
+        let Some(RefOr::T(Schema::Array(data))) = list.properties.get_mut("data") else { continue };
+        let ArrayItems::RefOrSchema(item) = &mut data.items else { continue };
+        if whole.is_some_and(|whole| whole == **item) {
+            **item = Ref::from_schema_name(of).into();
         }
     }
 }

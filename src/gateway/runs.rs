@@ -40,6 +40,7 @@ use super::{
     tenant_events::{self, Feed},
     threads::{etag, reply},
     wire::{Nothing, TenantEventPage, Unavailable, required},
+    words::RunEvent,
 };
 
 /// Where the agents of a run work.
@@ -222,10 +223,10 @@ pub struct RunList {
 }
 
 /// Events of a run.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it only describes the reply; `frame::page` writes it")]
 pub struct RunEventPage {
-    #[schema(value_type = Vec<Object>)]
-    pub data: Vec<Value>,
+    pub data: Vec<RunEvent>,
     /// The newest event.
     pub head: Seq,
 }
@@ -371,7 +372,7 @@ pub async fn delete_run(
     post, path = "/v1/runs/{run}/events", tag = "runs", request_body = TellRun,
     params(("run" = RunId, Path), Once, IfMatch),
     responses(
-        (status = 201, body = Object, description = "The event as it stands in the log",
+        (status = 201, body = RunEvent, description = "The event as it stands in the log",
             headers(("ETag" = String), ("Idempotent-Replayed" = Option<String>))),
         Writes,
     ),

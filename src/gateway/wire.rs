@@ -6,7 +6,7 @@
 use raddle_actors::ForkAt;
 use raddle_domain::{
     command::{self, IfIdle, ThreadPatch},
-    id::{InputId, ItemId, RunId, Seq, ThreadId, TurnId},
+    id::{InputId, ItemId, RunId, Seq, TurnId},
     policy::Policy,
     ports::{Models, UnknownModel},
     record::{
@@ -17,7 +17,10 @@ use raddle_domain::{
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::problem::Problem;
+use super::{
+    problem::Problem,
+    words::{EventRecord, TenantEventRecord},
+};
 
 // ---- requests ------------------------------------------------------------------------------------
 
@@ -514,40 +517,24 @@ pub struct Snapshot {
 }
 
 /// Events as they are stored.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it only describes the reply; `frame::page` writes it")]
 pub struct EventPage {
     pub data: Vec<EventRecord>,
     /// Where the log ended when it was read.
     pub head: Seq,
 }
 
-/// Events of a tenant's threads, in an order that keeps each thread's own.
-#[derive(Debug, Serialize, ToSchema)]
+/// Events of a tenant, in an order that keeps each thread's own.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it only describes the reply; `frame::list` writes it")]
 pub struct TenantEventPage {
-    pub data: Vec<EventRecord>,
+    pub data: Vec<TenantEventRecord>,
     /// Where to go on. Never `null`: there is no end. A page may be short, or empty, with more behind it; who finds
     /// this cursor to be the one they asked with has read everything.
     pub next_cursor: String,
     /// Threads of this part whose events cannot be read.
     pub unavailable: Vec<Unavailable>,
-}
-
-/// One event of a thread's log. The shape of `payload` follows from `event`.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct EventRecord {
-    pub seq: Seq,
-    /// The `seq` before this one; 0 for the first.
-    pub prev: Seq,
-    pub ts: raddle_domain::time::UnixMs,
-    pub thread_id: ThreadId,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub turn_id: Option<TurnId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub item_id: Option<raddle_domain::id::ItemId>,
-    #[schema(example = "turn.started")]
-    pub event: String,
-    #[schema(value_type = Object)]
-    pub payload: serde_json::Value,
 }
 
 /// Numbers the prompts of an inbox.

@@ -68,7 +68,7 @@ impl Read {
 
     async fn board(self, client: &Client, run: &str) -> Result<Board, Failure> {
         let before = self.whole.run.last_event_seq.saturating_sub(NEWS as u64);
-        let page = client.run_events(run, before, NEWS as u64).await?;
+        let page = client.run_event_page(run, before, NEWS as u64).await?;
         let news = page.data.iter().map(|json| watch::read(json.get())).collect::<Result<_, _>>()?;
         Ok(Board::new(self.whole, self.noted, news))
     }
@@ -125,8 +125,8 @@ async fn live(client: &Client, run: &str, mut board: Board) -> Result<(), Failur
         loop {
             tokio::select! {
                 event = happened.recv() => match event {
-                    Some(Ok(Some((_, json)))) => {
-                        board.apply(watch::read(&json)?);
+                    Some(Ok(Some(told))) => {
+                        board.apply(told.read()?);
                         next = drawn + FRAME;
                     }
                     Some(Ok(None)) => {

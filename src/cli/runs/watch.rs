@@ -42,7 +42,7 @@ impl Watch {
 /// What is stored, up to `end`.
 async fn stored(remote: &Remote, client: &Client, run: &str, mut after: Seq, end: Seq) -> Result<(), Failure> {
     loop {
-        let page = client.run_events(run, after, PAGE).await?;
+        let page = client.run_event_page(run, after, PAGE).await?;
         let Some(last) = page.data.last().map(|json| read(json.get())).transpose()? else { return Ok(()) };
         page.data.iter().try_for_each(|json| print(remote, json.get()))?;
         after = last.seq;
@@ -55,8 +55,8 @@ async fn stored(remote: &Remote, client: &Client, run: &str, mut after: Seq, end
 /// What happens after `after`, until the run is deleted.
 pub async fn follow(remote: &Remote, client: &Client, run: &str, after: Seq) -> Result<(), Failure> {
     let mut events = client.follow_run(run, after);
-    while let Some((_, json)) = events.next().await? {
-        print(remote, &json)?;
+    while let Some(told) = events.next().await? {
+        print(remote, &told.json)?;
     }
     Ok(())
 }
