@@ -13,6 +13,7 @@ use toml::{Table, Value};
 pub use self::hooks::{HookConfig, SinkConfig};
 use crate::{
     egress::Allowed,
+    listener,
     models::{acp, anthropic, provider::Patience},
     sandbox::{self, Kind, SandboxConfig},
 };
@@ -70,6 +71,8 @@ pub struct ServerLimits {
     pub subscribers: usize,
     /// Bytes that may wait for one subscriber.
     pub subscriber_bytes: usize,
+    /// What clients may hold of the listener.
+    pub listener: listener::Limits,
     pub thread: Limits,
 }
 
@@ -457,6 +460,13 @@ fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
         reads_in_flight: keys.size("limits.reads_in_flight", 1024, 1)?,
         subscribers: keys.size("limits.subscribers", 4096, 1)?,
         subscriber_bytes: keys.size("limits.subscriber_bytes", 256 * KIB, 1)?,
+        listener: listener::Limits {
+            connections: keys.size("limits.connections", 4096, 1)?,
+            connections_per_address: keys.size("limits.connections_per_address", 1024, 1)?,
+            header: keys.millis("limits.header_timeout_ms", 10_000, 1)?,
+            idle: keys.millis("limits.idle_ms", 75_000, 1)?,
+            stall: keys.millis("limits.stall_ms", 30_000, 1)?,
+        },
         thread,
     })
 }
@@ -786,6 +796,11 @@ mod tests {
             "limits.loaded_bytes",
             "limits.body_bytes",
             "limits.inbox_per_thread",
+            "limits.connections",
+            "limits.connections_per_address",
+            "limits.header_timeout_ms",
+            "limits.idle_ms",
+            "limits.stall_ms",
             "model.default",
             "model.openai.base_url",
             "model.openai.api_key",

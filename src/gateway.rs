@@ -5,7 +5,7 @@
 //! it to both; a handler that panics answers 500 and ends nobody else's request.
 //! Absent on purpose: keys (see [`request::Caller`]), TLS, compression, CORS.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -22,7 +22,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{sandbox::Sandbox, workspace::Workspaces};
+use crate::{listener, sandbox::Sandbox, workspace::Workspaces};
 
 mod cursor;
 mod decisions;
@@ -70,6 +70,8 @@ pub struct GatewayConfig {
     pub sandbox: Option<Arc<Sandbox>>,
     /// The servers whose tools are offered, for `/v1/mcp`.
     pub mcp: Option<Mcp>,
+    /// What the listeners in front of it say of connections, for `/metrics`.
+    pub connections: Option<Arc<listener::Figures>>,
 }
 
 impl Default for GatewayConfig {
@@ -81,6 +83,7 @@ impl Default for GatewayConfig {
             workspaces: None,
             sandbox: None,
             mcp: None,
+            connections: None,
         }
     }
 }
@@ -118,7 +121,7 @@ impl Gateway {
 pub fn router(runtime: Runtime, config: GatewayConfig) -> Router {
     let (router, document) = table().split_for_parts();
     let openapi = document.to_json().unwrap_or_default().into();
-    let metrics = metrics::Metrics::new(runtime.clone(), config.mcp.clone());
+    let metrics = metrics::Metrics::new(runtime.clone(), config.mcp.clone(), config.connections.clone());
     let gateway = Arc::new(Gateway { runtime, config, metrics, openapi });
     router
         .fallback(no_such_path)
@@ -136,6 +139,11 @@ pub fn openapi() -> Result<String, serde_json::Error> {
 /// A place among a tenant's events as `GET /v1/events` takes it.
 pub(crate) fn tenant_cursor(tenant: TenantId, cursor: TenantCursor) -> String {
     cursor::encode(cursor::List::Events(tenant), &cursor)
+}
+
+/// What a connection is told for which there is no place in `what`.
+pub(crate) fn busy_answer(what: &'static str) -> Vec<u8> {
+    Problem::from(Error::Busy { what, retry_after: Duration::from_secs(1) }).last_words()
 }
 
 /// Every route there is.

@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod hooks;
 mod instant;
 pub mod jobs;
+pub mod listener;
 pub mod mcp;
 pub mod models;
 pub mod policy;

@@ -1,7 +1,10 @@
 //! Counts and gauges for Prometheus. Labels are route templates, known methods and status classes: their number
 //! is fixed by the route table, not by what callers send.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use axum::http::{Method, StatusCode};
 use prometheus_client::{
@@ -18,7 +21,10 @@ use prometheus_client::{
 };
 use raddle_actors::{Health, HookFigures, Runtime};
 
-use crate::mcp::{Mcp, board::Status};
+use crate::{
+    listener::Figures,
+    mcp::{Mcp, board::Status},
+};
 
 /// Upper bounds in seconds: from a read in memory to a disk in trouble.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
@@ -38,7 +44,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn new(runtime: Runtime, mcp: Option<Mcp>) -> Self {
+    pub fn new(runtime: Runtime, mcp: Option<Mcp>, connections: Option<Arc<Figures>>) -> Self {
         let mut registry = Registry::with_prefix("raddle");
         let requests = Family::default();
         let latency = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
@@ -47,6 +53,9 @@ impl Metrics {
         registry.register_collector(Box::new(RuntimeHealth(runtime)));
         if let Some(mcp) = mcp {
             registry.register_collector(Box::new(McpHealth(mcp)));
+        }
+        if let Some(connections) = connections {
+            registry.register_collector(Box::new(Connections(connections)));
         }
         Self { registry, requests, latency }
     }
@@ -181,6 +190,33 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
         counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
     }
     Ok(())
+}
+
+/// What listeners say of connections.
+#[derive(Debug)]
+struct Connections(Arc<Figures>);
+
+impl Collector for Connections {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let figures = &self.0;
+        let open = ConstGauge::new(i64::try_from(figures.open.load(Relaxed)).unwrap_or(i64::MAX));
+        open.encode(encoder.encode_descriptor("connections", "Connections that are open", None, MetricType::Gauge)?)?;
+        let counters = [
+            ("connections_refused", "Connections for which there was no place", &figures.refused),
+            ("accept_errors", "Times that no connection could be accepted", &figures.accept_errors),
+        ];
+        for (name, help, count) in counters {
+            let counter = ConstCounter::new(count.load(Relaxed));
+            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        let help = "Connections that were ended for what did not happen on them";
+        let mut cut = encoder.encode_descriptor("connections_cut", help, None, MetricType::Counter)?;
+        let reasons = [("header", &figures.cut_header), ("idle", &figures.cut_idle), ("stall", &figures.cut_stall)];
+        for (reason, count) in reasons {
+            ConstCounter::new(count.load(Relaxed)).encode(cut.encode_family(&[("reason", reason)])?)?;
+        }
+        Ok(())
+    }
 }
 
 /// The servers whose tools are offered.
