@@ -259,6 +259,7 @@ fn runtime(config: &Config) -> raddle_actors::Config {
         loaded_bytes: usize::try_from(limits.loaded_bytes).unwrap_or(usize::MAX),
         commands_in_flight: limits.commands_in_flight,
         commands_per_thread: limits.commands_per_thread,
+        command_wait: limits.command_wait,
         reads_in_flight: limits.reads_in_flight,
         subscribers: limits.subscribers,
         subscriber_bytes: limits.subscriber_bytes,

@@ -65,8 +65,12 @@ pub struct ServerLimits {
     pub loaded_bytes: u64,
     /// The largest request body.
     pub body_bytes: usize,
+    /// How long it may take to arrive.
+    pub body_time: Duration,
     pub commands_in_flight: usize,
     pub commands_per_thread: usize,
+    /// How long even the fastest command may take before commands are shed.
+    pub command_wait: Duration,
     pub reads_in_flight: usize,
     pub subscribers: usize,
     /// Bytes that may wait for one subscriber.
@@ -455,8 +459,13 @@ fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
         loaded_threads: keys.size("limits.loaded_threads", 1000, 1)?,
         loaded_bytes: keys.number("limits.loaded_bytes", 256 * MIB, 1, u64::MAX)?,
         body_bytes: keys.size("limits.body_bytes", MIB, 2)?,
+        body_time: keys.millis("limits.body_timeout_ms", 30_000, 1)?,
         commands_in_flight: keys.size("limits.commands_in_flight", 4096, 1)?,
         commands_per_thread: keys.size("limits.commands_per_thread", 256, 1)?,
+        command_wait: match keys.millis("limits.command_wait_ms", 10, 0)? {
+            Duration::ZERO => Duration::MAX,
+            wait => wait,
+        },
         reads_in_flight: keys.size("limits.reads_in_flight", 1024, 1)?,
         subscribers: keys.size("limits.subscribers", 4096, 1)?,
         subscriber_bytes: keys.size("limits.subscriber_bytes", 256 * KIB, 1)?,
@@ -795,6 +804,8 @@ mod tests {
             "limits.loaded_threads",
             "limits.loaded_bytes",
             "limits.body_bytes",
+            "limits.body_timeout_ms",
+            "limits.command_wait_ms",
             "limits.inbox_per_thread",
             "limits.connections",
             "limits.connections_per_address",

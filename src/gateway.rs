@@ -44,6 +44,7 @@ mod routing;
 mod runs;
 mod schedules;
 mod service;
+mod shed;
 mod tenant_events;
 mod threads;
 mod turns;
@@ -59,6 +60,8 @@ use crate::mcp::Mcp;
 pub struct GatewayConfig {
     /// The largest body that is read.
     pub body_bytes: usize,
+    /// How long a body may take: a caller that drips holds a connection, and nothing else, for no longer.
+    pub body_time: Duration,
     /// The limits of the runtime behind it, for `/v1/info`.
     pub limits: Limits,
     /// Answer only under names of the machine itself: right for a server without keys, which must listen on
@@ -78,6 +81,7 @@ impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
             body_bytes: 1024 * 1024,
+            body_time: Duration::from_secs(30),
             limits: Limits::default(),
             loopback_only: true,
             workspaces: None,

@@ -48,9 +48,9 @@ pub struct Limits {
     /// The same of one address; of a network of 64 bits with IPv6. The machine itself is excepted: a proxy on it
     /// speaks for everybody.
     pub connections_per_address: usize,
-    /// How long the head of a request may take, from the first byte or from the opening of the connection.
+    /// How long the head of a request may take, from its first byte.
     pub header: Duration,
-    /// How long a connection may be without a request.
+    /// How long a connection may be without a request, the first one included.
     pub idle: Duration,
     /// How long a reply may wait for its reader without a byte being taken.
     pub stall: Duration,

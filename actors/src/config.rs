@@ -29,6 +29,9 @@ pub struct Config {
     pub commands_in_flight: usize,
     /// The same, of one thread.
     pub commands_per_thread: usize,
+    /// How long even the fastest command may take before fewer of them are let in, see [`raddle_domain::admission`]. For
+    /// ever unless somebody says otherwise: a host can hold back by itself what it has in its own process.
+    pub command_wait: Duration,
     /// Reads that are under way at once.
     pub reads_in_flight: usize,
     /// Watchers at once.
@@ -57,6 +60,7 @@ impl Config {
             loaded_bytes: 256 * 1024 * 1024,
             commands_in_flight: 4_096,
             commands_per_thread: 256,
+            command_wait: Duration::MAX,
             reads_in_flight: 1_024,
             subscribers: 4_096,
             subscriber_bytes: 256 * 1024,

@@ -1,7 +1,7 @@
 //! What hosts hold: every verb of the runtime as an async function, callable from any tokio program.
 //!
-//! Admission is here, before any mailbox: a command takes a place among all that are under way and among those of
-//! its thread, or is told to come back. Once sent it runs to its end, whether or not its caller still waits; the
+//! Admission is here, before any mailbox: a command takes a place among all that are under way (see [`crate::admission`])
+//! and among those of its thread, or is told to come back. Once sent it runs to its end, whether or not its caller still waits; the
 //! outcome is found again by its idempotency key.
 
 use std::{
@@ -23,10 +23,11 @@ use raddle_domain::{
     record::{Admission, Approval, ApprovalStatus, Effect, InterruptReceipt, Question, Thread, Turn},
     thread::{Cx, ThreadState},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::{AdmissionControl, Busy, Place},
     batch::Batch,
     bus::{Barrier, Committed, Subscribe, SubscribeTenant, Watch},
     config::{Config, Ports, StartError},
@@ -48,6 +49,9 @@ use crate::{
 
 /// Bytes of events in one page of a tenant's.
 const FEED_PAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// What is full when no command is let in.
+const COMMANDS: &str = "the command queue";
 
 /// How long a shutdown waits for what should take no time, once its deadline has passed.
 const PARKING: Duration = Duration::from_secs(10);
@@ -71,7 +75,7 @@ impl WeakRuntime {
 
 struct Inner {
     shared: Arc<Shared>,
-    commands: Arc<Semaphore>,
+    commands: Arc<AdmissionControl>,
     reads: Arc<Semaphore>,
     subscribers: Arc<Semaphore>,
     in_flight: Arc<DashSet<(TenantId, [u8; 32])>>,
@@ -183,14 +187,15 @@ impl Runtime {
     /// Opens the store, starts the actor threads, and continues every turn that was open. Call it in any tokio
     /// runtime; the actors have threads of their own.
     pub async fn start(config: Config, ports: Ports) -> Result<Self, StartError> {
-        let (commands, reads) = (config.commands_in_flight, config.reads_in_flight);
+        let commands = AdmissionControl::new(config.commands_in_flight, config.command_wait);
+        let reads = config.reads_in_flight;
         let subscribers = config.subscribers;
         let (threads, shared) = Threads::start(config, ports).await?;
         let jobs = shared.jobs.clone();
         let runtime = Self {
             inner: Arc::new(Inner {
                 shared,
-                commands: Arc::new(Semaphore::new(commands)),
+                commands,
                 reads: Arc::new(Semaphore::new(reads)),
                 subscribers: Arc::new(Semaphore::new(subscribers)),
                 in_flight: Arc::default(),
@@ -249,7 +254,7 @@ impl Runtime {
         begin: impl Future<Output = Result<Begun<M>, Error>>,
         expect: impl Fn(M::Reply) -> Result<T, Error>,
     ) -> Result<Done<T>, Error> {
-        let place = self.admit()?;
+        let mut place = self.admit()?;
         let in_flight = match self.known::<M>(tenant, call.idempotency).await? {
             Known::Replay(stored) => return replay(stored, expect),
             Known::New(in_flight) => in_flight,
@@ -276,6 +281,7 @@ impl Runtime {
             if saved.is_ok() {
                 // Before the reply, so that a command that follows it finds the machine.
                 supervisor.do_send(Adopt { key, loaded });
+                place.durable();
             }
             drop((place, in_flight));
             saved
@@ -379,7 +385,7 @@ impl Runtime {
         expect: impl Fn(M::Reply) -> Result<T, Error>,
     ) -> Result<Done<T>, Error> {
         let Call { idempotency, if_match } = call;
-        let mut place = if M::ends_work(&command) { self.place()? } else { self.admit()? };
+        let mut place = if M::ends_work(&command) { self.admit_to_end_work()? } else { self.admit()? };
         let mut in_flight = match self.known::<M>(key.tenant, call.idempotency).await? {
             Known::Replay(stored) => return replay(stored, expect),
             Known::New(in_flight) => in_flight,
@@ -418,16 +424,26 @@ impl Runtime {
     }
 
     /// A place among the commands that are under way, unless the server is going down.
-    pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
-        if self.shared().draining() { Err(Error::Draining) } else { self.place() }
+    pub(crate) fn admit(&self) -> Result<Place, Error> {
+        if self.shared().draining() {
+            return Err(Error::Draining);
+        }
+        self.inner.commands.enter().map_err(|Busy| self.busy(COMMANDS))
     }
 
-    fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
-        self.inner.commands.clone().try_acquire_owned().map_err(|_| self.busy("the command queue"))
+    /// The same for a command that ends work, which is let in also when others are not.
+    pub(crate) fn admit_to_end_work(&self) -> Result<Place, Error> {
+        self.inner.commands.enter_to_end_work().map_err(|Busy| self.busy(COMMANDS))
+    }
+
+    /// Whether a command that makes work would be let in now. For those to whom it is cheaper to be refused before they
+    /// have read what is asked; whoever is not refused here may still be later.
+    pub fn has_room(&self) -> Result<(), Error> {
+        self.inner.commands.look().map_err(|Busy| self.busy(COMMANDS))
     }
 
     fn busy(&self, what: &'static str) -> Error {
-        self.shared().registry.counters.busy.fetch_add(1, Relaxed);
+        *self.shared().registry.counters.busy.entry(what).or_default() += 1;
         Error::Busy { what, retry_after: Duration::from_secs(1) }
     }
 
@@ -645,7 +661,7 @@ impl Runtime {
         let (shared, config) = (self.shared(), &self.shared().config);
         let (registry, counters) = (&shared.registry, &shared.registry.counters);
         let taken = |all: usize, free: &Semaphore| all.saturating_sub(free.available_permits()) as u64;
-        let store = shared.store_handle.stats();
+        let (store, commands) = (shared.store_handle.stats(), self.inner.commands.figures());
         Health {
             store_writable: store.writable.load(Relaxed),
             draining: shared.draining(),
@@ -665,8 +681,9 @@ impl Runtime {
             jobs: counters.jobs.figures(),
             evictions: counters.evictions.load(Relaxed),
             subscribers_dropped: counters.subscribers_dropped.load(Relaxed),
-            commands_in_flight: taken(config.commands_in_flight, &self.inner.commands),
-            commands_refused_busy: counters.busy.load(Relaxed),
+            commands_in_flight: commands.under_way,
+            commands_limit: commands.limit,
+            refused_busy: counters.busy.iter().map(|entry| (*entry.key(), *entry.value())).collect(),
         }
     }
 

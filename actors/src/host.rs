@@ -26,10 +26,11 @@ use raddle_domain::{
     ports::{Chunk, StoreError, Write, WriteRefused},
     time::UnixMs,
 };
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
 pub(crate) use self::machine::{Crew, Loaded, Machine, Place, Said, Site, Steps};
 use crate::{
+    admission,
     batch::Batch,
     handle::{Error, InFlight, append_error},
     receipts::Idempotency,
@@ -88,7 +89,7 @@ pub(crate) struct Answer<R> {
 pub(crate) struct Held {
     /// Keeps the machine loaded.
     pub _ticket: Ticket,
-    pub place: OwnedSemaphorePermit,
+    pub place: admission::Place,
     pub in_flight: Option<InFlight>,
 }
 
@@ -115,6 +116,9 @@ impl<R> Answer<R> {
     }
 
     fn send(mut self, outcome: Outcome<R>) {
+        if let (Outcome::Done { .. }, Some(held)) = (&outcome, &mut self.held) {
+            held.place.durable();
+        }
         // Its key and its places are free by the time the caller hears of it.
         self.held = None;
         if let Some(to) = self.to.take() {

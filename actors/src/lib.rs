@@ -13,6 +13,7 @@
 //!
 //! Absent on purpose: HTTP, and the name of any model provider.
 
+mod admission;
 pub mod batch;
 mod bus;
 mod clock;

@@ -78,7 +78,8 @@ pub(crate) struct Counters {
     pub events: AtomicU64,
     pub evictions: AtomicU64,
     pub subscribers_dropped: AtomicU64,
-    pub busy: AtomicU64,
+    /// Refusals by what was full.
+    pub busy: DashMap<&'static str, u64>,
 }
 
 /// How the runtime is, for health checks and metrics.
@@ -104,7 +105,10 @@ pub struct Health {
     pub evictions: u64,
     pub subscribers_dropped: u64,
     pub commands_in_flight: u64,
-    pub commands_refused_busy: u64,
+    /// Commands that may be under way as things are.
+    pub commands_limit: u64,
+    /// Refusals because a bound was reached, by what was full.
+    pub refused_busy: Vec<(&'static str, u64)>,
 }
 
 /// A loaded thread, as its callers find it.

@@ -72,6 +72,7 @@ impl Serve {
         let connections = Arc::<listener::Figures>::default();
         let gateway = GatewayConfig {
             body_bytes: config.limits.body_bytes,
+            body_time: config.limits.body_time,
             limits: config.limits.thread,
             // The configuration allows nothing but loopback while there are no keys.
             loopback_only: true,

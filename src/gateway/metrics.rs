@@ -157,6 +157,7 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
         ("subscribers", "Watchers of threads", health.subscribers),
         ("jobs_running", "Runs of jobs that are under way", health.jobs.running),
         ("commands_in_flight", "Commands that are being answered", health.commands_in_flight),
+        ("commands_limit", "Commands that may be, from how long they take", health.commands_limit),
     ];
     let counters = [
         ("store_commits", "Commits of the store", health.commits),
@@ -178,7 +179,6 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
         ("schedules_skipped", "Slots of schedules that were left out", health.jobs.skipped),
         ("evictions", "Threads put out of memory", health.evictions),
         ("subscribers_dropped", "Watchers cut off for slowness", health.subscribers_dropped),
-        ("commands_refused_busy", "Commands refused because a bound was reached", health.commands_refused_busy),
     ];
     for (name, help, value) in gauges {
         // Gauges are signed in the exposition library; these never come near the bound.
@@ -188,6 +188,11 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
     for (name, help, value) in counters {
         let counter = ConstCounter::new(value);
         counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+    }
+    let help = "Refusals because a bound of the server was reached, by what was full";
+    let mut refused = encoder.encode_descriptor("refused_busy", help, None, MetricType::Counter)?;
+    for (what, count) in &health.refused_busy {
+        ConstCounter::new(*count).encode(refused.encode_family(&[("what", *what)])?)?;
     }
     Ok(())
 }

@@ -6,13 +6,13 @@ use axum::{
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::Gateway;
+use super::{Gateway, problem::Problem, shed};
 
 /// The header that names a request, in and out.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -42,7 +42,17 @@ pub async fn observe(State(gateway): State<Arc<Gateway>>, request: Request, next
         trace_id = trace,
     );
     let value = HeaderValue::from_str(&id);
-    let mut response = CURRENT.scope(id, next.run(request).instrument(span.clone())).await;
+    let full = shed::makes_work(&method, route.as_ref().map_or("", MatchedPath::as_str))
+        .then(|| gateway.runtime.has_room().err())
+        .flatten();
+    let answered = async {
+        match full {
+            // The body is left where it is.
+            Some(full) => Problem::from(full).into_response(),
+            None => next.run(request).await,
+        }
+    };
+    let mut response = CURRENT.scope(id, answered.instrument(span.clone())).await;
     if let Ok(value) = value {
         response.headers_mut().insert(REQUEST_ID, value);
     }

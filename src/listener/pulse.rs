@@ -65,7 +65,7 @@ impl Pulse {
         let state = State {
             under_way: 0,
             quiet: now,
-            heard: Some(now),
+            heard: None,
             stalled: None,
             held: BTreeSet::new(),
             http2: false,
@@ -305,13 +305,13 @@ mod tests {
         let pulse = pulse();
         let (mut client, socket) = duplex(64);
         let mut watched = Watched { socket, pulse: pulse.clone() };
-        assert_eq!(due(&pulse), Some((10 * S, Cut::Header)));
+        assert_eq!(due(&pulse), Some((75 * S, Cut::Idle)));
         for _ in 0..3 {
             advance(S).await;
             client.write_all(b"x").await.unwrap();
             watched.read_u8().await.unwrap();
         }
-        assert_eq!(due(&pulse), Some((7 * S, Cut::Header)));
+        assert_eq!(due(&pulse), Some((8 * S, Cut::Header)));
         drop(pulse.begin(Version::HTTP_11));
         assert_eq!(due(&pulse), Some((75 * S, Cut::Idle)));
         advance(S).await;
