@@ -181,6 +181,7 @@ fn runtime(config: &Config) -> raddle_actors::Config {
         commands_in_flight: limits.commands_in_flight,
         commands_at_work: limits.commands_at_work,
         commands_per_thread: limits.commands_per_thread,
+        command_wait: limits.command_wait,
         reads_in_flight: limits.reads_in_flight,
         subscribers: limits.subscribers,
         model_calls: limits.model_calls,

@@ -20,6 +20,7 @@ pub use self::{
 };
 use crate::{
     egress::Allowed,
+    listener,
     models::{acp, anthropic, provider::Patience},
     sandbox::{self, Kind, SandboxConfig},
 };
@@ -92,10 +93,14 @@ pub struct ServerLimits {
     pub loaded_bytes: u64,
     /// The largest request body.
     pub body_bytes: usize,
+    /// How long it may take to arrive.
+    pub body_time: Duration,
     pub commands_in_flight: usize,
     /// Of them, those that threads and the store are busy with while there are several tenants.
     pub commands_at_work: usize,
     pub commands_per_thread: usize,
+    /// How long even the fastest command may take before commands are shed.
+    pub command_wait: Duration,
     pub reads_in_flight: usize,
     pub subscribers: usize,
     /// Bytes that may wait for one subscriber.
@@ -106,6 +111,8 @@ pub struct ServerLimits {
     pub tool_runs: usize,
     /// Of the places for commands, reads and watchers, what one tenant may hold while there are others.
     pub tenant_share_percent: u8,
+    /// What clients may hold of the listener.
+    pub listener: listener::Limits,
     pub thread: Limits,
 }
 
@@ -499,15 +506,27 @@ fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
         loaded_threads: keys.size("limits.loaded_threads", 1000, 1)?,
         loaded_bytes: keys.number("limits.loaded_bytes", 256 * MIB, 1, u64::MAX)?,
         body_bytes: keys.size("limits.body_bytes", MIB, 2)?,
+        body_time: keys.millis("limits.body_timeout_ms", 30_000, 1)?,
         commands_in_flight: keys.size("limits.commands_in_flight", 4096, 1)?,
         commands_at_work: keys.size("limits.commands_at_work", 32, 1)?,
         commands_per_thread: keys.size("limits.commands_per_thread", 256, 1)?,
+        command_wait: match keys.millis("limits.command_wait_ms", 10, 0)? {
+            Duration::ZERO => Duration::MAX,
+            wait => wait,
+        },
         reads_in_flight: keys.size("limits.reads_in_flight", 1024, 1)?,
         subscribers: keys.size("limits.subscribers", 4096, 1)?,
         model_calls: keys.size("limits.model_calls", 1024, 1)?,
         tool_runs: keys.size("limits.tool_runs", 256, 1)?,
         tenant_share_percent: keys.number("limits.tenant_share_percent", 50, 1, 100)? as u8,
         subscriber_bytes: keys.size("limits.subscriber_bytes", 256 * KIB, 1)?,
+        listener: listener::Limits {
+            connections: keys.size("limits.connections", 4096, 1)?,
+            connections_per_address: keys.size("limits.connections_per_address", 1024, 1)?,
+            header: keys.millis("limits.header_timeout_ms", 10_000, 1)?,
+            idle: keys.millis("limits.idle_ms", 75_000, 1)?,
+            stall: keys.millis("limits.stall_ms", 30_000, 1)?,
+        },
         thread,
     })
 }
@@ -957,6 +976,8 @@ mod tests {
             "limits.loaded_threads",
             "limits.loaded_bytes",
             "limits.body_bytes",
+            "limits.body_timeout_ms",
+            "limits.command_wait_ms",
             "limits.inbox_per_thread",
             "limits.commands_at_work",
             "limits.model_calls",
@@ -970,6 +991,11 @@ mod tests {
             "quotas.requests_per_second",
             "quotas.request_burst",
             "quotas.stored_bytes",
+            "limits.connections",
+            "limits.connections_per_address",
+            "limits.header_timeout_ms",
+            "limits.idle_ms",
+            "limits.stall_ms",
             "model.default",
             "model.openai.base_url",
             "model.openai.api_key",

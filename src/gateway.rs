@@ -6,7 +6,7 @@
 //! nobody else's request.
 //! Absent on purpose: TLS, compression, CORS.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -23,7 +23,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{auth::Auth, sandbox::Sandbox, workspace::Workspaces};
+use crate::{auth::Auth, listener, sandbox::Sandbox, workspace::Workspaces};
 
 mod access;
 mod admin;
@@ -48,6 +48,7 @@ mod routing;
 mod runs;
 mod schedules;
 mod service;
+mod shed;
 mod tenant_events;
 mod threads;
 mod turns;
@@ -65,6 +66,8 @@ use crate::mcp::Mcp;
 pub struct GatewayConfig {
     /// The largest body that is read.
     pub body_bytes: usize,
+    /// How long a body may take: a caller that drips holds a connection, and nothing else, for no longer.
+    pub body_time: Duration,
     /// The limits of the runtime behind it, for `/v1/info`.
     pub limits: Limits,
     /// Answer only under names of the machine itself: right for a server without keys, which must listen on
@@ -78,18 +81,22 @@ pub struct GatewayConfig {
     pub mcp: Option<Mcp>,
     /// Who callers are known by. Without it everybody is the tenant `default`, and nobody administers any.
     pub auth: Option<Arc<Auth>>,
+    /// What the listeners in front of it say of connections, for `/metrics`.
+    pub connections: Option<Arc<listener::Figures>>,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
             body_bytes: 1024 * 1024,
+            body_time: Duration::from_secs(30),
             limits: Limits::default(),
             loopback_only: true,
             workspaces: None,
             sandbox: None,
             mcp: None,
             auth: None,
+            connections: None,
         }
     }
 }
@@ -140,7 +147,7 @@ fn parts(runtime: Runtime, config: GatewayConfig) -> (Arc<Gateway>, Router<Arc<G
     let (router, document) = table().split_for_parts();
     let rows = access::Rows::new(&document);
     let openapi = document.to_json().unwrap_or_default().into();
-    let metrics = metrics::Metrics::new(runtime.clone(), config.mcp.clone());
+    let metrics = metrics::Metrics::new(runtime.clone(), config.mcp.clone(), config.connections.clone());
     (Arc::new(Gateway { runtime, config, metrics, rows, openapi }), router)
 }
 
@@ -162,6 +169,11 @@ pub fn openapi() -> Result<String, serde_json::Error> {
 /// A place among a tenant's events as `GET /v1/events` takes it.
 pub(crate) fn tenant_cursor(tenant: TenantId, cursor: TenantCursor) -> String {
     cursor::encode(cursor::List::Events(tenant), &cursor)
+}
+
+/// What a connection is told for which there is no place in `what`.
+pub(crate) fn busy_answer(what: &'static str) -> Vec<u8> {
+    Problem::from(Error::Busy { what, retry_after: Duration::from_secs(1) }).last_words()
 }
 
 /// Every route there is.

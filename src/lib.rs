@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod hooks;
 mod instant;
 pub mod jobs;
+pub mod listener;
 pub mod log;
 pub mod mcp;
 pub mod models;

@@ -33,6 +33,9 @@ pub struct Config {
     pub commands_at_work: usize,
     /// Commands of one thread that are under way at once.
     pub commands_per_thread: usize,
+    /// How long even the fastest command may take before fewer of them are let in, see [`raddle_domain::admission`]. For
+    /// ever unless somebody says otherwise: a host can hold back by itself what it has in its own process.
+    pub command_wait: Duration,
     /// Reads that are under way at once.
     pub reads_in_flight: usize,
     /// Watchers at once.
@@ -73,6 +76,7 @@ impl Config {
             commands_in_flight: 4_096,
             commands_at_work: 32,
             commands_per_thread: 256,
+            command_wait: Duration::MAX,
             reads_in_flight: 1_024,
             subscribers: 4_096,
             subscriber_bytes: 256 * 1024,

@@ -1,7 +1,7 @@
 //! What hosts hold: every verb of the runtime as an async function, callable from any tokio program.
 //!
-//! Admission is here, before any mailbox: a command takes a place among all that are under way and among those of
-//! its thread, or is told to come back. Once sent it runs to its end, whether or not its caller still waits; the
+//! Admission is here, before any mailbox: a command takes a place among all that are under way (see [`crate::admission`])
+//! and among those of its thread, or is told to come back. Once sent it runs to its end, whether or not its caller still waits; the
 //! outcome is found again by its idempotency key.
 
 use std::{
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use crate::{
+    admission::{AdmissionControl, Busy, Place},
     batch::Batch,
     bus::{Barrier, Committed, Subscribe, SubscribeTenant, Watch},
     config::{Config, Ports, StartError},
@@ -54,6 +55,12 @@ use crate::{
 /// Bytes of events in one page of a tenant's.
 const FEED_PAGE_BYTES: usize = 4 * 1024 * 1024;
 
+/// What is full when no command is let in.
+const COMMANDS: &str = "the command queue";
+
+/// Commands that a tenant may have under way without being taken for a reason why there is a queue.
+const QUIET: u64 = 4;
+
 /// How long a shutdown waits for what should take no time, once its deadline has passed.
 pub(crate) const PARKING: Duration = Duration::from_secs(10);
 
@@ -77,10 +84,24 @@ impl WeakRuntime {
 struct Inner {
     shared: Arc<Shared>,
     commands: Arc<Places>,
+    admission: Arc<AdmissionControl>,
     reads: Arc<Places>,
     subscribers: Arc<Places>,
     in_flight: Arc<DashSet<(TenantId, [u8; 32])>>,
     threads: std::sync::Mutex<Option<Threads>>,
+}
+
+/// A place among the commands that are under way, of all and of those that are the tenant's.
+pub(crate) struct Entry {
+    place: Place,
+    _hold: Hold,
+}
+
+impl Entry {
+    /// The reply is durable: how long it took says how busy the server is.
+    pub const fn durable(&mut self) {
+        self.place.durable();
+    }
 }
 
 /// What every verb may carry beside its own fields.
@@ -215,8 +236,8 @@ impl Runtime {
     /// Opens the store, starts the actor threads, and continues every turn that was open. Call it in any tokio
     /// runtime; the actors have threads of their own.
     pub async fn start(config: Config, ports: Ports) -> Result<Self, StartError> {
-        let (commands, reads) = (config.commands_in_flight, config.reads_in_flight);
-        let subscribers = config.subscribers;
+        let admission = AdmissionControl::new(config.commands_in_flight, config.command_wait);
+        let (commands, reads, subscribers) = (config.commands_in_flight, config.reads_in_flight, config.subscribers);
         let (threads, shared) = Threads::start(config, ports).await?;
         let jobs = shared.jobs.clone();
         let (share, tenants) = (shared.config.tenant_share_percent, &shared.tenants);
@@ -227,6 +248,7 @@ impl Runtime {
             inner: Arc::new(Inner {
                 shared,
                 commands,
+                admission,
                 reads,
                 subscribers,
                 in_flight: Arc::default(),
@@ -298,7 +320,7 @@ impl Runtime {
         begin: impl Future<Output = Result<Begun<M>, Error>>,
         expect: impl Fn(M::Reply) -> Result<T, Error>,
     ) -> Result<Done<T>, Error> {
-        let place = self.admit(tenant)?;
+        let mut place = self.admit(tenant)?;
         let in_flight = match self.known::<M>(tenant, call.idempotency).await? {
             Known::Replay(stored) => return replay(stored, expect),
             Known::New(in_flight) => in_flight,
@@ -334,6 +356,7 @@ impl Runtime {
             if saved.is_ok() {
                 // Before the reply, so that a command that follows it finds the machine.
                 supervisor.do_send(Adopt { key, loaded });
+                place.durable();
             }
             drop((place, turn, in_flight));
             saved
@@ -445,7 +468,7 @@ impl Runtime {
     ) -> Result<Done<T>, Error> {
         let Call { idempotency, if_match, by } = call;
         let (ends_work, frees) = (M::ends_work(&command), M::erases(&command));
-        let mut place = if ends_work { self.place(key.tenant)? } else { self.admit(key.tenant)? };
+        let mut place = if ends_work { self.admit_to_end_work(key.tenant)? } else { self.admit(key.tenant)? };
         let mut in_flight = match self.known::<M>(key.tenant, call.idempotency).await? {
             Known::Replay(stored) => return replay(stored, expect),
             Known::New(in_flight) => in_flight,
@@ -489,12 +512,42 @@ impl Runtime {
     }
 
     /// A place among the commands that are under way, unless the server is going down.
-    pub(crate) fn admit(&self, tenant: TenantId) -> Result<Hold, Error> {
-        if self.shared().draining() { Err(Error::Draining) } else { self.place(tenant) }
+    pub(crate) fn admit(&self, tenant: TenantId) -> Result<Entry, Error> {
+        if self.shared().draining() {
+            return Err(Error::Draining);
+        }
+        let hold = self.place(tenant)?;
+        let place = match self.is_quiet(tenant, 1) {
+            true => self.inner.admission.enter_to_end_work(),
+            false => self.inner.admission.enter(),
+        };
+        Ok(Entry { place: place.map_err(|Busy| self.busy(COMMANDS))?, _hold: hold })
+    }
+
+    /// The same for a command that ends work, which is let in also when others are not.
+    pub(crate) fn admit_to_end_work(&self, tenant: TenantId) -> Result<Entry, Error> {
+        let hold = self.place(tenant)?;
+        let place = self.inner.admission.enter_to_end_work().map_err(|Busy| self.busy(COMMANDS))?;
+        Ok(Entry { place, _hold: hold })
+    }
+
+    /// Whether a command of the tenant that makes work would be let in now. For those to whom it is cheaper to be refused
+    /// before they have read what is asked; whoever is not refused here may still be later.
+    pub fn has_room(&self, tenant: TenantId) -> Result<(), Error> {
+        if self.is_quiet(tenant, 0) {
+            return Ok(());
+        }
+        self.inner.admission.look().map_err(|Busy| self.busy(COMMANDS))
+    }
+
+    /// Whether a tenant has so little under way, of which `own` is the asker's, that the queue that stands is not of its
+    /// making. Somebody who floods is shed; whoever shares the server with him is not.
+    fn is_quiet(&self, tenant: TenantId, own: u64) -> bool {
+        self.shared().tenants.are_several() && self.inner.commands.taken_by(tenant) <= QUIET + own
     }
 
     fn place(&self, tenant: TenantId) -> Result<Hold, Error> {
-        let whats = ["the command queue", "the tenant's share of the command queue"];
+        let whats = [COMMANDS, "the tenant's share of the command queue"];
         self.inner.commands.take(Some(tenant), None).map_err(|why| self.no_place(why, whats))
     }
 
@@ -765,7 +818,7 @@ impl Runtime {
     pub fn health(&self) -> Health {
         let shared = self.shared();
         let (registry, counters) = (&shared.registry, &shared.registry.counters);
-        let store = shared.store_handle.stats();
+        let (store, commands) = (shared.store_handle.stats(), self.inner.admission.figures());
         Health {
             store_writable: store.writable.load(Relaxed),
             leaving: shared.leaving.load(SeqCst) || shared.draining(),
@@ -786,7 +839,8 @@ impl Runtime {
             jobs: counters.jobs.figures(),
             evictions: counters.evictions.load(Relaxed),
             subscribers_dropped: counters.subscribers_dropped.load(Relaxed),
-            commands_in_flight: self.inner.commands.taken(),
+            commands_in_flight: commands.under_way,
+            commands_limit: commands.limit,
             commands_refused_busy: counters.busy.iter().map(|full| *full.value()).sum(),
             refused_over_quota: counters.over_quota.load(Relaxed),
             commands_at_work: shared.gates.commands.figures(),

@@ -34,8 +34,7 @@ pub(crate) use self::machine::{Crew, Loaded, Machine, Place, Said, Site, Steps};
 use crate::{
     batch::Batch,
     fair::Permit,
-    handle::{Error, InFlight, append_error},
-    places::Hold,
+    handle::{Entry, Error, InFlight, append_error},
     receipts::Idempotency,
     registry::{Gauge, Ticket},
     store::AppendError,
@@ -96,7 +95,7 @@ pub(crate) struct Answer<R> {
 pub(crate) struct Held {
     /// Keeps the machine loaded.
     pub _ticket: Ticket,
-    pub place: Hold,
+    pub place: Entry,
     /// Its turn among the commands of all tenants.
     pub turn: Option<Permit>,
     pub in_flight: Option<InFlight>,
@@ -125,6 +124,9 @@ impl<R> Answer<R> {
     }
 
     fn send(mut self, outcome: Outcome<R>) {
+        if let (Outcome::Done { .. }, Some(held)) = (&outcome, &mut self.held) {
+            held.place.durable();
+        }
         // Its key and its places are free by the time the caller hears of it.
         self.held = None;
         if let Some(to) = self.to.take() {

@@ -14,6 +14,7 @@
 //! Absent on purpose: HTTP, and the name of any model provider.
 
 mod admin;
+mod admission;
 pub mod batch;
 mod bus;
 mod clock;

@@ -130,6 +130,8 @@ pub struct Health {
     pub evictions: u64,
     pub subscribers_dropped: u64,
     pub commands_in_flight: u64,
+    /// Commands that may be under way as things are.
+    pub commands_limit: u64,
     pub commands_refused_busy: u64,
     /// What was refused for a tenant's quota.
     pub refused_over_quota: u64,

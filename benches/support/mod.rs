@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each bench uses its part")]
 
 pub mod files;
+pub mod load;
 pub mod log;
 pub mod net;
 

@@ -79,7 +79,7 @@ impl Client {
 }
 
 /// The status of an answer that is all there.
-fn complete(answer: &[u8]) -> Option<u16> {
+pub fn complete(answer: &[u8]) -> Option<u16> {
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
     let head = std::str::from_utf8(&answer[..end]).expect("a head is text");
     let length = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "));

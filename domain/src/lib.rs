@@ -1,6 +1,6 @@
 //! The rules of raddle, in reading order: names, time, the records, tenants, the words of the log, the thread
-//! machine, what a model sees, jobs and schedules, boards that many agents share, who is next and how often, and what
-//! the rules need from the world.
+//! machine, what a model sees, jobs and schedules, boards that many agents share, what the rules need from the world, and
+//! who is next, how often, and who is let in when there are too many.
 //!
 //! Absent on purpose: clocks, randomness, I/O, async runtimes. Time and fresh ids are arguments.
 
@@ -35,3 +35,5 @@ pub mod rate;
 
 pub mod policy;
 pub mod ports;
+
+pub mod admission;

@@ -5,10 +5,10 @@
 //! unless it is configured. Then it has one deadline: the runtime takes what it needs for open turns and ends every
 //! stream, replies that are under way get the rest. A second signal does not wait.
 
-use std::{future::IntoFuture, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::serve::ListenerExt;
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -22,6 +22,7 @@ use crate::{
     client::Client,
     config::Config,
     gateway::{self, GatewayConfig},
+    listener,
     log::{self, LogError},
     otel::Otel,
 };
@@ -63,8 +64,10 @@ impl Serve {
             }
         };
         let address = listener.local_addr()?;
+        let connections = Arc::<listener::Figures>::default();
         let gateway = GatewayConfig {
             body_bytes: config.limits.body_bytes,
+            body_time: config.limits.body_time,
             limits: config.limits.thread,
             // Where nobody needs a key, only what runs on this machine can reach it.
             loopback_only: app.auth.is_none(),
@@ -72,19 +75,13 @@ impl Serve {
             mcp: Some(app.mcp.clone()),
             sandbox: Some(app.sandbox.clone()),
             auth: app.auth.clone(),
+            connections: Some(connections.clone()),
         };
         let router = gateway::router(app.runtime.clone(), gateway);
-        // Small frames must not wait for each other.
-        let listener = listener.tap_io(|stream| {
-            if let Err(err) = stream.set_nodelay(true) {
-                tracing::debug!(error = %err, "TCP_NODELAY");
-            }
-        });
         let stop = CancellationToken::new();
-        // Made once: a router that is served as it is gets built anew for each connection.
-        let server =
-            axum::serve(listener, router.into_make_service()).with_graceful_shutdown(stop.clone().cancelled_owned());
-        let mut server = tokio::spawn(server.into_future());
+        let limits = config.limits.listener;
+        allow_descriptors(limits.connections);
+        let mut server = tokio::spawn(listener::serve(listener, router, limits, connections, stop.clone()));
         say(&format!("listening on http://{address}"))?;
         welcome(&config, address);
         if let Some(prompt) = self.first_prompt {
@@ -127,6 +124,25 @@ impl Serve {
                 std::process::exit(if name == "SIGINT" { 130 } else { 143 });
             }
         }
+    }
+}
+
+/// What beside connections needs descriptors: files, pipes of commands, requests to models.
+const OTHER_DESCRIPTORS: u64 = 1024;
+
+/// Has the system let this process open as much as the configuration promises, where the system may.
+fn allow_descriptors(connections: usize) {
+    let wanted = OTHER_DESCRIPTORS.saturating_add(connections as u64);
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let (now, most) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
+    if now < wanted
+        && let Err(err) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted.min(most)), maximum })
+    {
+        tracing::warn!(error = %err, "the limit of open files stays as it is");
+    }
+    let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if allowed < wanted {
+        tracing::warn!(allowed, wanted, "the system lets this process open too few files for `limits.connections`");
     }
 }
 

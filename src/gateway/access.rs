@@ -32,6 +32,7 @@ use super::{
     Gateway, no_such_path, observe,
     openapi::problem_response,
     problem::{Code, Problem},
+    shed,
 };
 use crate::auth::{Known, Unknown};
 
@@ -262,7 +263,7 @@ impl Serves {
 /// Lets a request pass if its caller may ask it.
 pub async fn check(State((gateway, serves)): State<(Arc<Gateway>, Serves)>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let access = route.and_then(|route| gateway.rows.find(request.method(), route.as_str()));
+    let access = route.as_ref().and_then(|route| gateway.rows.find(request.method(), route.as_str()));
     if access.is_some_and(|access| !serves.has(access)) {
         return no_such_path().await.into_response();
     }
@@ -272,6 +273,15 @@ pub async fn check(State((gateway, serves)): State<(Arc<Gateway>, Serves)>, requ
         Ok(admitted) => admitted,
         Err(problem) => return refused(&gateway, problem),
     };
+    if let Some((tenant, _)) = identity.tenant() {
+        let makes_work = route.is_some_and(|route| shed::makes_work(&parts.method, route.as_str()));
+        let full = gateway.runtime.admit_request(tenant).err();
+        let full = full.or_else(|| makes_work.then(|| gateway.runtime.has_room(tenant).err()).flatten());
+        if let Some(full) = full {
+            // The body is left where it is.
+            return refused(&gateway, full.into());
+        }
+    }
     parts.extensions.insert(identity);
     let response = tokio::select! {
         response = next.run(Request::from_parts(parts, body)) => response,

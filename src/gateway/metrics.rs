@@ -1,7 +1,10 @@
 //! Counts and gauges for Prometheus. Labels are route templates, known methods and status classes: their number
 //! is fixed by the route table, not by what callers send.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use axum::http::{Method, StatusCode};
 use prometheus_client::{
@@ -20,7 +23,10 @@ use prometheus_client::{
 use raddle_actors::{BOUNDS, Distribution, EngineFigures, Figures, Health, HookFigures, Runtime};
 
 use super::problem::Code;
-use crate::mcp::{Mcp, board::Status};
+use crate::{
+    listener,
+    mcp::{Mcp, board::Status},
+};
 
 mod process;
 
@@ -50,7 +56,7 @@ struct Refused {
 }
 
 impl Metrics {
-    pub fn new(runtime: Runtime, mcp: Option<Mcp>) -> Self {
+    pub fn new(runtime: Runtime, mcp: Option<Mcp>, connections: Option<Arc<listener::Figures>>) -> Self {
         let mut registry = Registry::with_prefix("raddle");
         let requests = Family::default();
         let latency = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
@@ -63,6 +69,9 @@ impl Metrics {
         registry.register_collector(Box::new(RuntimeHealth(runtime)));
         if let Some(mcp) = mcp {
             registry.register_collector(Box::new(McpHealth(mcp)));
+        }
+        if let Some(connections) = connections {
+            registry.register_collector(Box::new(Connections(connections)));
         }
         let mut process = Registry::default();
         process.register_collector(Box::new(process::Process::new()));
@@ -174,6 +183,7 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
         ("subscribers", "Watchers of threads", health.subscribers),
         ("jobs_running", "Runs of jobs that are under way", health.jobs.running),
         ("commands_in_flight", "Commands that are being answered", health.commands_in_flight),
+        ("commands_limit", "Commands that may be, from how long they take", health.commands_limit),
     ];
     let counters = [
         ("store_commits", "Commits of the store", health.commits),
@@ -195,7 +205,6 @@ fn figures(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::
         ("schedules_skipped", "Slots of schedules that were left out", health.jobs.skipped),
         ("evictions", "Threads put out of memory", health.evictions),
         ("subscribers_dropped", "Watchers cut off for slowness", health.subscribers_dropped),
-        ("commands_refused_busy", "Commands refused because a bound was reached", health.commands_refused_busy),
     ];
     for (name, help, value) in gauges {
         // Gauges are signed in the exposition library; these never come near the bound.
@@ -257,6 +266,33 @@ fn histogram(times: &Distribution, mut encoder: MetricEncoder<'_>) -> Result<(),
     let buckets: Vec<_> = bounds.zip(times.counts.iter().copied()).collect();
     let count = times.counts.iter().sum();
     encoder.encode_histogram::<NoLabelSet>(times.seconds, count, &buckets, None)
+}
+
+/// What listeners say of connections.
+#[derive(Debug)]
+struct Connections(Arc<listener::Figures>);
+
+impl Collector for Connections {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let figures = &self.0;
+        let open = ConstGauge::new(i64::try_from(figures.open.load(Relaxed)).unwrap_or(i64::MAX));
+        open.encode(encoder.encode_descriptor("connections", "Connections that are open", None, MetricType::Gauge)?)?;
+        let counters = [
+            ("connections_refused", "Connections for which there was no place", &figures.refused),
+            ("accept_errors", "Times that no connection could be accepted", &figures.accept_errors),
+        ];
+        for (name, help, count) in counters {
+            let counter = ConstCounter::new(count.load(Relaxed));
+            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        let help = "Connections that were ended for what did not happen on them";
+        let mut cut = encoder.encode_descriptor("connections_cut", help, None, MetricType::Counter)?;
+        let reasons = [("header", &figures.cut_header), ("idle", &figures.cut_idle), ("stall", &figures.cut_stall)];
+        for (reason, count) in reasons {
+            ConstCounter::new(count.load(Relaxed)).encode(cut.encode_family(&[("reason", reason)])?)?;
+        }
+        Ok(())
+    }
 }
 
 /// The servers whose tools are offered.

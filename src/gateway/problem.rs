@@ -383,24 +383,45 @@ impl From<Error> for Problem {
     }
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let status = self.code.status();
+impl Problem {
+    /// As it travels.
+    fn document(&self) -> Vec<u8> {
         let document = Document {
             uri: format!("https://raddle.dev/problems/{}", self.code.as_str()),
             title: self.code.title(),
-            status: status.as_u16(),
+            status: self.code.status().as_u16(),
             code: self.code.as_str(),
             detail: &self.detail,
             request_id: observe::request_id(),
             extra: &self.extra,
         };
-        let body = serde_json::to_vec(&document).unwrap_or_default();
-        let mut response = (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response();
-        if let Some(wait) = self.retry_after {
-            // Whole seconds are all the header can say: rounded up, so that nobody comes early.
-            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        serde_json::to_vec(&document).unwrap_or_default()
+    }
+
+    /// When it is worth to try again, in whole seconds, which are all that the header can say: rounded up, so that nobody
+    /// comes early.
+    fn seconds(&self) -> Option<u64> {
+        self.retry_after.map(|wait| (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
+    }
+
+    /// The whole answer, for a connection on which no request is read.
+    pub fn last_words(&self) -> Vec<u8> {
+        let (status, body) = (self.code.status(), self.document());
+        let wait = self.seconds().map(|seconds| format!("retry-after: {seconds}\r\n")).unwrap_or_default();
+        let length = body.len();
+        let head = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: {CONTENT_TYPE}\r\n{wait}content-length: {length}\r\nconnection: close\r\n\r\n"
+        );
+        [head.into_bytes(), body].concat()
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = self.document();
+        let mut response = (self.code.status(), [(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response();
+        if let Some(seconds) = self.seconds() {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

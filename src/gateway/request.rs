@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, str::FromStr, sync::Arc, time::Duration};
 use axum::{
     body::{Body, Bytes, to_bytes},
     extract::{FromRequest, FromRequestParts, MatchedPath, RawPathParams, Request},
-    http::{HeaderMap, Method, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, header, request::Parts},
 };
 use futures_util::StreamExt;
 use raddle_actors::{Call, Idempotency};
@@ -32,9 +32,6 @@ use super::{
 
 /// How much of a body that is too large is still read, so that the caller gets to see the answer.
 const DRAIN_BYTES: usize = 8 * 1024 * 1024;
-
-/// How long a body may take: a caller that drips holds a connection, and nothing else, for no longer.
-const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// How many things a list holds when the caller does not say.
 pub const DEFAULT_PAGE: usize = 50;
@@ -354,8 +351,9 @@ impl<B: DeserializeOwned> FromRequest<Arc<Gateway>> for Verb<B> {
             Method::POST => idempotency_key(&parts.headers)?,
             _ => None,
         };
-        let bytes = timeout(BODY_TIME, read(&parts.headers, body, gateway.config.body_bytes)).await;
-        let late = |_| Problem::new(Code::BadRequest, format!("the body did not arrive within {BODY_TIME:?}"));
+        let time = gateway.config.body_time;
+        let bytes = timeout(time, read(&parts.headers, body, gateway.config.body_bytes)).await;
+        let late = |_| Problem::new(Code::BadRequest, format!("the body did not arrive within {time:?}"));
         let bytes = bytes.map_err(late)??;
         if parts.method == Method::PUT && bytes.is_empty() {
             // It would replace whatever there is by nothing.
@@ -395,8 +393,12 @@ pub async fn imported(
     Ok((bytes, Call { idempotency, ..Call::default() }))
 }
 
-/// Reads a body up to `limit` bytes.
+/// Reads a body up to `limit` bytes. A body that is compressed is not read: its limit would be of the wrong thing.
 async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !headers.get_all(header::CONTENT_ENCODING).iter().all(plain) {
+        return Err(Problem::invalid("Content-Encoding", "must be absent: bodies are taken as they are"));
+    }
     let too_large = || {
         Problem::new(Code::TooLarge, format!("the body has more than {limit} bytes, the limit")).with("limit", limit)
     };

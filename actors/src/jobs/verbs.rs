@@ -184,7 +184,11 @@ impl Runtime {
     }
 
     async fn job_verb(&self, tenant: TenantId, job: JobId, verb: Verb, call: Call) -> Result<Done<Job>, Error> {
-        let place = self.admit(tenant)?;
+        let place = match verb {
+            // Ends work, and is refused all the same while the server goes down.
+            Verb::Cancel | Verb::Pause if !self.shared().draining() => self.admit_to_end_work(tenant)?,
+            _ => self.admit(tenant)?,
+        };
         let in_flight = self.in_flight(tenant, call.idempotency)?;
         if let Some(recalled) = self.recall_work(tenant, call.idempotency).await? {
             return recalled.job();
