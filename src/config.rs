@@ -465,7 +465,7 @@ fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
         loaded_bytes: keys.number("limits.loaded_bytes", 256 * MIB, 1, u64::MAX)?,
         body_bytes: keys.size("limits.body_bytes", MIB, 2)?,
         commands_in_flight: keys.size("limits.commands_in_flight", 4096, 1)?,
-        commands_at_work: keys.size("limits.commands_at_work", 32, 1)?,
+        commands_at_work: keys.size("limits.commands_at_work", 16, 1)?,
         commands_per_thread: keys.size("limits.commands_per_thread", 256, 1)?,
         reads_in_flight: keys.size("limits.reads_in_flight", 1024, 1)?,
         subscribers: keys.size("limits.subscribers", 4096, 1)?,

@@ -71,7 +71,7 @@ impl Config {
             loaded_threads: 1_000,
             loaded_bytes: 256 * 1024 * 1024,
             commands_in_flight: 4_096,
-            commands_at_work: 32,
+            commands_at_work: 16,
             commands_per_thread: 256,
             reads_in_flight: 1_024,
             subscribers: 4_096,

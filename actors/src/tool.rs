@@ -45,8 +45,7 @@ impl ToolTask {
     /// Starts the attempt on `runtime`; `wake` is called when the outbox has something and the thread does not know it.
     pub fn start(
         due: Due,
-        class: EffectClass,
-        invocation: Invocation,
+        (invocation, class): (Invocation, EffectClass),
         store: Arc<dyn LogStore>,
         tools: Arc<dyn Tools>,
         door: Door,

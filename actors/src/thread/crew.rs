@@ -145,8 +145,8 @@ fn start_engine(machine: &ThreadMachine, turn: TurnId, call: u32, place: &Place<
 }
 
 fn start_tool(machine: &ThreadMachine, due: Due, place: &Place<'_, ThreadMachine>) -> Option<ToolTask> {
-    let (invocation, class) = machine.state.invocation(place.key, due)?;
+    let invocation = machine.state.invocation(place.key, due)?;
     let Shared { store, tools, engines, gates, tenants, .. } = &**place.shared;
     let door = gates.tools.door(&tenants.account(place.key.tenant));
-    Some(ToolTask::start(due, class, invocation, store.clone(), tools.clone(), door, engines, place.wake()))
+    Some(ToolTask::start(due, invocation, store.clone(), tools.clone(), door, engines, place.wake()))
 }
