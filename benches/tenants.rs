@@ -28,7 +28,7 @@ const PACE: u64 = 4;
 /// How long one side is watched.
 const WATCHED: Duration = Duration::from_secs(8);
 /// Requests that the flooding tenant has under way at once, on all of its threads.
-const FLOOD: usize = 400;
+const FLOOD: usize = 2_000;
 /// What a client that was refused takes to come again.
 const ROUND_TRIP: Duration = Duration::from_millis(1);
 
