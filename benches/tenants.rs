@@ -28,7 +28,7 @@ const PACE: u64 = 4;
 /// How long one side is watched.
 const WATCHED: Duration = Duration::from_secs(8);
 /// Requests that the flooding tenant has under way at once, on all of its threads.
-const FLOOD: usize = 400;
+const FLOOD: usize = 2_000;
 /// What a client that was refused takes to come again.
 const ROUND_TRIP: Duration = Duration::from_millis(1);
 
@@ -120,7 +120,7 @@ async fn side(floods: bool, fair: bool) -> (Taken, f64) {
     let (over, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let flooding = floods.then(|| {
         let (runtime, keys, over, sent) = (runtime.clone(), keys[QUIET].clone(), over.clone(), sent.clone());
-        tokio::spawn(stream::iter(0..FLOOD).for_each_concurrent(FLOOD, move |n| {
+        let flood = stream::iter(0..FLOOD).for_each_concurrent(FLOOD, move |n| {
             let (runtime, key, over, sent) = (runtime.clone(), keys[n % THREADS], over.clone(), sent.clone());
             async move {
                 while !over.load(Relaxed) {
@@ -130,7 +130,10 @@ async fn side(floods: bool, fair: bool) -> (Taken, f64) {
                     }
                 }
             }
-        }))
+        });
+        // Its clients are not those of the others.
+        let clients = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        std::thread::spawn(move || clients.block_on(flood))
     });
     // Until the flood is in full flow, or nothing is left of what made the threads.
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -142,7 +145,7 @@ async fn side(floods: bool, fair: bool) -> (Taken, f64) {
     let rate = (sent.load(Relaxed) - before) as f64 / since.elapsed().as_secs_f64();
     over.store(true, Relaxed);
     if let Some(flooding) = flooding {
-        flooding.await.expect("it ends");
+        tokio::task::spawn_blocking(move || flooding.join()).await.expect("it is waited for").expect("it ends");
     }
     runtime.shutdown(Duration::ZERO).await;
     (taken.into_inner().expect("whole"), rate)

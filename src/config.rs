@@ -508,7 +508,7 @@ fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
         body_bytes: keys.size("limits.body_bytes", MIB, 2)?,
         body_time: keys.millis("limits.body_timeout_ms", 30_000, 1)?,
         commands_in_flight: keys.size("limits.commands_in_flight", 4096, 1)?,
-        commands_at_work: keys.size("limits.commands_at_work", 32, 1)?,
+        commands_at_work: keys.size("limits.commands_at_work", 16, 1)?,
         commands_per_thread: keys.size("limits.commands_per_thread", 256, 1)?,
         command_wait: match keys.millis("limits.command_wait_ms", 10, 0)? {
             Duration::ZERO => Duration::MAX,

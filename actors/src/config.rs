@@ -74,7 +74,7 @@ impl Config {
             loaded_threads: 1_000,
             loaded_bytes: 256 * 1024 * 1024,
             commands_in_flight: 4_096,
-            commands_at_work: 32,
+            commands_at_work: 16,
             commands_per_thread: 256,
             command_wait: Duration::MAX,
             reads_in_flight: 1_024,
