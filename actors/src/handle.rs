@@ -353,6 +353,7 @@ impl Runtime {
                 None => return Err(error),
             },
         };
+        self.affordable(key.tenant, call.idempotency).await?;
         self.command::<ThreadMachine, _>(key, Command::Start(start), call, started).await
     }
 

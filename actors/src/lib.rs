@@ -15,6 +15,7 @@
 
 mod admin;
 pub mod batch;
+mod budgets;
 mod bus;
 mod clock;
 mod config;

@@ -21,6 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    budgets::Books,
     bus::{EventBusActor, Inlet},
     config::{Config, Ports, StartError},
     handle::WeakRuntime,
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     pub job_locks: Locks,
     pub registry: Arc<Registry>,
     pub tenants: Tenants,
+    pub books: Arc<Books>,
     /// Where engines run and blocking reads are made.
     pub engines: Handle,
     pub draining: AtomicBool,
@@ -189,14 +191,18 @@ fn tree(
 
     let (to_bus, to_inlet, to_supervisor, to_jobs) = (bus.clone(), inlet.clone(), supervisor.clone(), jobs.clone());
     let to_hooks = hooks.clone();
+    let books = Arc::new(Books::default());
+    let (to_books, in_doubt) = (books.clone(), books.clone());
     let store_handle = StoreActor::start_in(
         &back.handle(),
         store.clone(),
         Arc::new(move |batches| {
+            to_books.committed(&batches);
             to_hooks.committed(&batches);
             to_inlet.publish(&to_bus, batches);
         }),
         Arc::new(move || {
+            in_doubt.doubt();
             to_supervisor.do_send(Sweep);
             to_jobs.do_send(Look);
         }),
@@ -228,6 +234,7 @@ fn tree(
         job_locks: Locks::default(),
         registry,
         tenants,
+        books,
         engines,
         draining: AtomicBool::new(false),
         parking: AtomicBool::new(false),

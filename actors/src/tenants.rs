@@ -30,7 +30,6 @@ pub(crate) struct Tenants {
 
 /// What is true of one tenant while the process lives.
 pub(crate) struct Account {
-    #[expect(dead_code, reason = "nobody is counted yet")]
     pub id: TenantId,
     now: RwLock<Now>,
 }

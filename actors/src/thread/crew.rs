@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::ThreadMachine;
 use crate::{
+    budgets::Tab,
     engine::{Engine, EngineCall},
     host::{Crew, Place, Said},
     outbox::DELTA_BYTES,
@@ -49,6 +50,7 @@ impl Crew<ThreadMachine> for ThreadCrew {
             }
         }
         if let Some(engine) = &mut self.engine {
+            engine.tab.bound(machine.state.levels());
             engine.tell(&owed.verdicts);
         }
         self.tools.retain(|tool| owed.tools.contains(&tool.due));
@@ -81,10 +83,10 @@ impl Crew<ThreadMachine> for ThreadCrew {
             due
         };
         if let Some(engine) = &self.engine
-            && is_due(engine.outbox.waiting(), self.spoke)
+            && (is_due(engine.outbox.waiting(), self.spoke) || (hurry && engine.tab.has_news()))
         {
             self.spoke = Some(Instant::now());
-            commands.extend(engine.take().into_iter().map(Command::Report));
+            commands.extend(engine.take(hurry).into_iter().map(Command::Report));
         }
         for tool in &mut self.tools {
             if is_due(tool.outbox.waiting(), tool.spoke) {
@@ -124,7 +126,9 @@ fn start_engine(machine: &ThreadMachine, turn: TurnId, call: u32, place: &Place<
     let Shared { store, models, tools, engines, config, .. } = &**place.shared;
     let state = &machine.state;
     let open = state.open();
+    let price = open.and_then(|open| open.turn().settings.price.clone());
     let call = EngineCall {
+        tab: Tab::open(place.shared, place.key, price, state.levels()),
         key: place.key,
         turn,
         call,

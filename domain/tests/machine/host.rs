@@ -227,7 +227,7 @@ impl Host {
     /// What the engine says, if one runs.
     fn speech(&self, op: &Op) -> Option<Report> {
         let (turn, call) = self.state.owed().call?;
-        let mut report = Report { turn, call, text: Vec::new(), acts: Vec::new(), end: None };
+        let mut report = Report { turn, call, text: Vec::new(), acts: Vec::new(), metered: None, end: None };
         match op {
             Op::Say { text } => report.text.push((TextKind::Answer, (*text).to_owned())),
             Op::Reply { text, tools, usage } => {
@@ -252,6 +252,7 @@ impl Host {
             call,
             text: vec![(TextKind::Answer, "late".into())],
             acts: Vec::new(),
+            metered: None,
             end: None,
         };
         let due = self.state.owed().call;
@@ -613,6 +614,7 @@ fn refusal(refused: &Refused) -> &'static str {
         Refused::NotAsked { .. } => "not-asked",
         Refused::NotUncertain { .. } => "not-uncertain",
         Refused::NoCheckpoint { .. } => "no-checkpoint",
+        Refused::BudgetExceeded(_) => "budget-exceeded",
         Refused::InboxFull { .. } => "inbox-full",
         Refused::Invalid { .. } => "invalid",
         Refused::TooLarge { .. } => "too-large",
