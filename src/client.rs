@@ -642,6 +642,11 @@ impl Client {
         self.delete(&["v1", "schedules", schedule]).await
     }
 
+    /// How the tenant's budgets stand, as the server wrote it.
+    pub async fn budgets(&self) -> Result<Box<RawValue>, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "usage", "budgets"], &[])).await
+    }
+
     /// What was spent, as the server wrote it: its numbers have more digits than a float.
     pub async fn usage(&self, query: &[(&str, String)]) -> Result<Box<RawValue>, ClientError> {
         self.json(self.request(Method::GET, &["v1", "usage"], query)).await

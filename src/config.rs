@@ -489,6 +489,7 @@ fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
         compact_at_tokens: keys.number("limits.compact_at_tokens", usual.compact_at_tokens, 0, u64::MAX)?,
         tool_attempts: keys.count("limits.tool_attempts", usual.tool_attempts, 1)?,
         checkpoints: keys.count("limits.checkpoints", usual.checkpoints, 0)?,
+        reserve_output_tokens: keys.count("limits.reserve_output_tokens", usual.reserve_output_tokens, 1)?,
         inbox_per_thread: keys.count("limits.inbox_per_thread", usual.inbox_per_thread, 0)?,
         prompt_bytes: keys.size("limits.prompt_bytes", usual.prompt_bytes as u64, 1)?,
         item_bytes: keys.size("limits.item_bytes", usual.item_bytes as u64, 1)?,

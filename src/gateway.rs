@@ -210,6 +210,7 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(events::list_events))
         .routes(routes!(tenant_events::list_tenant_events))
         .routes(routes!(usage::get_usage))
+        .routes(routes!(usage::get_budgets))
         .routes(routes!(hooks::list_hooks))
         .routes(routes!(routing::get_routing_rules, routing::put_routing_rules))
         .routes(routes!(policy::get_policy, policy::put_policy))

@@ -146,7 +146,7 @@ async fn sums_are_those_of_the_turns_by_day_model_provider_and_thread() {
     let totals = &by_day["totals"];
     assert_eq!(bill(totals), (4, Some(9_096)));
     let expected = json!({
-        "turns": 4, "model_calls": 4, "unreported_calls": 0, "unpriced_calls": 0, "input_tokens": 3_100,
+        "turns": 4, "model_calls": 4, "unreported_calls": 0, "estimated_calls": 0, "unpriced_calls": 0, "input_tokens": 3_100,
         "output_tokens": 160, "cached_tokens": 60, "cache_miss_tokens": 40, "reasoning_tokens": 4,
         "cache_hit_rate": 0.6, "cost_usd": 0.009_096, "cost_without_cache_usd": 0.009_150, "savings_usd": 0.000_054,
     });

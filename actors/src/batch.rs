@@ -3,7 +3,10 @@
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use raddle_domain::{id::ThreadKey, ports::Chunk};
+use raddle_domain::{
+    id::ThreadKey,
+    ports::{Chunk, Spent},
+};
 
 /// What one step of one thread added to its log.
 #[derive(Debug)]
@@ -12,6 +15,8 @@ pub struct Batch {
     pub chunk: Chunk,
     /// Where it stands in its tenant's feed; 0 for the last words of a deleted thread, which stand nowhere.
     pub position: u64,
+    /// What the step spent.
+    pub spent: Vec<Spent>,
     rendered: [OnceLock<Bytes>; 2],
 }
 
@@ -26,7 +31,13 @@ pub enum Audience {
 
 impl Batch {
     pub fn new(key: ThreadKey, chunk: Chunk, position: u64) -> Self {
-        Self { key, chunk, position, rendered: Default::default() }
+        Self { key, chunk, position, spent: Vec::new(), rendered: Default::default() }
+    }
+
+    /// The same, having spent this.
+    #[must_use]
+    pub fn spending(self, spent: Vec<Spent>) -> Self {
+        Self { spent, ..self }
     }
 
     /// The whole batch in its watchers' format: made by the first who asks, shared by the rest.

@@ -30,6 +30,7 @@ use tokio::{
 use tracing::{Instrument, Span};
 
 use crate::{
+    budgets::{Tab, charged},
     disk,
     fair::{self, Door},
     times::Calls,
@@ -63,6 +64,8 @@ pub(crate) struct EngineCall {
     pub span: Span,
     /// Where calls of this engine are counted.
     pub calls: Arc<Calls>,
+    /// What it may spend.
+    pub tab: Arc<Tab>,
 }
 
 /// A running call. Dropping it cancels the call.
@@ -70,6 +73,7 @@ pub(crate) struct Engine {
     pub turn: TurnId,
     pub call: u32,
     pub outbox: Arc<Outbox>,
+    pub tab: Arc<Tab>,
     verdicts: UnboundedSender<Verdict>,
     /// How many verdicts it was told.
     told: usize,
@@ -79,6 +83,7 @@ pub(crate) struct Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.task.abort();
+        self.tab.close();
     }
 }
 
@@ -93,10 +98,14 @@ pub(crate) enum Said {
 }
 
 impl Engine {
-    /// Takes what it has said: text and acts take turns.
-    pub fn take(&self) -> Vec<Report> {
-        let Some((said, end)) = self.outbox.take() else { return Vec::new() };
-        let empty = || Report { turn: self.turn, call: self.call, text: Vec::new(), acts: Vec::new(), end: None };
+    /// Takes what it has said: text and acts take turns. What it takes of budgets is told exactly where what comes next
+    /// may end it.
+    pub fn take(&self, exactly: bool) -> Vec<Report> {
+        let (said, end) = self.outbox.take().unwrap_or_default();
+        let empty = || {
+            let (turn, call) = (self.turn, self.call);
+            Report { turn, call, text: Vec::new(), acts: Vec::new(), metered: None, end: None }
+        };
         let (mut reports, mut report) = (Vec::new(), empty());
         for (what, text) in said {
             match what {
@@ -115,6 +124,7 @@ impl Engine {
             }
         }
         report.end = end;
+        report.metered = self.tab.tell(exactly);
         reports.push(report);
         reports
     }
@@ -139,6 +149,7 @@ impl Engine {
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let (turn, number, span, calls) = (call.turn, call.call, call.span.clone(), call.calls.clone());
+        let tab = call.tab.clone();
         let outbox = Arc::new(Outbox::new(wake));
         let told = outbox.clone();
         let (verdicts, decided) = mpsc::unbounded_channel();
@@ -150,7 +161,7 @@ impl Engine {
             told.end(driven);
         };
         let task = runtime.spawn(work.instrument(span));
-        Self { turn, call: number, outbox, verdicts, told: 0, task: task.abort_handle() }
+        Self { turn, call: number, outbox, tab, verdicts, told: 0, task: task.abort_handle() }
     }
 }
 
@@ -185,7 +196,7 @@ async fn drive(
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
     let EngineCall { key, turn, settings, system_prompt, workspace, policy, items, tool_bytes, .. } = call;
-    let EngineCall { is_first, context_seq, compaction, run, calls, .. } = call;
+    let EngineCall { is_first, context_seq, compaction, run, calls, tab, .. } = call;
     let scene = Scene { key, workspace: workspace.as_deref(), policy: policy.as_ref(), run, settings: &settings };
     let model = models.engine(&settings.engine).ok_or_else(|| {
         let message = format!("the engine `{}` is not configured", settings.engine);
@@ -225,22 +236,29 @@ async fn drive(
     let _place = door.enter(fair::tokens(&request)).await;
     let verdicts = stream::unfold(decided, |mut decided| async move { Some((decided.recv().await?, decided)) });
     let errand = Errand { key, turn, workspace: workspace.clone(), verdicts: Box::pin(verdicts) };
+    let mut metering = tab.begin(&request).await?;
     let (mut asked, mut answer) = (Some(Instant::now()), model.act(request, errand));
     let mut rest = Rest { room: tool_bytes, ..Rest::default() };
     while let Some(fragment) = answer.next().await {
         if let (Some(asked), Ok(_)) = (asked.take(), &fragment) {
             calls.first.took(asked.elapsed());
         }
-        match fragment? {
+        let fragment = fragment?;
+        let bytes = charged(&fragment);
+        match fragment {
             Fragment::Text(text) => outbox.say(Said::Text(TextKind::Answer), text).await,
             Fragment::Reasoning(text) => outbox.say(Said::Text(TextKind::Reasoning), text).await,
             Fragment::ToolCall { index, call_id, name, arguments } => {
                 rest.tool_call(index, call_id, name, &arguments)?;
             }
             Fragment::Act(act) => tell_act(act, &store, &*tools, scene, outbox).await?,
-            Fragment::Usage(usage) => rest.usage = Some(usage),
+            Fragment::Usage(usage) => {
+                metering.reported(&usage);
+                rest.usage = Some(usage);
+            }
             Fragment::Finish(reason) => rest.finish = Some(reason),
         }
+        metering.take(bytes).await?;
     }
     let Rest { finish, usage, tool_calls, .. } = rest;
     let Some(reason) = finish else {

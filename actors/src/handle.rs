@@ -428,6 +428,7 @@ impl Runtime {
                 None => return Err(error),
             },
         };
+        self.affordable(key.tenant, call.idempotency).await?;
         let done = self.command::<ThreadMachine, _>(key, Command::Start(start), call, started).await;
         if let Ok(Done { value: Started::Turn(_), replayed: false, .. }) = &done {
             self.shared().registry.counters.turn_start.took(began.elapsed());

@@ -238,9 +238,19 @@ impl<M: Machine> Host<M> {
             taken += M::bytes(&command);
             self.step(Envelope::internal(command), &mut steps, &mut waiting);
         }
-        while let Some(envelope) = self.pending.pop_front_if(|_| taken < STEP_BYTES) {
+        while let Some(mut envelope) = self.pending.pop_front_if(|_| taken < STEP_BYTES) {
             taken += M::bytes(&envelope.command);
             let erases = M::erases(&envelope.command);
+            if erases
+                && envelope.if_match.is_none_or(|expected| expected == self.machine.version())
+                && let Some(parting) = self.machine.parting()
+            {
+                // Saved first, with a step of its own: the log may go when that is known to stand.
+                envelope.if_match = None;
+                self.pending.push_front(envelope);
+                self.step(Envelope::internal(parting), &mut steps, &mut waiting);
+                break;
+            }
             self.step(envelope, &mut steps, &mut waiting);
             if erases && waiting.last().is_some_and(|last| last.outcome.is_ok()) {
                 return self.erase(steps, waiting, ctx);

@@ -16,6 +16,7 @@
 mod admin;
 mod admission;
 pub mod batch;
+mod budgets;
 mod bus;
 mod clock;
 mod config;

@@ -279,7 +279,7 @@ impl StoreActor {
                     .zip(&results)
                     .filter_map(|(write, result)| match (write, result) {
                         (Write::Append(append), Ok(position)) if !append.chunk.events.is_empty() => {
-                            Some(Arc::new(Batch::new(append.key, append.chunk, *position)))
+                            Some(Arc::new(Batch::new(append.key, append.chunk, *position).spending(append.spent)))
                         }
                         _ => None,
                     })

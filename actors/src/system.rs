@@ -21,6 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    budgets::Books,
     bus::{EventBusActor, Inlet},
     config::{Config, Ports, StartError},
     fair::Gates,
@@ -67,6 +68,7 @@ pub(crate) struct Shared {
     pub registry: Arc<Registry>,
     pub tenants: Arc<Tenants>,
     pub gates: Gates,
+    pub books: Arc<Books>,
     /// A place for each view that may be open for long: it holds room on the disk.
     pub backups: Arc<Semaphore>,
     /// Where engines run and blocking reads are made.
@@ -199,15 +201,19 @@ fn tree(
     let (to_bus, to_inlet, to_supervisor, to_jobs) = (bus.clone(), inlet.clone(), supervisor.clone(), jobs.clone());
     let to_hooks = hooks.clone();
     let weights = tenants.clone();
+    let books = Arc::new(Books::default());
+    let (to_books, in_doubt) = (books.clone(), books.clone());
     let store_handle = StoreActor::start_weighed(
         &back.handle(),
         config.fair.then(|| Arc::new(move |tenant| weights.account(tenant).tenant().weight) as _),
         store.clone(),
         Arc::new(move |batches| {
+            to_books.committed(&batches);
             to_hooks.committed(&batches);
             to_inlet.publish(&to_bus, batches);
         }),
         Arc::new(move || {
+            in_doubt.doubt();
             to_supervisor.do_send(Sweep);
             to_jobs.do_send(Look);
         }),
@@ -241,6 +247,7 @@ fn tree(
         registry,
         tenants,
         backups: Arc::new(Semaphore::new(BACKUPS)),
+        books,
         engines,
         leaving: AtomicBool::new(false),
         draining: AtomicBool::new(false),

@@ -8,7 +8,7 @@ mod crew;
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use raddle_domain::{
-    command::{Command, Refused, Reply, Request, ToolReport},
+    command::{Command, Interrupt, Refused, Reply, Request, ToolReport},
     id::{Seq, TenantId, ThreadKey},
     ports::{ActStep, Corrupt, Fork, LogKind, Receipt, RowHead, StoreError, ThreadRow, ToolEnd, View},
     record::ThreadStatus,
@@ -272,6 +272,12 @@ impl Machine for ThreadMachine {
 
     fn erases(command: &Command) -> bool {
         *command == Command::Delete
+    }
+
+    /// The call that is under way is settled: what a thread spent stays on the bill when it goes.
+    fn parting(&self) -> Option<Command> {
+        let open = self.state.open().filter(|open| open.is_metered())?;
+        Some(Command::Interrupt(Interrupt { turn: open.turn().id, pause_queue: true }))
     }
 
     fn ends_work(command: &Command) -> bool {

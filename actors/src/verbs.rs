@@ -170,11 +170,13 @@ impl Runtime {
                 None => return Err(error),
             },
         };
+        self.affordable(key.tenant, call.idempotency).await?;
         self.command::<ThreadMachine, _>(key, Command::Edit(start), call, turn_of).await
     }
 
     /// Replaces the conversation so far by a summary, in a turn of its own.
     pub async fn compact(&self, key: ThreadKey, compact: Compact, call: Call) -> Result<Done<Started>, Error> {
+        self.affordable(key.tenant, call.idempotency).await?;
         self.command::<ThreadMachine, _>(key, Command::Compact(compact), call, started).await
     }
 

@@ -64,7 +64,8 @@ impl Author {
     pub fn talk(&mut self, prompt: &str, pieces: &[&str]) {
         let start = StartTurn { prompt: prompt.to_owned(), ..StartTurn::default() };
         let Reply::Started(turn) = self.step(Command::Start(start)) else { unreachable!("the thread is idle") };
-        let report = |text, end| Command::Report(Report { turn: turn.id, call: 1, text, acts: Vec::new(), end });
+        let report =
+            |text, end| Command::Report(Report { turn: turn.id, call: 1, text, acts: Vec::new(), metered: None, end });
         for piece in pieces {
             self.step(report(vec![(TextKind::Answer, (*piece).to_owned())], None));
         }

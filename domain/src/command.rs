@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    budget::BudgetState,
+    event::Reserved,
     id::{ApprovalId, InputId, OperationId, QuestionId, RunId, Seq, TurnId},
     policy::Policy,
     ports::{Act, Answered, ModelError, ToolEnd},
@@ -10,6 +12,7 @@ use crate::{
         Admission, Approval, Checkpoint, Decision, Delivery, Effect, InterruptReceipt, ItemKind, Metadata, ModelChoice,
         OnRestart, Question, Resolution, Thread, Turn, TurnOverrides, Undelivered,
     },
+    tenant::Budget,
 };
 
 /// What a caller, an engine or the clock wants of one thread.
@@ -80,6 +83,7 @@ pub struct NewThread {
     pub on_restart: OnRestart,
     pub policy: Option<Policy>,
     pub run_id: Option<RunId>,
+    pub budget: Option<Budget>,
     pub metadata: Metadata,
 }
 
@@ -98,6 +102,7 @@ impl NewThread {
             on_restart: OnRestart::default(),
             policy: None,
             run_id: None,
+            budget: None,
             metadata: Metadata::new(),
         }
     }
@@ -117,6 +122,7 @@ pub struct ThreadPatch {
     pub on_restart: Option<OnRestart>,
     pub policy: Option<Option<Policy>>,
     pub run_id: Option<Option<RunId>>,
+    pub budget: Option<Option<Budget>>,
     pub archived: Option<bool>,
     /// Whether queued prompts wait although no turn is open.
     pub queue_paused: Option<bool>,
@@ -226,8 +232,23 @@ pub struct Report {
     pub text: Vec<(TextKind, String)>,
     /// What an agent did after that text, in order.
     pub acts: Vec<Act>,
+    /// What it has taken by then, if it is held to a budget.
+    pub metered: Option<Metered>,
     /// How the call ended, if it did.
     pub end: Option<Result<Answered, ModelError>>,
+}
+
+/// What is known of a model call that is held to a budget.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metered {
+    /// An estimate; nothing before the call was made.
+    pub reserved: Reserved,
+    /// Whether the log is to say that exactly: what comes next may end the call.
+    pub exactly: bool,
+    /// Budgets of the tenant of which somebody should hear.
+    pub warnings: Vec<BudgetState>,
+    /// The budget in which there is no room for more.
+    pub exceeded: Option<BudgetState>,
 }
 
 /// The two sorts of text a model streams.
@@ -299,6 +320,8 @@ pub enum Refused {
     NotAsked { question: QuestionId },
     #[error("the effect {operation} is not uncertain")]
     NotUncertain { operation: OperationId },
+    #[error("{0}")]
+    BudgetExceeded(Box<BudgetState>),
     #[error("there is no checkpoint `{name}`")]
     NoCheckpoint { name: String },
     #[error("the inbox holds {limit} prompts, its limit")]
@@ -345,6 +368,8 @@ pub struct Limits {
     pub tool_attempts: u32,
     /// Checkpoints of one thread.
     pub checkpoints: u32,
+    /// Tokens of output that are reserved at a time for a model call that is held to a budget.
+    pub reserve_output_tokens: u32,
 }
 
 impl Default for Limits {
@@ -367,6 +392,7 @@ impl Default for Limits {
             compact_at_tokens: 0,
             tool_attempts: 3,
             checkpoints: 100,
+            reserve_output_tokens: 1024,
         }
     }
 }

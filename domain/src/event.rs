@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize, ser::SerializeMap};
 use serde_json::value::RawValue;
 
 use crate::{
+    budget::BudgetState,
     id::{ItemId, Seq, ThreadId, TurnId},
     record::{
         Admission, Approval, Checkpoint, Compaction, DecidedBy, Decision, Effect, Item, ItemKind, Question, Thread,
@@ -57,6 +58,13 @@ pub enum Event {
     ItemDelta(ItemDelta),
     ItemCompleted(Box<Item>),
     UsageRecorded(TurnId, Box<UsageEntry>),
+    /// What the model call that is under way has taken so far, by an estimate; both zero: it took nothing. Said of calls
+    /// that are held to a budget, so that one that is lost is settled by it.
+    BudgetReserved(TurnId, Reserved),
+    /// So much of a budget is spent that a person should hear of it.
+    BudgetWarning(TurnId, Box<BudgetState>),
+    /// The model call was not made, or not to its end: there is no room for it in this budget.
+    BudgetExceeded(TurnId, Box<BudgetState>),
     ApprovalRequired(Box<Approval>),
     ApprovalDecided(Box<Approval>),
     ApprovalExpired(Box<Approval>),
@@ -76,6 +84,20 @@ pub enum Event {
     CompactionFailed(Box<Compaction>),
     CheckpointSaved(Box<Checkpoint>),
     CheckpointDeleted(Box<Checkpoint>),
+}
+
+/// An estimate of what a model call has taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reserved {
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+}
+
+impl Reserved {
+    /// Whether the call has taken nothing: it was not made, or was turned away.
+    pub const fn is_nothing(&self) -> bool {
+        self.input_tokens == 0 && self.output_tokens == 0
+    }
 }
 
 /// A failed model call that will be made again.
@@ -121,7 +143,7 @@ pub enum BadRecord {
 }
 
 /// Every word, so that a name that was read costs no memory of its own.
-const NAMES: [&str; 55] = [
+const NAMES: [&str; 58] = [
     "item.delta",
     "item.started",
     "item.completed",
@@ -129,6 +151,9 @@ const NAMES: [&str; 55] = [
     "turn.completed",
     "thread.status",
     "usage.recorded",
+    "budget.reserved",
+    "budget.warning",
+    "budget.exceeded",
     "prompt.admitted",
     "prompt.promoted",
     "turn.resumed",
@@ -218,6 +243,9 @@ impl Event {
             Self::ItemDelta(_) => "item.delta",
             Self::ItemCompleted(_) => "item.completed",
             Self::UsageRecorded(..) => "usage.recorded",
+            Self::BudgetReserved(..) => "budget.reserved",
+            Self::BudgetWarning(..) => "budget.warning",
+            Self::BudgetExceeded(..) => "budget.exceeded",
             Self::ApprovalRequired(_) => "approval.required",
             Self::ApprovalDecided(_) => "approval.decided",
             Self::ApprovalExpired(_) => "approval.expired",
@@ -264,7 +292,10 @@ impl Event {
             Self::TurnRetrying(retrying) => Some(retrying.turn.id),
             Self::ItemStarted(item) | Self::ItemCompleted(item) => Some(item.turn_id),
             Self::ItemDelta(delta) => Some(delta.turn),
-            Self::UsageRecorded(turn, _) => Some(*turn),
+            Self::UsageRecorded(turn, _)
+            | Self::BudgetReserved(turn, _)
+            | Self::BudgetWarning(turn, _)
+            | Self::BudgetExceeded(turn, _) => Some(*turn),
             Self::ApprovalRequired(approval)
             | Self::ApprovalDecided(approval)
             | Self::ApprovalExpired(approval)
@@ -337,6 +368,14 @@ struct OfDelta<T> {
 #[derive(Serialize, Deserialize)]
 struct OfUsage<T> {
     usage: T,
+}
+#[derive(Serialize, Deserialize)]
+struct OfReserved<T> {
+    reserved: T,
+}
+#[derive(Serialize, Deserialize)]
+struct OfBudget<T> {
+    budget: T,
 }
 #[derive(Serialize, Deserialize)]
 struct OfEdit<T> {
@@ -422,6 +461,12 @@ impl Record {
                 map.serialize_entry("payload", &OfDelta { kind: delta.kind, delta: delta.delta.as_str() })?;
             }
             Event::UsageRecorded(_, usage) => map.serialize_entry("payload", &OfUsage { usage: &**usage })?,
+            Event::BudgetReserved(_, reserved) => {
+                map.serialize_entry("payload", &OfReserved { reserved: *reserved })?;
+            }
+            Event::BudgetWarning(_, budget) | Event::BudgetExceeded(_, budget) => {
+                map.serialize_entry("payload", &OfBudget { budget: &**budget })?;
+            }
             Event::ApprovalDecided(approval) => {
                 let (decision, by) = (approval.decision, approval.by);
                 map.serialize_entry("payload", &OfDecision { approval, decision, by })?;
@@ -546,6 +591,18 @@ impl Envelope<'_> {
             "usage.recorded" => {
                 let OfUsage { usage } = self.payload()?;
                 Event::UsageRecorded(self.needs(self.turn_id, "turn")?, usage)
+            }
+            "budget.reserved" => {
+                let OfReserved { reserved } = self.payload()?;
+                Event::BudgetReserved(self.needs(self.turn_id, "turn")?, reserved)
+            }
+            "budget.warning" | "budget.exceeded" => {
+                let OfBudget { budget } = self.payload()?;
+                let turn = self.needs(self.turn_id, "turn")?;
+                match &*self.event {
+                    "budget.warning" => Event::BudgetWarning(turn, budget),
+                    _ => Event::BudgetExceeded(turn, budget),
+                }
             }
             "approval.required" => Event::ApprovalRequired(approval()?),
             "approval.decided" => Event::ApprovalDecided(approval()?),

@@ -42,6 +42,7 @@ use utoipa::ToSchema;
 use crate::{
     id::{InputId, JobId, RunId, ScheduleId, Seq, ThreadId, TurnId},
     ports::{Indexed, LogKind, RecordKind, RowHead},
+    tenant::Budget,
     time::UnixMs,
 };
 
@@ -91,6 +92,9 @@ pub struct TurnWork {
     pub route_intent: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
+    /// The most that the turn's model calls may spend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_summary: Option<String>,
     /// Claim a task of a run, and do it: its description follows the prompt, and what the turn comes to is what the

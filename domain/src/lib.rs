@@ -1,4 +1,4 @@
-//! The rules of raddle, in reading order: names, time, the records, tenants, the words of the log, the thread
+//! The rules of raddle, in reading order: names, time, the records, tenants, budgets, the words of the log, the thread
 //! machine, what a model sees, jobs and schedules, boards that many agents share, what the rules need from the world, and
 //! who is next, how often, and who is let in when there are too many.
 //!
@@ -12,6 +12,8 @@ pub mod record;
 pub mod price;
 
 pub mod tenant;
+
+pub mod budget;
 
 pub mod event;
 

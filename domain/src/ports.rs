@@ -196,6 +196,10 @@ pub enum ModelErrorKind {
     TooLarge,
     /// The call could not be made, or heard, for a reason of ours.
     Engine,
+    /// There is no room for it, or for more of it, in a budget.
+    Budget,
+    /// No model is called for the tenant.
+    Suspended,
 }
 
 impl ModelErrorKind {
@@ -203,7 +207,15 @@ impl ModelErrorKind {
     pub const fn is_transient(self) -> bool {
         match self {
             Self::Unreachable | Self::Timeout | Self::RateLimited | Self::Unavailable | Self::CutOff => true,
-            Self::Malformed | Self::Rejected | Self::TooLarge | Self::Engine => false,
+            Self::Malformed | Self::Rejected | Self::TooLarge | Self::Engine | Self::Budget | Self::Suspended => false,
+        }
+    }
+
+    /// Whether a call that failed so before a word of its answer came is one that its provider did nothing for.
+    pub const fn is_free(self) -> bool {
+        match self {
+            Self::Unreachable | Self::RateLimited | Self::Unavailable | Self::Rejected | Self::Suspended => true,
+            Self::Timeout | Self::CutOff | Self::Malformed | Self::TooLarge | Self::Engine | Self::Budget => false,
         }
     }
 
@@ -219,6 +231,8 @@ impl ModelErrorKind {
             Self::Rejected => "model-rejected",
             Self::TooLarge => "output-too-large",
             Self::Engine => "engine-failed",
+            Self::Budget => "budget-exceeded",
+            Self::Suspended => "tenant-suspended",
         }
     }
 }

@@ -57,6 +57,9 @@ pub struct Totals {
     pub model_calls: u64,
     /// Calls whose provider reported no usage: they are in no sum of tokens.
     pub unreported_calls: u64,
+    /// Calls whose tokens are estimates: held to a budget, and cut off or not reported.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub estimated_calls: u64,
     pub input_tokens: u64,
     pub output_tokens: u64,
     pub cached_tokens: u64,
@@ -67,6 +70,10 @@ pub struct Totals {
     pub unpriced_calls: u64,
     pub pico_usd: u64,
     pub without_cache_pico_usd: u64,
+}
+
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Prices {
@@ -135,13 +142,17 @@ impl Totals {
             turns: 0,
             model_calls: u64::from(usage.model_calls),
             unreported_calls: u64::from(usage.unreported_calls),
+            estimated_calls: u64::from(usage.estimated_calls),
             input_tokens: usage.input_tokens,
             output_tokens: usage.output_tokens,
             // More than there was cannot have been cached, whatever a provider says.
             cached_tokens: usage.cached_tokens.unwrap_or(0).min(usage.input_tokens),
             cache_reported_tokens: usage.cached_tokens.map_or(0, |_| usage.input_tokens),
             reasoning_tokens: usage.reasoning_tokens.unwrap_or(0),
-            unpriced_calls: if cost.is_none() { reported * u64::from(usage.model_calls) } else { 0 },
+            unpriced_calls: match cost {
+                Some(_) => 0,
+                None => reported * u64::from(usage.model_calls.max(usage.estimated_calls)),
+            },
             pico_usd: cost_of.pico_usd,
             without_cache_pico_usd: cost_of.without_cache_pico_usd,
         }
@@ -153,6 +164,7 @@ impl Totals {
             (&mut self.turns, other.turns),
             (&mut self.model_calls, other.model_calls),
             (&mut self.unreported_calls, other.unreported_calls),
+            (&mut self.estimated_calls, other.estimated_calls),
             (&mut self.input_tokens, other.input_tokens),
             (&mut self.output_tokens, other.output_tokens),
             (&mut self.cached_tokens, other.cached_tokens),
@@ -170,7 +182,7 @@ impl Totals {
     /// What it cost, as far as that is known; `None` when calls were made and of none of them is it known.
     pub fn cost(&self) -> Option<Cost> {
         let unknown = self.unreported_calls.saturating_add(self.unpriced_calls);
-        let known = self.model_calls == 0 || self.model_calls > unknown;
+        let known = unknown == 0 || self.model_calls > unknown || self.pico_usd > 0;
         known.then_some(Cost { pico_usd: self.pico_usd, without_cache_pico_usd: self.without_cache_pico_usd })
     }
 

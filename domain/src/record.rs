@@ -4,9 +4,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
+    budget::Amount,
     id::{ApprovalId, InputId, ItemId, OperationId, QuestionId, RunId, Seq, ThreadId, TurnId},
     policy::Policy,
     price::{Cost, Price},
+    tenant::Budget,
     time::UnixMs,
 };
 
@@ -37,6 +39,12 @@ pub struct Thread {
     /// The run that it works for: what its tools do from then on is in that run's ledger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<RunId>,
+    /// The most that its model calls may spend, over all its turns. A fork has it too, and has spent nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
+    /// What its model calls have spent, where it has a budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spent: Option<Amount>,
     pub archived: bool,
     pub active_turn: Option<TurnId>,
     /// Prompts that wait in the inbox.
@@ -120,6 +128,12 @@ pub struct Turn {
     pub task_id: Option<String>,
     #[serde(flatten)]
     pub settings: TurnSettings,
+    /// The most that its model calls may spend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
+    /// What they have spent, where it has a budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spent: Option<Amount>,
     /// Summed over the model calls of the turn.
     pub usage: Usage,
     pub error: Option<TurnError>,
@@ -185,6 +199,8 @@ pub struct TurnOverrides {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_summary: Option<String>,
     /// The intent by which the tenant's routing rules chose the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -240,6 +256,14 @@ pub struct Usage {
     pub model_calls: u32,
     /// Of those, calls whose provider reported no usage: the sums leave them out.
     pub unreported_calls: u32,
+    /// Calls, answered or cut off, of which no usage was reported and that were held to a budget: their tokens are
+    /// estimates, and are in the sums. One that was cut off is not in `model_calls`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub estimated_calls: u32,
+}
+
+const fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Usage {
@@ -256,10 +280,11 @@ impl Usage {
         sum(&mut self.reasoning_tokens, other.reasoning_tokens);
         self.model_calls = self.model_calls.saturating_add(other.model_calls);
         self.unreported_calls = self.unreported_calls.saturating_add(other.unreported_calls);
+        self.estimated_calls = self.estimated_calls.saturating_add(other.estimated_calls);
     }
 }
 
-/// The usage of one model call, with the model that answered it.
+/// The usage of one model call, with the model that answered it, or was answering.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UsageEntry {
     pub engine: String,

@@ -19,7 +19,7 @@
 //! A tool call is `approval? → intended → started → settled | uncertain` (`tools`). An agent makes calls of its own while
 //! it answers: they are written down, and what it asks for is asked here (`agent`). A compaction is a model call
 //! whose answer takes the place of what came before; it runs in a turn of its own, or before a call of another
-//! (`compaction`).
+//! (`compaction`). What calls may spend, and what becomes of one that is cut off, is `budget`.
 //!
 //! [`ThreadState::step`] judges a request and, when it accepts, emits events; an event changes the state only
 //! through [`ThreadState::apply`], which recovery uses too, so live and replayed states are equal.
@@ -34,6 +34,7 @@
 
 mod agent;
 mod apply;
+mod budget;
 mod compaction;
 mod fork;
 mod inbox;
@@ -56,7 +57,9 @@ pub use self::{
     step::{Rest, Step},
 };
 use crate::{
+    budget::{Amount, Unit},
     command::Limits,
+    event::Reserved,
     id::{ApprovalId, InputId, ItemId, OperationId, QuestionId, Seq, ThreadId, ThreadKey, TurnId},
     ports::{Ids, Invocation, Room, Verdict},
     price::Prices,
@@ -99,6 +102,10 @@ pub struct ThreadState {
     /// Calls that need not be asked about again on this thread.
     grants: Vec<Permit>,
     checkpoints: Vec<Checkpoint>,
+    /// What its model calls have spent.
+    spent: Amount,
+    /// The limits of its budget of which somebody was warned.
+    warned: Vec<(Unit, u64)>,
 }
 
 /// A prompt that waits, and the event that holds it.
@@ -151,6 +158,12 @@ pub struct OpenTurn {
     compacted: bool,
     /// [`ThreadState::context_seq`] when the turn began.
     context_seq: Seq,
+    /// What the model call that is under way has taken at least, if it is held to a budget.
+    reserved: Option<Reserved>,
+    /// What its model calls have spent.
+    spent: Amount,
+    /// The limits of its budget of which somebody was warned.
+    warned: Vec<(Unit, u64)>,
     /// Since when it waits for a person.
     waiting_since: Option<UnixMs>,
     /// How long it waited before.
@@ -237,6 +250,10 @@ pub struct Snapshot {
     grants: Vec<Permit>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     checkpoints: Vec<Checkpoint>,
+    #[serde(default, skip_serializing_if = "Amount::is_zero")]
+    spent: Amount,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    warned: Vec<(Unit, u64)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -391,6 +408,8 @@ impl ThreadState {
             context_tokens: self.context_tokens,
             grants: self.grants.clone(),
             checkpoints: self.checkpoints.clone(),
+            spent: self.spent,
+            warned: self.warned.clone(),
         }
     }
 

@@ -7,7 +7,8 @@
 use std::borrow::Cow;
 
 use raddle_domain::{
-    event::{self, Event, ItemDelta, Record, Retrying, SCHEMA},
+    budget::{Amount, BudgetState, Scope, Unit, Window},
+    event::{self, Event, ItemDelta, Record, Reserved, Retrying, SCHEMA},
     id::{ApprovalId, InputId, ItemId, OperationId, QuestionId, RunId, ThreadId, TurnId},
     price::{Cost, Price},
     record::{
@@ -16,6 +17,7 @@ use raddle_domain::{
         Permit, Purpose, Question, QuestionStatus, Resolution, ResolvedBy, Thread, ThreadStatus, Turn, TurnError,
         TurnKind, TurnOverrides, TurnSettings, TurnStatus, Undelivered, Usage, UsageEntry,
     },
+    tenant::{Budget, Usd},
     time::UnixMs,
 };
 use serde_json::json;
@@ -26,6 +28,8 @@ const FIRST: &str = include_str!("golden/events-1.jsonl");
 const TODAY: &str = include_str!("golden/events-2.jsonl");
 /// What threads say more that work for a run.
 const OF_A_RUN: &str = include_str!("golden/events-3.jsonl");
+/// What is said of budgets.
+const OF_BUDGETS: &str = include_str!("golden/events-4.jsonl");
 
 fn uuid(n: u128) -> Uuid {
     Uuid::from_u128(0x0190_5d3c_7e57_7abc_8def_0000_0000_0000 + n)
@@ -51,6 +55,8 @@ fn thread() -> Box<Thread> {
         on_restart: OnRestart::Interrupt,
         policy: None,
         run_id: None,
+        budget: None,
+        spent: None,
         archived: false,
         active_turn: Some(TurnId::new(uuid(2))),
         queued: 1,
@@ -84,6 +90,8 @@ fn turn() -> Box<Turn> {
             max_tokens: Some(9),
             price: None,
         },
+        budget: None,
+        spent: None,
         usage: Usage { input_tokens: 1, output_tokens: 2, cached_tokens: Some(3), model_calls: 1, ..Usage::default() },
         error: Some(TurnError { code: "model-rejected".into(), message: "no".into() }),
         item_ids: vec![ItemId::new(uuid(3))],
@@ -366,6 +374,47 @@ fn of_a_run() -> Vec<Event> {
     ]
 }
 
+/// What is said of budgets.
+fn of_budgets() -> Vec<Event> {
+    let (tokens, dollars) = (Some(1_000), Usd::from_dollars(2.5));
+    let budget = Some(Budget { tokens, usd: dollars, warn_percent: Some(90) });
+    let spent = Some(Amount { tokens: 30, pico_usd: 105_000_000 });
+    let turn_id = TurnId::new(uuid(2));
+    let usage = UsageEntry {
+        engine: "openai".into(),
+        model: "m".into(),
+        purpose: Purpose::Answer,
+        usage: Usage { input_tokens: 5, output_tokens: 6, estimated_calls: 1, ..Usage::default() },
+        cost: None,
+    };
+    let state = BudgetState {
+        scope: Scope::Tenant,
+        window: Some(Window::Month),
+        unit: Unit::Usd,
+        limit: 2_500_000,
+        spent: 2_400_001,
+        resets_at: Some(UnixMs(1_796_083_200_000)),
+    };
+    let of_turn = BudgetState {
+        scope: Scope::Turn,
+        window: None,
+        unit: Unit::Tokens,
+        limit: 1_000,
+        spent: 1_001,
+        resets_at: None,
+    };
+    let overrides = TurnOverrides { budget, ..admission().overrides };
+    vec![
+        Event::ThreadCreated(Box::new(Thread { budget, spent, ..*thread() })),
+        Event::PromptAdmitted(Box::new(Admission { overrides, ..*admission() })),
+        Event::TurnStarted(Box::new(Turn { budget, spent, ..*turn() })),
+        Event::UsageRecorded(turn_id, Box::new(usage)),
+        Event::BudgetReserved(turn_id, Reserved { input_tokens: 3, output_tokens: 256 }),
+        Event::BudgetWarning(turn_id, Box::new(state)),
+        Event::BudgetExceeded(turn_id, Box::new(of_turn)),
+    ]
+}
+
 /// The place of a word among all words: a new one does not compile before it has a line of its own.
 fn word(event: &Event) -> usize {
     match event {
@@ -409,6 +458,9 @@ fn word(event: &Event) -> usize {
         Event::CompactionFailed(_) => 37,
         Event::CheckpointSaved(_) => 38,
         Event::CheckpointDeleted(_) => 39,
+        Event::BudgetReserved(..) => 40,
+        Event::BudgetWarning(..) => 41,
+        Event::BudgetExceeded(..) => 42,
     }
 }
 
@@ -426,12 +478,13 @@ fn whatever_schema_1_stored_is_read_as_it_was_meant() {
     assert_eq!(read(FIRST), records(first()));
     assert_eq!(read(TODAY), records(today()));
     assert_eq!(read(OF_A_RUN), records(of_a_run()));
+    assert_eq!(read(OF_BUDGETS), records(of_budgets()));
 }
 
 #[test]
 fn today_writes_what_the_golden_file_says() {
     assert_eq!(SCHEMA, 1, "a new schema gets a golden file of its own");
-    for (events, golden) in [(today(), TODAY), (of_a_run(), OF_A_RUN)] {
+    for (events, golden) in [(today(), TODAY), (of_a_run(), OF_A_RUN), (of_budgets(), OF_BUDGETS)] {
         let records = records(events);
         let written: Vec<String> = records.iter().map(|record| serde_json::to_string(record).unwrap()).collect();
         for (line, golden) in written.iter().zip(golden.lines()) {
@@ -443,9 +496,11 @@ fn today_writes_what_the_golden_file_says() {
 
 #[test]
 fn every_word_has_a_golden_line_and_a_name_that_costs_no_memory() {
-    let places: Vec<usize> = read(TODAY).iter().map(|record| word(&record.event)).collect();
-    assert_eq!(places, (0..40).collect::<Vec<_>>());
-    for record in read(TODAY) {
+    let newest = read(OF_BUDGETS).into_iter().skip(4);
+    let all: Vec<Record> = read(TODAY).into_iter().chain(newest).collect();
+    let places: Vec<usize> = all.iter().map(|record| word(&record.event)).collect();
+    assert_eq!(places, (0..43).collect::<Vec<_>>());
+    for record in all {
         assert!(matches!(event::name(record.event.name()), Cow::Borrowed(_)), "{}", record.event.name());
     }
 }

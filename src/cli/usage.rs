@@ -66,20 +66,52 @@ struct Row {
     savings_usd: Option<f64>,
 }
 
+/// The tenant's budgets, as far as they are shown.
+#[derive(Deserialize)]
+struct Budgets {
+    data: Vec<BudgetLine>,
+}
+
+#[derive(Deserialize)]
+struct BudgetLine {
+    window: String,
+    unit: String,
+    limit: f64,
+    spent: f64,
+    left: f64,
+    resets_at: Option<String>,
+}
+
+impl BudgetLine {
+    fn line(&self) -> String {
+        let amount = |amount: f64| match self.unit.as_str() {
+            "usd" => dollars(Some(amount)),
+            _ => format!("{amount} tokens"),
+        };
+        let [spent, limit, left] = [self.spent, self.limit, self.left].map(amount);
+        let reset = self.resets_at.as_ref().map(|at| format!(", until {}", plain(at))).unwrap_or_default();
+        format!("budget ({}): {spent} of {limit} spent, {left} left{reset}", plain(&self.window))
+    }
+}
+
 impl Usage {
     pub async fn run(self) -> Result<(), Failure> {
         let Self { since, until, by, remote } = self;
         let mut query = vec![("group_by", by.as_str().to_owned())];
         query.extend(since.map(|since| ("since", since)));
         query.extend(until.map(|until| ("until", until)));
-        let report = remote.client()?.usage(&query).await?;
+        let client = remote.client()?;
+        let report = client.usage(&query).await?;
         if remote.json {
             // As it came: parsed, the money would lose digits.
             return say(report.get());
         }
         let report = serde_json::from_str(report.get())
             .map_err(|err| Failure::Failed(format!("the answer is not as expected: {err}")))?;
-        lines(by, &report).iter().try_for_each(|line| say(line))
+        lines(by, &report).iter().try_for_each(|line| say(line))?;
+        let budgets: Budgets = serde_json::from_str(client.budgets().await?.get())
+            .map_err(|err| Failure::Failed(format!("the answer is not as expected: {err}")))?;
+        budgets.data.iter().map(BudgetLine::line).try_for_each(|line| say(&line))
     }
 }
 
@@ -174,6 +206,17 @@ mod tests {
                 "* without 3 calls whose cost is not known: 3 of them have no price",
             ]
         );
+    }
+
+    #[test]
+    fn a_budget_is_a_line_in_its_own_unit() {
+        let line = |budget: Value| serde_json::from_value::<BudgetLine>(budget).unwrap().line();
+        let tokens = json!({"window": "day", "unit": "tokens", "limit": 1000, "spent": 300, "left": 600,
+            "resets_at": "2026-03-02T00:00:00.000Z"});
+        let day = "budget (day): 300 tokens of 1000 tokens spent, 600 tokens left, until 2026-03-02T00:00:00.000Z";
+        assert_eq!(line(tokens), day);
+        let usd = json!({"window": "total", "unit": "usd", "limit": 5.5, "spent": 1.25, "left": 4.25});
+        assert_eq!(line(usd), "budget (total): $1.25 of $5.50 spent, $4.25 left");
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub struct Frame;
 pub struct Reads;
 /// The problems that any change may meet.
 pub struct Writes;
+/// The problem that whatever calls a model may meet beside those.
+pub struct Spends;
 
 impl IntoResponses for Reads {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
@@ -57,6 +59,12 @@ impl IntoResponses for Reads {
 impl IntoResponses for Writes {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
         problems(&[400, 401, 402, 403, 404, 409, 410, 412, 413, 422, 428, 429, 500, 501, 503, 507])
+    }
+}
+
+impl IntoResponses for Spends {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        problems(&[402])
     }
 }
 

@@ -209,6 +209,13 @@ impl From<Refused> for Problem {
                 Problem::new(Code::InboxFull, sentence).with("limit", limit).after(Duration::from_secs(5))
             }
             Refused::Quota { limit, max } => Error::Quota { limit, max }.into(),
+            Refused::BudgetExceeded(state) => {
+                let mut problem = Problem::new(Code::BudgetExceeded, sentence);
+                if let Value::Object(fields) = json(&state) {
+                    problem.extra.extend(fields);
+                }
+                problem
+            }
             Refused::Invalid { field, why: _ } => Problem::new(Code::Invalid, sentence).with("field", field),
             Refused::TooLarge { field, size, limit } => {
                 Problem::new(Code::TooLarge, sentence).with("field", field).with("size", size).with("limit", limit)

@@ -156,6 +156,7 @@ pub async fn info(State(gateway): State<Arc<Gateway>>) -> Json<Info> {
             "idempotency",
             "if_match",
             "usage",
+            "budgets",
             "routing_rules",
             "hooks",
             "mcp",

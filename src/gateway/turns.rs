@@ -18,7 +18,7 @@ use raddle_domain::{
 use super::{
     Gateway,
     cursor::{self, List as Of},
-    openapi::{IfMatch, Once, Paged, Reads, Writes},
+    openapi::{IfMatch, Once, Paged, Reads, Spends, Writes},
     problem::Problem,
     request::{OfThread, OfTurn, Params, Verb},
     threads::reply,
@@ -45,6 +45,7 @@ const WAIT_MAX_MS: u64 = 300_000;
         (status = 202, body = PromptQueued, description = "In the inbox, and durable",
             headers(("ETag" = String), ("Idempotent-Replayed" = Option<String>))),
         Writes,
+        Spends,
     ),
 )]
 pub async fn start_turn(
@@ -77,6 +78,7 @@ fn started(Done { value: turn, seq, replayed }: Done<Turn>) -> Response {
         (status = 201, body = TurnStarted, description = "Started, and durable",
             headers(("Location" = String), ("ETag" = String), ("Idempotent-Replayed" = Option<String>))),
         Writes,
+        Spends,
     ),
 )]
 pub async fn edit_thread(
@@ -96,6 +98,7 @@ pub async fn edit_thread(
         (status = 202, body = Compacting, description = "It runs, or waits for the open turn; durable either way",
             headers(("ETag" = String), ("Idempotent-Replayed" = Option<String>))),
         Writes,
+        Spends,
     ),
 )]
 pub async fn compact_thread(

@@ -6,12 +6,13 @@ use axum::{Json, extract::State};
 use chrono::DateTime;
 use raddle_actors::{GroupBy, UsageKey, UsageQuery, UsageReport};
 use raddle_domain::{
+    budget::{BudgetState, BudgetStatus},
     id::ThreadId,
     price::{Cost, PICO, Totals},
     time::UnixMs,
 };
 use serde::{Serialize, Serializer, ser::Error};
-use serde_json::value::RawValue;
+use serde_json::{Number, value::RawValue};
 use utoipa::ToSchema;
 
 use super::{
@@ -45,6 +46,9 @@ pub struct Figures {
     model_calls: u64,
     /// Calls whose provider reported no usage: they are in no sum of tokens, and their cost is unknown.
     unreported_calls: u64,
+    /// Calls whose tokens are estimates, and are in the sums: they were held to a budget, and were cut off, or their
+    /// provider reported no usage. One that was cut off is not in `model_calls`.
+    estimated_calls: u64,
     /// Calls with usage and without a price: their cost is unknown.
     unpriced_calls: u64,
     input_tokens: u64,
@@ -128,6 +132,51 @@ pub async fn get_usage(
     Ok(Json(Report::new(&query, group, report)))
 }
 
+/// The tenant's budgets, each in each unit in which it is given.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = BudgetList)]
+pub struct BudgetList {
+    data: Vec<BudgetLine>,
+}
+
+/// How one budget stands.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = BudgetStatus)]
+pub struct BudgetLine {
+    #[serde(flatten)]
+    budget: BudgetState,
+    /// What calls in flight may still take; it is not in `spent`.
+    #[schema(value_type = f64)]
+    reserved: Number,
+    /// What is neither spent nor reserved.
+    #[schema(value_type = f64)]
+    left: Number,
+}
+
+/// Read what is left of the tenant's budgets.
+///
+/// Those of threads and turns stand in their records.
+#[utoipa::path(
+    get, path = "/v1/usage/budgets", tag = "usage",
+    responses((status = 200, body = BudgetList, description = "Every budget of the tenant, as it stands"), Reads),
+)]
+pub async fn get_budgets(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<BudgetList>, Problem> {
+    params.end()?;
+    let status = gateway.runtime.budget_status(caller.tenant).await?;
+    Ok(Json(BudgetList { data: status.into_iter().map(BudgetLine::new).collect() }))
+}
+
+impl BudgetLine {
+    fn new(BudgetStatus { state, reserved }: BudgetStatus) -> Self {
+        let left = state.limit.saturating_sub(state.spent).saturating_sub(reserved);
+        Self { budget: state, reserved: state.unit.number(reserved), left: state.unit.number(left) }
+    }
+}
+
 fn query(params: &mut Params) -> Result<(UsageQuery, &'static str), Problem> {
     let since = at(params, "since")?;
     let until = at(params, "until")?;
@@ -182,6 +231,7 @@ impl Figures {
             turns: totals.turns,
             model_calls: totals.model_calls,
             unreported_calls: totals.unreported_calls,
+            estimated_calls: totals.estimated_calls,
             unpriced_calls: totals.unpriced_calls,
             input_tokens: totals.input_tokens,
             output_tokens: totals.output_tokens,
@@ -237,6 +287,7 @@ mod tests {
             turns: 2,
             model_calls: 3,
             unreported_calls: 1,
+            estimated_calls: 1,
             input_tokens: 1_000,
             output_tokens: 50,
             cached_tokens: 300,
@@ -265,7 +316,7 @@ mod tests {
     fn a_row_carries_every_figure() {
         let figures = json_of(&Figures::new(&totals()));
         let expected = json!({
-            "turns": 2, "model_calls": 3, "unreported_calls": 1, "unpriced_calls": 1, "input_tokens": 1000,
+            "turns": 2, "model_calls": 3, "unreported_calls": 1, "estimated_calls": 1, "unpriced_calls": 1, "input_tokens": 1000,
             "output_tokens": 50, "cached_tokens": 300, "cache_miss_tokens": 100, "reasoning_tokens": 7,
             "cache_hit_rate": 0.75, "cost_usd": 0.0012345, "cost_without_cache_usd": 0.002, "savings_usd": 0.0007655,
         });

@@ -13,6 +13,7 @@ use raddle_domain::{
         Admission, Approval, Decision, Delivery, Item, Metadata, ModelChoice, OnRestart, Resolution, Thread, Turn,
         TurnOverrides, Undelivered,
     },
+    tenant::Budget,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
@@ -42,6 +43,8 @@ pub struct NewThread {
     pub policy: Option<Policy>,
     /// The run that the thread works for: what its tools do is in that run's ledger. A fork does not take it over.
     pub run_id: Option<RunId>,
+    /// The most that the thread's model calls may spend, over all its turns.
+    pub budget: Option<Budget>,
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Metadata>,
 }
@@ -61,6 +64,7 @@ impl NewThread {
             on_restart: self.on_restart.unwrap_or_default(),
             policy: self.policy,
             run_id: self.run_id,
+            budget: self.budget,
             metadata: self.metadata.unwrap_or_default(),
             ..command::NewThread::with(choice)
         })
@@ -73,7 +77,7 @@ fn checked(policy: &Policy) -> Result<(), Problem> {
 }
 
 /// Settings of a thread to change; what is absent stays. `null` clears `title`, `system_prompt`, `workspace`, `policy`,
-/// `run_id`.
+/// `run_id`, `budget`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PatchThread {
@@ -98,6 +102,10 @@ pub struct PatchThread {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<RunId>)]
     pub run_id: Option<Option<RunId>>,
+    /// Replaces all of it; what was spent stays.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<Budget>)]
+    pub budget: Option<Option<Budget>>,
     pub archived: Option<bool>,
     /// Whether queued prompts go on waiting when no turn is open.
     pub queue_paused: Option<bool>,
@@ -122,6 +130,7 @@ impl PatchThread {
             on_restart: self.on_restart,
             policy: self.policy,
             run_id: self.run_id,
+            budget: self.budget,
             archived: self.archived,
             queue_paused: self.queue_paused,
             metadata: self.metadata,
@@ -152,6 +161,8 @@ pub struct StartTurn {
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
     pub max_tokens: Option<u32>,
+    /// The most that the turn's model calls may spend.
+    pub budget: Option<Budget>,
     pub input_summary: Option<String>,
 }
 
@@ -179,6 +190,7 @@ impl StartTurn {
             temperature: self.temperature,
             top_p: self.top_p,
             max_tokens: self.max_tokens,
+            budget: self.budget,
             input_summary: self.input_summary,
             route_intent: self.route_intent,
             // A job has a turn for a task, and nobody else.
@@ -205,6 +217,8 @@ pub struct EditThread {
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
     pub max_tokens: Option<u32>,
+    /// The most that the turn's model calls may spend.
+    pub budget: Option<Budget>,
     pub input_summary: Option<String>,
 }
 
@@ -225,6 +239,7 @@ impl From<EditThread> for StartTurn {
             temperature: edit.temperature,
             top_p: edit.top_p,
             max_tokens: edit.max_tokens,
+            budget: edit.budget,
             input_summary: edit.input_summary,
         }
     }

@@ -627,7 +627,20 @@ impl Fold {
                 for (name, more) in counts.filter_map(|(name, more)| Some((name, more.as_u64()?))) {
                     usage[name] = json!(usage[name].as_u64().unwrap_or(0) + more);
                 }
+                let number = |value: &Value| value.as_u64().unwrap_or(0);
+                let usage = &payload["usage"];
+                let tokens = number(&usage["input_tokens"]) + number(&usage["output_tokens"]);
+                let pico = number(&usage["cost"]["pico_usd"]);
+                let spend = |spent: &mut Value| {
+                    if spent.is_object() {
+                        let sum = [number(&spent["tokens"]) + tokens, number(&spent["pico_usd"]) + pico];
+                        *spent = json!({ "tokens": sum[0], "pico_usd": sum[1] });
+                    }
+                };
+                self.turn(event).get_mut("spent").into_iter().for_each(spend);
+                self.thread.get_mut("spent").into_iter().for_each(spend);
             }
+            "budget.reserved" | "budget.warning" | "budget.exceeded" => {}
             "item.started" => {
                 let item = payload["item"].clone();
                 let ids = self.turn(event)["item_ids"].as_array_mut().unwrap();

@@ -95,6 +95,11 @@ pub(crate) trait Machine: Sized + Send + 'static {
         false
     }
 
+    /// What it is told before its log goes, if something would be lost with it that its tenant has to account for.
+    fn parting(&self) -> Option<Self::Command> {
+        None
+    }
+
     /// Whether a command is heard although the server goes down.
     fn ends_work(command: &Self::Command) -> bool;
 

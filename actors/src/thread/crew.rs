@@ -15,6 +15,7 @@ use tracing::{Id, Span, field::Empty};
 
 use super::ThreadMachine;
 use crate::{
+    budgets::Tab,
     engine::{Engine, EngineCall},
     host::{Crew, Place, Said},
     outbox::DELTA_BYTES,
@@ -55,6 +56,7 @@ impl Crew<ThreadMachine> for ThreadCrew {
             }
         }
         if let Some(engine) = &mut self.engine {
+            engine.tab.bound(machine.state.levels());
             engine.tell(&owed.verdicts);
         }
         self.tools.retain(|tool| owed.tools.contains(&tool.due));
@@ -88,10 +90,10 @@ impl Crew<ThreadMachine> for ThreadCrew {
             due
         };
         if let Some(engine) = &self.engine
-            && is_due(engine.outbox.waiting(), self.spoke)
+            && (is_due(engine.outbox.waiting(), self.spoke) || (hurry && engine.tab.has_news()))
         {
             self.spoke = Some(Instant::now());
-            commands.extend(engine.take().into_iter().map(Command::Report));
+            commands.extend(engine.take(hurry).into_iter().map(Command::Report));
         }
         for tool in &mut self.tools {
             if is_due(tool.outbox.waiting(), tool.spoke) {
@@ -170,7 +172,9 @@ fn start_engine(
         "model_call", thread = %place.key.thread, call, engine = settings.engine, model = settings.model,
         finish = Empty, input_tokens = Empty, output_tokens = Empty, error = Empty
     );
+    let price = settings.price.clone();
     let call = EngineCall {
+        tab: Tab::open(place.shared, place.key, price, state.levels()),
         span,
         calls: registry.counters.engines.of(&settings.engine),
         key: place.key,

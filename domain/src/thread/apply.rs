@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::{Last, OpenAct, OpenCall, OpenItem, OpenTurn, Queued, Settled, Snapshot, ThreadState};
 use crate::{
+    budget::{Amount, BudgetState, Scope},
     event::{Event, Record},
     history::AGENT,
     id::Seq,
@@ -53,6 +54,8 @@ impl ThreadState {
             context_tokens: None,
             grants: Vec::new(),
             checkpoints: Vec::new(),
+            spent: Amount::default(),
+            warned: Vec::new(),
         }
     }
 
@@ -82,8 +85,8 @@ impl ThreadState {
                 compaction: last.compaction.map(|started| Ok((turn()?, started))).transpose()?,
             }),
         };
-        let Snapshot { view, context_seq, context_tokens, grants, checkpoints, .. } = snapshot;
-        Ok(Self { inbox, last, context_seq, context_tokens, grants, checkpoints, ..Self::of(view) })
+        let Snapshot { view, context_seq, context_tokens, grants, checkpoints, spent, warned, .. } = snapshot;
+        Ok(Self { inbox, last, context_seq, context_tokens, grants, checkpoints, spent, warned, ..Self::of(view) })
     }
 
     /// Folds the next event.
@@ -187,10 +190,16 @@ impl ThreadState {
                     self.grants.push(permit.clone());
                 }
                 match event {
-                    Event::UsageRecorded(_, entry) if entry.purpose == Purpose::Answer => {
-                        let sum = entry.usage.input_tokens.saturating_add(entry.usage.output_tokens);
-                        self.context_tokens = (entry.usage.unreported_calls == 0).then_some(sum);
+                    Event::UsageRecorded(_, entry) => {
+                        self.spent = self.spent.plus(Amount::of(&entry.usage, entry.cost));
+                        // One that was cut off says nothing about how long the conversation is.
+                        if entry.purpose == Purpose::Answer && entry.usage.model_calls > 0 {
+                            let sum = entry.usage.input_tokens.saturating_add(entry.usage.output_tokens);
+                            let reported = entry.usage.unreported_calls == 0 && entry.usage.estimated_calls == 0;
+                            self.context_tokens = reported.then_some(sum);
+                        }
                     }
+                    Event::BudgetWarning(_, state) if state.scope == Scope::Thread => note(&mut self.warned, state),
                     Event::CompactionCompleted(_) | Event::CompactionFailed(_) => self.context_tokens = None,
                     _ => {}
                 }
@@ -206,6 +215,7 @@ impl ThreadState {
     /// Brings the record that callers see up to date.
     fn show(&mut self, now: UnixMs) {
         let waits = self.open.as_mut().is_some_and(|open| open.show(now));
+        self.view.spent = self.view.budget.map(|_| self.spent);
         self.view.active_turn = self.open.as_ref().map(|open| open.turn.id);
         self.view.queued = self.inbox.len() as u32;
         self.view.pending_approvals = self.open.as_ref().map_or(0, |open| open.approvals().count() as u32);
@@ -258,6 +268,9 @@ impl OpenTurn {
             compacting: None,
             compacted: false,
             context_seq,
+            reserved: None,
+            spent: Amount::default(),
+            warned: Vec::new(),
             waiting_since: None,
             waited_ms: 0,
         }
@@ -274,6 +287,7 @@ impl OpenTurn {
             }
             _ => {}
         }
+        self.turn.spent = self.turn.budget.map(|_| self.spent);
         self.turn.status = if waits { TurnStatus::AwaitingApproval } else { TurnStatus::InProgress };
         waits
     }
@@ -302,8 +316,22 @@ impl OpenTurn {
             }
             Event::UsageRecorded(_, entry) => {
                 self.turn.usage.add(&entry.usage);
-                self.answered();
+                self.spent = self.spent.plus(Amount::of(&entry.usage, entry.cost));
+                self.reserved = None;
+                // One that was cut off is made again, or was the last.
+                if entry.usage.model_calls > 0 {
+                    self.answered();
+                }
             }
+            Event::BudgetReserved(_, reserved) => {
+                self.reserved = Some(*reserved).filter(|reserved| !reserved.is_nothing());
+            }
+            Event::BudgetWarning(_, state) => {
+                if state.scope == Scope::Turn {
+                    note(&mut self.warned, state);
+                }
+            }
+            Event::BudgetExceeded(..) => {}
             Event::CompactionStarted(compaction) => self.compacting = Some((**compaction).clone()),
             Event::CompactionCompleted(_) => {
                 self.compacting = None;
@@ -399,6 +427,7 @@ impl OpenTurn {
     /// Another call takes the place of the one that was due.
     fn next_call(&mut self) {
         self.call += 1;
+        self.reserved = None;
         self.verdicts.clear();
         self.acted = false;
     }
@@ -447,6 +476,12 @@ impl OpenTurn {
             _ => None,
         })
     }
+}
+
+/// Somebody was warned of this limit: nobody is again.
+fn note(warned: &mut Vec<(crate::budget::Unit, u64)>, state: &BudgetState) {
+    warned.retain(|(unit, _)| *unit != state.unit);
+    warned.push((state.unit, state.limit));
 }
 
 impl OpenCall {

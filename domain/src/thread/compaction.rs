@@ -25,6 +25,7 @@ impl Stepper<'_> {
         if self.state.view.archived {
             return Err(Refused::ThreadArchived);
         }
+        self.affordable()?;
         match (compact.delivery, self.state.open.as_ref().map(|open| open.turn.id)) {
             (Delivery::Reject, Some(turn)) => Err(Refused::TurnOpen { turn }),
             (Delivery::Queue, Some(active)) => {

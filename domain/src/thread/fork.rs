@@ -2,6 +2,7 @@
 
 use super::{Cx, Last, Step, ThreadState, settings::fits, step::Stepper};
 use crate::{
+    budget::Amount,
     command::{Refused, Reply},
     event::Event,
     id::{Seq, ThreadId},
@@ -55,6 +56,8 @@ impl ThreadState {
             // Nobody has set the fork to work for the parent's run. What it did would be on that run's account, and
             // could be rolled back with it, without a word of whoever made the fork.
             run_id: None,
+            // What the parent spent is on the parent's account.
+            spent: parent.budget.map(|_| Amount::default()),
             forked_from: Some(ForkedFrom { thread_id: parent.id, seq: at }),
             created_at: cx.now,
             updated_at: cx.now,
@@ -86,6 +89,7 @@ impl Stepper<'_> {
         let begun = Turn {
             thread_id: self.state.id(),
             status: TurnStatus::InProgress,
+            spent: turn.budget.map(|_| Amount::default()),
             usage: Usage::default(),
             error: None,
             item_ids: items.iter().map(|item| item.id).collect(),

@@ -1,7 +1,8 @@
 //! Creating, changing and deleting a thread.
 
-use super::{Cx, LATEST, Rest, Step, ThreadState, step::Stepper};
+use super::{Cx, LATEST, Rest, Step, ThreadState, budget::checked, step::Stepper};
 use crate::{
+    budget::Amount,
     command::{Limits, NewThread, Refused, Reply, ThreadPatch},
     event::{Event, Record},
     id::ThreadId,
@@ -26,6 +27,8 @@ impl ThreadState {
             on_restart: new.on_restart,
             policy: new.policy,
             run_id: new.run_id,
+            spent: new.budget.map(|_| Amount::default()),
+            budget: new.budget,
             archived: false,
             active_turn: None,
             queued: 0,
@@ -69,6 +72,8 @@ impl Stepper<'_> {
         set(&mut view.on_restart, patch.on_restart);
         set(&mut view.policy, patch.policy);
         set(&mut view.run_id, patch.run_id);
+        set(&mut view.budget, patch.budget);
+        view.spent = view.budget.map(|_| self.state.spent);
         set(&mut view.archived, patch.archived);
         set(&mut view.queue_paused, patch.queue_paused);
         set(&mut view.metadata, patch.metadata);
@@ -154,6 +159,7 @@ fn within(thread: &Thread, limits: &Limits) -> Result<(), Refused> {
     if thread.metadata.values().any(|value| nests_deeper(value, MAX_DEPTH)) {
         return Err(Refused::Invalid { field: "metadata", why: format!("nests deeper than {MAX_DEPTH} levels") });
     }
+    checked(thread.budget.as_ref())?;
     let policy = thread.policy.as_ref().map_or(0, json_bytes);
     for (field, size) in [("metadata", json_bytes(&thread.metadata)), ("policy", policy)] {
         if size > limits.metadata_bytes {

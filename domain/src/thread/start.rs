@@ -1,7 +1,8 @@
 //! Prompts that start a turn: at once, in place of the open one, or in place of the last.
 
-use super::{settings::fits, step::Stepper};
+use super::{budget::checked, settings::fits, step::Stepper};
 use crate::{
+    budget::Amount,
     command::{IfIdle, Refused, Reply, StartTurn},
     event::Event,
     id::{ItemId, TurnId},
@@ -72,7 +73,10 @@ impl Stepper<'_> {
     fn acceptable(&self, start: &StartTurn) -> Result<(), Refused> {
         self.readable(&start.prompt)?;
         self.sane(&start.overrides)?;
-        if self.state.view.archived { Err(Refused::ThreadArchived) } else { Ok(()) }
+        if self.state.view.archived {
+            return Err(Refused::ThreadArchived);
+        }
+        self.affordable()
     }
 
     /// Whether something can be said to a model.
@@ -118,6 +122,8 @@ impl Stepper<'_> {
             input_summary: overrides.input_summary.unwrap_or_else(|| summarize(&prompt)),
             task_id: overrides.task_id,
             settings,
+            budget: overrides.budget,
+            spent: overrides.budget.map(|_| Amount::default()),
             usage: Usage::default(),
             error: None,
             item_ids: item.into_iter().collect(),
@@ -176,6 +182,7 @@ impl Stepper<'_> {
         if overrides.top_p.is_some_and(|value| !(value > 0.0 && value <= 1.0)) {
             return invalid("top_p", "is not above 0 and at most 1");
         }
+        checked(overrides.budget.as_ref())?;
         if overrides.max_tokens == Some(0) {
             return invalid("max_tokens", "is zero");
         }

@@ -1,6 +1,7 @@
 //! Rules, one fact at a time; and what holds of any sequence of commands.
 
 mod agent;
+mod budget;
 mod compaction;
 mod forks;
 mod inbox;
@@ -20,9 +21,10 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
+    budget::{BudgetState, Scope, Window},
     command::{
-        Answer, Command, Compact, Decide, EditPrompt, IfIdle, Interrupt, NewThread, Refused, Reply, Report, Request,
-        Resolve, StartTurn, Steer, TextKind, ThreadPatch, ToolReport,
+        Answer, Command, Compact, Decide, EditPrompt, IfIdle, Interrupt, Metered, NewThread, Refused, Reply, Report,
+        Request, Resolve, StartTurn, Steer, TextKind, ThreadPatch, ToolReport,
     },
     event::{Event, Record, SCHEMA},
     history::{History, Message, ToolCall},
@@ -33,6 +35,7 @@ use crate::{
         DecidedBy, Decision, Delivery, InterruptReceipt, ItemKind, ModelChoice, OnRestart, QuestionStatus, Resolution,
         ThreadStatus, TurnKind, TurnOverrides, TurnStatus, Undelivered, Usage,
     },
+    tenant::Budget,
 };
 
 struct Counter(AtomicU64);
@@ -125,7 +128,25 @@ impl Bench {
     fn report(&mut self, text: &[(TextKind, &str)], end: Option<Result<Answered, ModelError>>) -> Step {
         let (turn, call) = self.state.owed().call.expect("a call is due");
         let text = text.iter().map(|(kind, text)| (*kind, (*text).to_owned())).collect();
-        self.ask(Command::Report(Report { turn, call, text, acts: Vec::new(), end })).unwrap()
+        self.ask(Command::Report(Report { turn, call, text, acts: Vec::new(), metered: None, end })).unwrap()
+    }
+
+    /// What an engine says of a call that is held to a budget.
+    fn metered(&mut self, reserved: Reserved, said: &[&str], end: Option<Result<Answered, ModelError>>) -> Step {
+        let (turn, call) = self.state.owed().call.expect("a call is due");
+        let text = said.iter().map(|said| (TextKind::Answer, (*said).to_owned())).collect();
+        let over = matches!(&end, Some(Err(error)) if error.kind == ModelErrorKind::Budget);
+        let exceeded = over.then_some(BudgetState {
+            scope: Scope::Tenant,
+            window: Some(Window::Day),
+            unit: Unit::Tokens,
+            limit: 1,
+            spent: 1,
+            resets_at: None,
+        });
+        let metered =
+            Some(Metered { reserved, exactly: reserved.output_tokens % 2 == 1, warnings: Vec::new(), exceeded });
+        self.ask(Command::Report(Report { turn, call, text, acts: Vec::new(), metered, end })).unwrap()
     }
 
     /// What an agent says that answers the call which is due.
@@ -139,7 +160,8 @@ impl Bench {
             arguments: serde_json::json!({"of": call_id}),
             step,
         };
-        self.ask(Command::Report(Report { turn, call, text: Vec::new(), acts: vec![act], end: None })).unwrap()
+        self.ask(Command::Report(Report { turn, call, text: Vec::new(), acts: vec![act], metered: None, end: None }))
+            .unwrap()
     }
 
     fn finish(&mut self) -> Step {
@@ -478,7 +500,11 @@ enum Op {
     Compact(Delivery),
     Steer(bool, Undelivered),
     Interrupt(bool, bool),
-    Patch { archived: Option<bool>, paused: Option<bool>, auto: Option<bool> },
+    Patch {
+        archived: Option<bool>,
+        paused: Option<bool>,
+        auto: Option<bool>,
+    },
     EditPrompt(usize, Option<u32>),
     Withdraw(usize),
     Decide(usize, Decision),
@@ -494,6 +520,10 @@ enum Op {
     Tool(usize, ToolEnd),
     Pass(u64),
     Recover(bool),
+    /// The thread's budget is another.
+    Budget(Option<u64>),
+    /// The engine tells what its call has taken, and may find that there is no room for more.
+    Meter(u64, u64, bool),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -556,6 +586,8 @@ fn op() -> impl Strategy<Value = Op> {
         5 => (0..3usize, ends).prop_map(|(which, end)| Op::Tool(which, end)),
         2 => (0u64..4_000).prop_map(Op::Pass),
         1 => any::<bool>().prop_map(Op::Recover),
+        1 => prop::option::of(0..2_000u64).prop_map(Op::Budget),
+        3 => (0..9u64, 0..700u64, prop::bool::weighted(0.2)).prop_map(|(input, output, stops)| Op::Meter(input, output, stops)),
     ]
 }
 
@@ -576,7 +608,14 @@ impl Bench {
         let end = |bench: &mut Self, end| {
             if let Some((turn, call)) = due {
                 bench
-                    .ask(Command::Report(Report { turn, call, text: Vec::new(), acts: Vec::new(), end: Some(end) }))
+                    .ask(Command::Report(Report {
+                        turn,
+                        call,
+                        text: Vec::new(),
+                        acts: Vec::new(),
+                        metered: None,
+                        end: Some(end),
+                    }))
                     .unwrap();
             }
         };
@@ -661,6 +700,7 @@ impl Bench {
                     call: call + 7,
                     text: vec![(TextKind::Answer, "x".into())],
                     acts: Vec::new(),
+                    metered: None,
                     end: None,
                 };
                 assert!(self.ask(Command::Report(stale)).unwrap().records.is_empty());
@@ -693,6 +733,16 @@ impl Bench {
             Op::Recover(restarted) => {
                 self.ask(Command::Recover { restarted }).unwrap();
             }
+            Op::Budget(tokens) => {
+                let budget = Some(tokens.map(|tokens| Budget { tokens: Some(tokens), ..Budget::default() }));
+                self.ask(Command::Patch(ThreadPatch { budget, ..ThreadPatch::default() })).unwrap();
+            }
+            Op::Meter(input_tokens, output_tokens, stops) => {
+                if due.is_some() {
+                    let reserved = Reserved { input_tokens, output_tokens };
+                    self.metered(reserved, &[], stops.then(|| Err(failure(ModelErrorKind::Budget))));
+                }
+            }
         }
     }
 }
@@ -708,6 +758,8 @@ fn check_log(log: &[Record]) {
     let mut starts: BTreeMap<OperationId, (u32, u32)> = BTreeMap::new();
     let (mut queue, mut steers) = (Vec::new(), Vec::new());
     let mut compacting = None;
+    // A call that is held to a budget, and not settled; and what was warned of.
+    let (mut metered, mut warned) = (false, Vec::new());
     for (index, record) in log.iter().enumerate() {
         assert_eq!(record.seq, index as Seq + 1);
         if let Some(turn) = record.event.turn_id() {
@@ -722,8 +774,21 @@ fn check_log(log: &[Record]) {
                 assert!(turn.item_ids.iter().all(|id| items[id].1), "an item of an ended turn is open");
                 assert!(open.values().all(|of| *of != turn.id), "something of an ended turn is open");
                 assert!(steers.is_empty(), "a steer was lost");
+                assert!(!metered, "a call was left unsettled");
                 assert_eq!(compacting, None);
                 ended.insert(turn.id, false);
+            }
+            Event::BudgetReserved(_, reserved) => metered = !reserved.is_nothing(),
+            Event::UsageRecorded(_, entry) => {
+                assert!(metered || entry.usage.model_calls > 0, "what was not begun is settled");
+                metered = false;
+            }
+            Event::TurnRetrying(_) | Event::TurnResumed(_) => assert!(!metered, "a call was left unsettled"),
+            Event::BudgetWarning(_, state) => {
+                // The same limit may come again, after another one.
+                let last = warned.iter().rev().find(|known: &&BudgetState| known.scope == state.scope);
+                assert!(last.is_none_or(|last| last.limit != state.limit), "warned of twice");
+                warned.push(**state);
             }
             Event::TurnRolledBack(turn) => assert_eq!(ended.insert(turn.id, true), Some(false), "reverted twice"),
             Event::ItemStarted(item) => assert!(items.insert(item.id, (String::new(), false)).is_none()),
@@ -830,5 +895,11 @@ proptest! {
         let held = view.queue_paused || view.archived || bench.state.open().is_some();
         prop_assert!(held || bench.state.inbox().count() == 0, "a prompt waits for nothing");
         check_log(&bench.log);
+        let entries = bench.log.iter().filter_map(|record| match &record.event {
+            Event::UsageRecorded(_, entry) => Some(entry),
+            _ => None,
+        });
+        let spent = entries.fold(Amount::default(), |sum, entry| sum.plus(Amount::of(&entry.usage, entry.cost)));
+        prop_assert_eq!(bench.state.spent, spent);
     }
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::step::Stepper;
+use super::{budget::estimate, step::Stepper};
 use crate::{
-    command::{Interrupt, Refused, Reply, Report, TextKind},
+    budget::Amount,
+    command::{Interrupt, Metered, Refused, Reply, Report, TextKind},
     event::{Event, ItemDelta, Retrying},
     history::{CALL, SUPERSEDED},
     id::{ItemId, TurnId},
@@ -26,12 +27,16 @@ impl Stepper<'_> {
         }
         let grown =
             report.text.into_iter().try_for_each(|(kind, text)| self.grow(report.turn, report.call, kind, text));
+        // Behind its text, which tells a part of it.
+        if let Some(metered) = &report.metered {
+            self.metered(report.turn, report.call, metered);
+        }
         let mut acts = report.acts.into_iter();
         let acted = grown.and_then(|()| acts.try_for_each(|act| self.act(report.turn, report.call, act)));
         match (acted, report.end) {
-            (Err(too_large), _) => self.failed(too_large),
-            (Ok(()), Some(Ok(answered))) => self.answered(report.turn, report.call, answered),
-            (Ok(()), Some(Err(error))) => self.failed(error),
+            (Err(too_large), _) => self.failed(too_large, report.metered),
+            (Ok(()), Some(Ok(answered))) => self.answered(report.turn, report.call, answered, report.metered),
+            (Ok(()), Some(Err(error))) => self.failed(error, report.metered),
             (Ok(()), None) => {}
         }
         Reply::Noted
@@ -69,8 +74,9 @@ impl Stepper<'_> {
         Ok(())
     }
 
-    fn answered(&mut self, turn: TurnId, call: u32, answered: Answered) {
+    fn answered(&mut self, turn: TurnId, call: u32, answered: Answered, metered: Option<Metered>) {
         let Answered { reason, usage, tool_calls } = answered;
+        let usage = usage.or_else(|| metered.map(|metered| estimate(metered.reserved)));
         self.give_up_acts("the agent ended its answer without saying what became of it", false);
         if self.purpose() == Purpose::Compaction {
             return self.compacted(turn, usage);
@@ -120,10 +126,15 @@ impl Stepper<'_> {
         let (engine, model) = (settings.engine.clone(), settings.model.clone());
         let entry = UsageEntry { engine, model, purpose, usage, cost: price.map(|price| price.cost(&usage)) };
         self.emit(Event::UsageRecorded(turn, Box::new(entry)));
+        self.warn(Amount::default());
     }
 
-    fn failed(&mut self, error: ModelError) {
+    fn failed(&mut self, error: ModelError, metered: Option<Metered>) {
         let told = TurnError { code: error.kind.code().to_owned(), message: error.message.clone() };
+        self.settle_failed(error.kind, metered.as_ref().map(|metered| metered.reserved));
+        if error.kind == ModelErrorKind::Budget {
+            return self.out_of_budget(told, metered.and_then(|metered| metered.exceeded));
+        }
         match self.retry_pause(&error) {
             Some(pause) => {
                 self.supersede();
@@ -237,6 +248,7 @@ impl Stepper<'_> {
     /// Ends the open turn, and everything that is open in it before.
     pub(super) fn close_turn(&mut self, status: TurnStatus, error: Option<TurnError>) -> InterruptReceipt {
         self.close_text(TurnStatus::Interrupted, |_| {});
+        self.settle_lost();
         let why = error
             .clone()
             .unwrap_or_else(|| TurnError { code: "turn-ended".to_owned(), message: "the turn ended first".to_owned() });
@@ -265,6 +277,7 @@ impl Stepper<'_> {
             item.metadata.insert(SUPERSEDED.to_owned(), json!(true));
         });
         self.supersede_closed();
+        self.settle_lost();
     }
 
     /// Closes the item that text streams into, if one is open.

@@ -234,7 +234,7 @@ impl Host {
     /// What the engine says, if one runs.
     fn speech(&self, op: &Op) -> Option<Report> {
         let (turn, call) = self.state.owed().call?;
-        let mut report = Report { turn, call, text: Vec::new(), acts: Vec::new(), end: None };
+        let mut report = Report { turn, call, text: Vec::new(), acts: Vec::new(), metered: None, end: None };
         match op {
             Op::Say { text } => report.text.push((TextKind::Answer, (*text).to_owned())),
             Op::Reply { text, tools, usage } => {
@@ -259,6 +259,7 @@ impl Host {
             call,
             text: vec![(TextKind::Answer, "late".into())],
             acts: Vec::new(),
+            metered: None,
             end: None,
         };
         let due = self.state.owed().call;
@@ -634,6 +635,7 @@ fn refusal(refused: &Refused) -> &'static str {
         Refused::NotAsked { .. } => "not-asked",
         Refused::NotUncertain { .. } => "not-uncertain",
         Refused::NoCheckpoint { .. } => "no-checkpoint",
+        Refused::BudgetExceeded(_) => "budget-exceeded",
         Refused::InboxFull { .. } => "inbox-full",
         Refused::Quota { .. } => "quota",
         Refused::Invalid { .. } => "invalid",

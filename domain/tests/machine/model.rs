@@ -32,6 +32,7 @@ pub const LIMITS: Limits = Limits {
     compact_at_tokens: 0,
     tool_attempts: 2,
     checkpoints: 2,
+    reserve_output_tokens: 8,
 };
 
 /// What every tool says before it ends, in two pieces.

@@ -68,6 +68,7 @@ impl Counted {
             // Counted by whoever makes the calls.
             model_calls: 0,
             unreported_calls: 0,
+            estimated_calls: 0,
         })
     }
 }

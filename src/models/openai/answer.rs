@@ -187,6 +187,7 @@ fn usage(reported: &Value) -> Option<Usage> {
         // Counted by whoever makes the calls.
         model_calls: 0,
         unreported_calls: 0,
+        estimated_calls: 0,
     })
 }
 

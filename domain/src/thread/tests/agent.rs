@@ -290,7 +290,8 @@ fn an_agent_that_makes_too_many_calls_is_stopped() {
         arguments: serde_json::json!({}),
         step: done(),
     };
-    let mut report = Report { turn, call, text: Vec::new(), acts: (0..agent::ACTS).map(act).collect(), end: None };
+    let mut report =
+        Report { turn, call, text: Vec::new(), acts: (0..agent::ACTS).map(act).collect(), metered: None, end: None };
     bench.ask(Command::Report(report.clone())).unwrap();
     assert!(bench.state.open().is_some());
     report.acts = vec![act(agent::ACTS)];

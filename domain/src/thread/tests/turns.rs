@@ -50,6 +50,7 @@ fn an_interrupt_ends_everything_of_the_turn_and_the_queue_goes_on() {
         call: engine.1,
         text: vec![(TextKind::Answer, "late".into())],
         acts: Vec::new(),
+        metered: None,
         end: None,
     };
     assert!(bench.ask(Command::Report(late)).unwrap().records.is_empty());
