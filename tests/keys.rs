@@ -457,3 +457,36 @@ async fn a_token_of_the_configured_issuer_speaks_for_the_tenant_in_its_claim() {
     let server = start(&data, &[]).await;
     server.api.with_key(TOKENS[0]).get("/v1/threads").await.problem(401, "unauthenticated");
 }
+
+#[tokio::test]
+async fn the_operator_can_have_a_place_of_his_own() {
+    let dir = tempfile::tempdir().unwrap();
+    // Where it is, is said in the log.
+    let server = start(dir.path(), &[("RADDLE_ADMIN_LISTEN", "127.0.0.1:0")]).await;
+    let said = async {
+        loop {
+            let said = server.said();
+            let address = said.lines().find_map(|line| {
+                let (_, rest) = line.split_once("served apart")?;
+                Some(rest.split_once("address=")?.1.split_whitespace().next()?.to_owned())
+            });
+            match address {
+                Some(address) => return address,
+                None => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let address = timeout(LOST, said).await.expect("nobody says where the operator is heard");
+    let apart = Api::new(&format!("http://{address}"));
+    apart.with_key(OPERATOR).post("/v1/admin/tenants", json!({ "id": "acme" })).await.expect(201);
+    let path = "/v1/admin/tenants/acme/keys";
+    let made = apart.with_key(OPERATOR).post(path, json!({ "scopes": ["write"] })).await.expect(201);
+    let made = text(&made["key"]);
+    server.api.with_key(&made).create(json!({})).await;
+    operator(&server).get("/v1/admin/tenants").await.problem(404, "not-found");
+    apart.with_key(&made).get("/v1/threads").await.problem(404, "not-found");
+    for api in [&apart, &server.api] {
+        api.get("/healthz").await.expect(200);
+    }
+    server.stop().await;
+}

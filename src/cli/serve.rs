@@ -56,11 +56,11 @@ impl Serve {
         // Before anything is announced: a signal that arrives from here on is a shutdown, not a death.
         let mut signals = Signals::new()?;
         let app = app::start(&config).await.map_err(|err| Failure::Failed(format!("{err:#}")))?;
-        let listener = match TcpListener::bind(config.listen).await {
-            Ok(listener) => listener,
-            Err(err) => {
+        let (listener, operators) = match listeners(&config).await {
+            Ok(listeners) => listeners,
+            Err(failure) => {
                 app.shutdown(config.shutdown.deadline).await;
-                return Err(Failure::Failed(format!("cannot listen on {}: {err}", config.listen)));
+                return Err(failure);
             }
         };
         let address = listener.local_addr()?;
@@ -77,11 +77,22 @@ impl Serve {
             auth: app.auth.clone(),
             connections: Some(connections.clone()),
         };
-        let router = gateway::router(app.runtime.clone(), gateway);
         let stop = CancellationToken::new();
         let limits = config.limits.listener;
         allow_descriptors(limits.connections);
-        let mut server = tokio::spawn(listener::serve(listener, router, limits, connections, stop.clone()));
+        let serve = |listener, router| {
+            tokio::spawn(listener::serve(listener, router, limits, connections.clone(), stop.clone()))
+        };
+        let mut server = match operators {
+            None => serve(listener, gateway::router(app.runtime.clone(), gateway)),
+            Some(operators) => {
+                tracing::info!(address = %operators.local_addr()?, "the operator's routes are served apart");
+                let (tenants, operator) = gateway::routers(app.runtime.clone(), gateway);
+                let (tenants, operator) = (serve(listener, tenants), serve(operators, operator));
+                // Both, or the first that fails.
+                tokio::spawn(async move { drop(futures_util::future::try_join(tenants, operator).await) })
+            }
+        };
         say(&format!("listening on http://{address}"))?;
         welcome(&config, address);
         if let Some(prompt) = self.first_prompt {
@@ -125,6 +136,19 @@ impl Serve {
             }
         }
     }
+}
+
+/// Where tenants are heard, and where the operator is, if not there.
+async fn listeners(config: &Config) -> Result<(TcpListener, Option<TcpListener>), Failure> {
+    let bind = async |at: SocketAddr| {
+        let bound = TcpListener::bind(at).await;
+        bound.map_err(|err| Failure::Failed(format!("cannot listen on {at}: {err}")))
+    };
+    let operators = match config.admin_listen {
+        Some(at) => Some(bind(at).await?),
+        None => None,
+    };
+    Ok((bind(config.listen).await?, operators))
 }
 
 /// What beside connections needs descriptors: files, pipes of commands, requests to models.

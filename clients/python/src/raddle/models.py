@@ -18,6 +18,22 @@ Where an admission stands.
 
 
 @final
+class Amount(TypedDict):
+    """
+    What model calls took, or are to take.
+    """
+
+    pico_usd: int
+    """
+    As far as there is a price.
+    """
+    tokens: int
+    """
+    Input and output together.
+    """
+
+
+@final
 class AnswerQuestion(TypedDict):
     """
     A person's answer to a question.
@@ -58,6 +74,12 @@ class Attempt(TypedDict):
     what: str
 
 
+AuditId: TypeAlias = str
+
+
+BTreeMap: TypeAlias = dict[str, int]
+
+
 BoardEntryKind: TypeAlias = Literal['fact', 'decision', 'open_question', 'artifact']
 """
 The kinds of lines on a blackboard.
@@ -72,6 +94,24 @@ class BoardSummaries(TypedDict):
 
     latest_context_pack: str
     rolling: str
+
+
+BudgetScope: TypeAlias = Literal['tenant', 'thread', 'turn']
+"""
+Where a budget stands.
+"""
+
+
+BudgetUnit: TypeAlias = Literal['tokens', 'usd']
+"""
+In what a budget is counted.
+"""
+
+
+BudgetWindow: TypeAlias = Literal['day', 'month', 'total']
+"""
+How long a tenant's spending is counted.
+"""
 
 
 CatchUp: TypeAlias = Literal['none', 'one', 'all']
@@ -159,28 +199,6 @@ class DriveRun(TypedDict):
     """
     Only say what comes next.
     """
-
-
-@final
-class EditThread(TypedDict):
-    """
-    A prompt in the place of the last one, and how its turn is to run.
-    """
-
-    allow_shell: NotRequired[bool | None]
-    auto_approve: NotRequired[bool | None]
-    input_summary: NotRequired[str | None]
-    max_tokens: NotRequired[int | None]
-    mode: NotRequired[str | None]
-    model: NotRequired[str | None]
-    prompt: str
-    route_intent: NotRequired[str | None]
-    """
-    What the turn is for: the tenant's routing rules say which model that is.
-    """
-    temperature: NotRequired[float | None]
-    top_p: NotRequired[float | None]
-    trust_mode: NotRequired[bool | None]
 
 
 EffectClass: TypeAlias = Literal['read', 'idempotent', 'reconcilable', 'once']
@@ -291,6 +309,19 @@ What a steer does when there is nothing to steer.
 """
 
 
+@final
+class Imported(TypedDict):
+    """
+    What an import brought.
+    """
+
+    records: BTreeMap
+    """
+    Records, by table.
+    """
+    tenant: str
+
+
 InputId: TypeAlias = str
 
 
@@ -342,6 +373,9 @@ class JobTemplate4(TypedDict):
     """
     What was said when it was judged.
     """
+
+
+KeyId: TypeAlias = str
 
 
 Layer: TypeAlias = Literal['built_in', 'installation', 'tenant', 'thread', 'permits']
@@ -540,7 +574,7 @@ class Problem(TypedDict):
     A problem as it travels. Problems of some codes carry further named fields.
     """
 
-    code: Literal['bad-request', 'foreign-origin', 'forbidden', 'not-found', 'method-not-allowed', 'turn-open', 'thread-archived', 'turn-not-active', 'already-decided', 'already-promoted', 'conflict', 'run-transition-invalid', 'task-rev-mismatch', 'task-lease-required', 'task-lease-invalid', 'task-transition-invalid', 'workspace-epoch-stale', 'rollback-blocked', 'limit-reached', 'in-flight', 'thread-deleted', 'precondition-failed', 'precondition-required', 'too-large', 'invalid', 'unknown-field', 'task-contract-invalid', 'task-output-target-required', 'event-reserved', 'idempotency-mismatch', 'inbox-full', 'internal', 'not-implemented', 'busy', 'draining', 'store-unavailable', 'thread-unavailable', 'storage-full']
+    code: Literal['bad-request', 'unauthenticated', 'insufficient-scope', 'tenant-suspended', 'foreign-origin', 'forbidden', 'not-found', 'method-not-allowed', 'turn-open', 'thread-archived', 'turn-not-active', 'already-decided', 'already-promoted', 'conflict', 'run-transition-invalid', 'task-rev-mismatch', 'task-lease-required', 'task-lease-invalid', 'task-transition-invalid', 'workspace-epoch-stale', 'rollback-blocked', 'limit-reached', 'in-flight', 'thread-deleted', 'precondition-failed', 'precondition-required', 'too-large', 'invalid', 'unknown-field', 'task-contract-invalid', 'task-output-target-required', 'event-reserved', 'idempotency-mismatch', 'budget-exceeded', 'inbox-full', 'quota-exceeded', 'rate-limited', 'internal', 'not-implemented', 'busy', 'draining', 'store-unavailable', 'thread-unavailable', 'storage-full']
     detail: str
     """
     A sentence about this very occurrence.
@@ -570,6 +604,46 @@ QuestionStatus: TypeAlias = Literal['pending', 'answered', 'expired', 'cancelled
 """
 Where a question stands.
 """
+
+
+@final
+class Quotas(TypedDict):
+    """
+    The most that a tenant may have; where nothing is said there is no bound but the server's own.
+    """
+
+    active_turns: NotRequired[int | None]
+    """
+    Turns that are at work; one that waits for a person is not.
+    """
+    loaded_threads: NotRequired[int | None]
+    """
+    Threads, runs and jobs in memory; what rests makes room for what is needed.
+    """
+    queued_prompts: NotRequired[int | None]
+    """
+    Prompts that wait in inboxes.
+    """
+    request_burst: NotRequired[int | None]
+    """
+    Requests at once after a silence; as many as in a second unless given.
+    """
+    requests_per_second: NotRequired[int | None]
+    """
+    Requests in a second, over time.
+    """
+    stored_bytes: NotRequired[int | None]
+    """
+    Bytes of events that are kept, as they were before they were packed.
+    """
+    subscribers: NotRequired[int | None]
+    """
+    Open streams, and waits for a turn.
+    """
+    threads: NotRequired[int | None]
+    """
+    Threads that there are, loaded or not.
+    """
 
 
 Resolution: TypeAlias = Literal['retry', 'settle', 'abort']
@@ -779,6 +853,12 @@ Where a schedule stands.
 """
 
 
+Scope: TypeAlias = Literal['read', 'write', 'approve', 'admin']
+"""
+What a key lets its holder do. Each lets him read; `admin` is all of them.
+"""
+
+
 Skipped: TypeAlias = Literal['missed', 'overlap', 'too_many_wait']
 """
 Why a slot is left out.
@@ -876,6 +956,12 @@ class TellRun(TypedDict):
     step_id: NotRequired[str | None]
 
 
+TenantStatus: TypeAlias = Literal['active', 'suspended', 'erasing']
+"""
+Whether a tenant's callers are heard.
+"""
+
+
 ThreadId: TypeAlias = str
 
 
@@ -938,31 +1024,6 @@ What a turn is for.
 """
 
 
-@final
-class TurnOverrides(TypedDict):
-    """
-    What a start request sets for its own turn; what it leaves open, the thread's settings fill at the start.
-    """
-
-    allow_shell: NotRequired[bool | None]
-    auto_approve: NotRequired[bool | None]
-    choice: NotRequired[ModelChoice | None]
-    input_summary: NotRequired[str | None]
-    max_tokens: NotRequired[int | None]
-    mode: NotRequired[str | None]
-    route_intent: NotRequired[str | None]
-    """
-    The intent by which the tenant's routing rules chose the model.
-    """
-    task_id: NotRequired[str | None]
-    """
-    The task that the turn is for. Only the runtime says so.
-    """
-    temperature: NotRequired[float | None]
-    top_p: NotRequired[float | None]
-    trust_mode: NotRequired[bool | None]
-
-
 class TurnSettings(TypedDict):
     """
     What one turn runs with.
@@ -1014,6 +1075,11 @@ class Usage(TypedDict):
     """
 
     cached_tokens: NotRequired[int | None]
+    estimated_calls: NotRequired[int]
+    """
+    Calls, answered or cut off, of which no usage was reported and that were held to a budget: their tokens are
+    estimates, and are in the sums. One that was cut off is not in `model_calls`.
+    """
     input_tokens: int
     model_calls: int
     """
@@ -1030,7 +1096,7 @@ class Usage(TypedDict):
 @final
 class UsageEntry(Usage):
     """
-    The usage of one model call, with the model that answered it.
+    The usage of one model call, with the model that answered it, or was answering.
     """
 
     cost: NotRequired[Cost | None]
@@ -1063,6 +1129,11 @@ class UsageFigures(TypedDict):
     cost_without_cache_usd: float | None
     """
     The same if nothing had been cached.
+    """
+    estimated_calls: int
+    """
+    Calls whose tokens are estimates, and are in the sums: they were held to a budget, and were cut off, or their
+    provider reported no usage. One that was cut off is not in `model_calls`.
     """
     input_tokens: int
     model_calls: int
@@ -1112,6 +1183,9 @@ class UsageRow(UsageFigures):
     thread_id: NotRequired[ThreadId | None]
 
 
+Usd: TypeAlias = float
+
+
 @final
 class ValidateRunLease(TypedDict):
     """
@@ -1129,6 +1203,12 @@ class ValidateRunLease(TypedDict):
     Bind the run to this path if it is bound to another: every lease of before is void then.
     """
     step_id: NotRequired[str | None]
+
+
+WantedStatus: TypeAlias = Literal['active', 'suspended']
+"""
+Whether a tenant's callers are to be heard.
+"""
 
 
 @final
@@ -1164,27 +1244,16 @@ class Work2(TypedDict):
 U64: TypeAlias = int
 
 
-class Admission(TypedDict):
+class ApiKey(TypedDict):
     """
-    A prompt in the thread's inbox.
+    What a server knows of a key; its secret is told once, to whoever had it made.
     """
 
     created_at: UnixMs
-    delivery: Delivery
-    id: InputId
-    kind: NotRequired[TurnKind]
-    overrides: TurnOverrides
-    """
-    The rest of the start request, as given.
-    """
-    prompt: str
-    status: AdmissionStatus
-    thread_id: ThreadId
-    turn_id: NotRequired[TurnId | None]
-    undelivered: NotRequired[Undelivered]
-    """
-    What becomes of a steer that comes too late.
-    """
+    expires_at: NotRequired[UnixMs | None]
+    key_id: KeyId
+    name: NotRequired[str | None]
+    scopes: list[Scope]
 
 
 @final
@@ -1247,6 +1316,33 @@ class ApprovalPayload(TypedDict):
 
 
 @final
+class AuditEntry(TypedDict):
+    """
+    Something that somebody did and that a tenant may have to account for.
+    """
+
+    action: str
+    """
+    What was done, such as `key.created`.
+    """
+    at: UnixMs
+    by: str
+    """
+    `key:ID`, `jwt:SUBJECT`, `operator`, `local`, or `runtime`.
+    """
+    detail: NotRequired[dict[str, Any]]
+    """
+    What else matters about it.
+    """
+    id: AuditId
+    request_id: NotRequired[str | None]
+    subject: NotRequired[str]
+    """
+    What it was done to: an id, or a name.
+    """
+
+
+@final
 class BoardEntry(TypedDict):
     """
     A line of the blackboard.
@@ -1280,6 +1376,69 @@ class BoardEntry(TypedDict):
     The writer's own time of it, in milliseconds since 1970, kept as it was given.
     """
     updated_at: UnixMs
+
+
+@final
+class Budget(TypedDict):
+    """
+    The most that may be spent on model calls. An empty one bounds nothing.
+    """
+
+    tokens: NotRequired[int | None]
+    """
+    Input and output together.
+    """
+    usd: NotRequired[Usd | None]
+    warn_percent: NotRequired[int | None]
+    """
+    Percent of it at which `budget.warning` is said; 80 unless given.
+    """
+
+
+class BudgetState(TypedDict):
+    """
+    A [`BudgetState`] as it travels.
+    """
+
+    limit: float
+    """
+    Tokens, or dollars.
+    """
+    resets_at: NotRequired[UnixMs | None]
+    scope: BudgetScope
+    spent: float
+    """
+    The same.
+    """
+    unit: BudgetUnit
+    window: NotRequired[BudgetWindow | None]
+
+
+@final
+class BudgetStatus(BudgetState):
+    """
+    How one budget stands.
+    """
+
+    left: float
+    """
+    What is neither spent nor reserved.
+    """
+    reserved: float
+    """
+    What calls in flight may still take; it is not in `spent`.
+    """
+
+
+@final
+class Budgets(TypedDict):
+    """
+    What a tenant may spend, by how long that is counted. All that are given hold.
+    """
+
+    day: NotRequired[Budget | None]
+    month: NotRequired[Budget | None]
+    total: NotRequired[Budget | None]
 
 
 class ChangedFile(TypedDict):
@@ -1376,6 +1535,17 @@ class CompactionPayload(TypedDict):
 
 
 @final
+class CreateKey(TypedDict):
+    """
+    A key that is to be.
+    """
+
+    expires_at: NotRequired[UnixMs | None]
+    name: NotRequired[str | None]
+    scopes: list[Scope]
+
+
+@final
 class CreateTask(TypedDict):
     """
     A task that is to be made.
@@ -1420,6 +1590,25 @@ class CreateTasks(TypedDict):
 
 
 @final
+class CreateTenant(TypedDict):
+    """
+    A tenant that is to be.
+    """
+
+    budgets: NotRequired[Budgets | None]
+    id: NotRequired[str | None]
+    """
+    Made up where none is given. One that was erased is not used again.
+    """
+    name: NotRequired[str | None]
+    """
+    The id, unless given.
+    """
+    quotas: NotRequired[Quotas | None]
+    weight: NotRequired[int | None]
+
+
+@final
 class DecideApproval(TypedDict):
     """
     A person's word on an approval.
@@ -1460,6 +1649,29 @@ class Decided(TypedDict):
     """
 
 
+@final
+class EditThread(TypedDict):
+    """
+    A prompt in the place of the last one, and how its turn is to run.
+    """
+
+    allow_shell: NotRequired[bool | None]
+    auto_approve: NotRequired[bool | None]
+    budget: NotRequired[Budget | None]
+    input_summary: NotRequired[str | None]
+    max_tokens: NotRequired[int | None]
+    mode: NotRequired[str | None]
+    model: NotRequired[str | None]
+    prompt: str
+    route_intent: NotRequired[str | None]
+    """
+    What the turn is for: the tenant's routing rules say which model that is.
+    """
+    temperature: NotRequired[float | None]
+    top_p: NotRequired[float | None]
+    trust_mode: NotRequired[bool | None]
+
+
 Effect = TypedDict(
     'Effect',
     {
@@ -1492,6 +1704,30 @@ Effect = TypedDict(
 @final
 class EffectPayload(TypedDict):
     effect: Effect
+
+
+@final
+class Erased(TypedDict):
+    """
+    The proof that a tenant was erased: how many records of it were removed, and when.
+    """
+
+    began_at: UnixMs
+    bytes: int
+    """
+    Their bytes, keys counted.
+    """
+    erased_at: UnixMs
+    records: dict[str, int]
+    """
+    Records that were removed, by table.
+    """
+    sha256: str
+    """
+    Over all of the above, in lower-case hex: of the lines `tenant`, `began_at`, `erased_at`, `bytes`, and
+    `TABLE COUNT` for each table in the order of their names, each ended by a line feed.
+    """
+    tenant: str
 
 
 @final
@@ -1568,18 +1804,6 @@ class Hooks(TypedDict):
     """
 
     data: list[Hook]
-
-
-@final
-class InboxEntry(Admission):
-    """
-    A prompt in the inbox, and its place there.
-    """
-
-    position: int
-    """
-    0 runs next.
-    """
 
 
 @final
@@ -1767,12 +1991,38 @@ class LedgerSummary(TypedDict):
 
 
 @final
+class ListApiKey(TypedDict):
+    """
+    A part of a list.
+    """
+
+    data: list[ApiKey]
+    next_cursor: str | None
+    """
+    Where the rest begins; `null` at the end. A page may be short and still have one.
+    """
+
+
+@final
 class ListApproval(TypedDict):
     """
     A part of a list.
     """
 
     data: list[Approval]
+    next_cursor: str | None
+    """
+    Where the rest begins; `null` at the end. A page may be short and still have one.
+    """
+
+
+@final
+class ListAuditEntry(TypedDict):
+    """
+    A part of a list.
+    """
+
+    data: list[AuditEntry]
     next_cursor: str | None
     """
     Where the rest begins; `null` at the end. A page may be short and still have one.
@@ -1799,19 +2049,6 @@ class ListEffect(TypedDict):
     """
 
     data: list[Effect]
-    next_cursor: str | None
-    """
-    Where the rest begins; `null` at the end. A page may be short and still have one.
-    """
-
-
-@final
-class ListInboxEntry(TypedDict):
-    """
-    A part of a list.
-    """
-
-    data: list[InboxEntry]
     next_cursor: str | None
     """
     Where the rest begins; `null` at the end. A page may be short and still have one.
@@ -1899,6 +2136,18 @@ class NamedPermit(Permit):
 
 
 @final
+class NewKey(ApiKey):
+    """
+    A key with its text, which is told this once.
+    """
+
+    key: str
+    """
+    What is sent as `Authorization: Bearer`.
+    """
+
+
+@final
 class PatchBoard(TypedDict):
     """
     A change of the blackboard.
@@ -1913,6 +2162,19 @@ class PatchBoard(TypedDict):
 
 
 @final
+class PatchTenant(TypedDict):
+    """
+    What of a tenant is to change. `quotas` and `budgets` are replaced as a whole.
+    """
+
+    budgets: NotRequired[Budgets | None]
+    name: NotRequired[str | None]
+    quotas: NotRequired[Quotas | None]
+    status: NotRequired[WantedStatus | None]
+    weight: NotRequired[int | None]
+
+
+@final
 class Patched(TypedDict):
     """
     What became of a change.
@@ -1924,30 +2186,6 @@ class Patched(TypedDict):
 @final
 class Permits(TypedDict):
     data: list[NamedPermit]
-
-
-@final
-class PromptEditedPayload(TypedDict):
-    admission: Admission
-    position: int
-    """
-    Its place in the inbox, from 0.
-    """
-
-
-@final
-class PromptPayload(TypedDict):
-    admission: Admission
-
-
-@final
-class PromptQueued(TypedDict):
-    """
-    A prompt that waits.
-    """
-
-    active_turn: TurnId
-    admission: Admission
 
 
 @final
@@ -2129,6 +2367,7 @@ class StartTurn(TypedDict):
 
     allow_shell: NotRequired[bool | None]
     auto_approve: NotRequired[bool | None]
+    budget: NotRequired[Budget | None]
     delivery: NotRequired[Delivery | None]
     expected_turn: NotRequired[TurnId | None]
     if_idle: NotRequired[IfIdle | None]
@@ -2145,15 +2384,6 @@ class StartTurn(TypedDict):
     top_p: NotRequired[float | None]
     trust_mode: NotRequired[bool | None]
     undelivered: NotRequired[Undelivered | None]
-
-
-@final
-class SteerAccepted(TypedDict):
-    """
-    A prompt that the model of an open turn will see.
-    """
-
-    admission: Admission
 
 
 @final
@@ -2197,11 +2427,35 @@ class TaskLease(TypedDict):
 
 
 @final
+class Tenant(TypedDict):
+    """
+    Somebody whose threads are nobody else's.
+    """
+
+    budgets: Budgets
+    created_at: UnixMs
+    id: str
+    name: str
+    quotas: Quotas
+    revision: int
+    """
+    Counts its changes: what `If-Match` names.
+    """
+    status: TenantStatus
+    updated_at: UnixMs
+    weight: int
+    """
+    Its share where tenants wait for each other: twice the weight, twice the share.
+    """
+
+
+@final
 class Turn(TurnSettings):
     """
     One prompt, from its start to its outcome, with the settings it really ran with.
     """
 
+    budget: NotRequired[Budget | None]
     created_at: UnixMs
     duration_ms: NotRequired[int | None]
     ended_at: NotRequired[UnixMs | None]
@@ -2224,6 +2478,7 @@ class Turn(TurnSettings):
     """
     Times the turn was continued after the process that ran it was gone.
     """
+    spent: NotRequired[Amount | None]
     started_at: NotRequired[UnixMs | None]
     status: TurnStatus
     steer_count: int
@@ -2242,6 +2497,32 @@ class Turn(TurnSettings):
 class TurnEndedPayload(TypedDict):
     status: TurnStatus
     turn: Turn
+
+
+@final
+class TurnOverrides(TypedDict):
+    """
+    What a start request sets for its own turn; what it leaves open, the thread's settings fill at the start.
+    """
+
+    allow_shell: NotRequired[bool | None]
+    auto_approve: NotRequired[bool | None]
+    budget: NotRequired[Budget | None]
+    choice: NotRequired[ModelChoice | None]
+    input_summary: NotRequired[str | None]
+    max_tokens: NotRequired[int | None]
+    mode: NotRequired[str | None]
+    route_intent: NotRequired[str | None]
+    """
+    The intent by which the tenant's routing rules chose the model.
+    """
+    task_id: NotRequired[str | None]
+    """
+    The task that the turn is for. Only the runtime says so.
+    """
+    temperature: NotRequired[float | None]
+    top_p: NotRequired[float | None]
+    trust_mode: NotRequired[bool | None]
 
 
 @final
@@ -2278,6 +2559,7 @@ class TurnWork(TypedDict):
 
     allow_shell: NotRequired[bool | None]
     auto_approve: NotRequired[bool | None]
+    budget: NotRequired[Budget | None]
     input_summary: NotRequired[str | None]
     max_tokens: NotRequired[int | None]
     mode: NotRequired[str | None]
@@ -2362,6 +2644,29 @@ What a kind of work needs: of a turn, of a webhook, of a command.
 """
 
 
+class Admission(TypedDict):
+    """
+    A prompt in the thread's inbox.
+    """
+
+    created_at: UnixMs
+    delivery: Delivery
+    id: InputId
+    kind: NotRequired[TurnKind]
+    overrides: TurnOverrides
+    """
+    The rest of the start request, as given.
+    """
+    prompt: str
+    status: AdmissionStatus
+    thread_id: ThreadId
+    turn_id: NotRequired[TurnId | None]
+    undelivered: NotRequired[Undelivered]
+    """
+    What becomes of a steer that comes too late.
+    """
+
+
 @final
 class ApprovalDecided(TypedDict):
     """
@@ -2401,6 +2706,15 @@ class ApprovalEvent(TypedDict):
 
 
 @final
+class BudgetList(TypedDict):
+    """
+    The tenant's budgets, each in each unit in which it is given.
+    """
+
+    data: list[BudgetStatus]
+
+
+@final
 class CheckpointCopy(RunCheckpoint):
     """
     A checkpoint and what it holds.
@@ -2429,12 +2743,6 @@ class CheckpointEvent(TypedDict):
     thread_id: ThreadId
     ts: UnixMs
     turn_id: NotRequired[TurnId | None]
-
-
-Compacting: TypeAlias = TurnStarted | PromptQueued
-"""
-A compaction that runs, or waits.
-"""
 
 
 @final
@@ -2516,6 +2824,18 @@ class EffectEvent(TypedDict):
     thread_id: ThreadId
     ts: UnixMs
     turn_id: NotRequired[TurnId | None]
+
+
+@final
+class InboxEntry(Admission):
+    """
+    A prompt in the inbox, and its place there.
+    """
+
+    position: int
+    """
+    0 runs next.
+    """
 
 
 @final
@@ -2719,6 +3039,19 @@ class LedgerRecord(LedgerSource):
 
 
 @final
+class ListInboxEntry(TypedDict):
+    """
+    A part of a list.
+    """
+
+    data: list[InboxEntry]
+    next_cursor: str | None
+    """
+    Where the rest begins; `null` at the end. A page may be short and still have one.
+    """
+
+
+@final
 class ListJob(TypedDict):
     """
     A part of a list.
@@ -2764,6 +3097,19 @@ class ListRunCheckpoint(TypedDict):
     """
 
     data: list[RunCheckpoint]
+    next_cursor: str | None
+    """
+    Where the rest begins; `null` at the end. A page may be short and still have one.
+    """
+
+
+@final
+class ListTenant(TypedDict):
+    """
+    A part of a list.
+    """
+
+    data: list[Tenant]
     next_cursor: str | None
     """
     Where the rest begins; `null` at the end. A page may be short and still have one.
@@ -2852,41 +3198,27 @@ class Policy(TypedDict):
 
 
 @final
-class PromptEdited(TypedDict):
+class PromptEditedPayload(TypedDict):
+    admission: Admission
+    position: int
     """
-    A prompt that waits was changed.
+    Its place in the inbox, from 0.
     """
-
-    event: Literal['prompt.edited']
-    item_id: NotRequired[ItemId | None]
-    payload: PromptEditedPayload
-    prev: U64
-    """
-    The `seq` before this one, as far as this reader is told; 0 for the first.
-    """
-    seq: U64
-    thread_id: ThreadId
-    ts: UnixMs
-    turn_id: NotRequired[TurnId | None]
 
 
 @final
-class PromptEvent(TypedDict):
+class PromptPayload(TypedDict):
+    admission: Admission
+
+
+@final
+class PromptQueued(TypedDict):
     """
-    A prompt that waits, or waits no more.
+    A prompt that waits.
     """
 
-    event: Literal['prompt.admitted', 'prompt.promoted', 'prompt.withdrawn', 'prompt.not_delivered']
-    item_id: NotRequired[ItemId | None]
-    payload: PromptPayload
-    prev: U64
-    """
-    The `seq` before this one, as far as this reader is told; 0 for the first.
-    """
-    seq: U64
-    thread_id: ThreadId
-    ts: UnixMs
-    turn_id: NotRequired[TurnId | None]
+    active_turn: TurnId
+    admission: Admission
 
 
 @final
@@ -3075,6 +3407,15 @@ class SchedulePayload(TypedDict):
 
 
 @final
+class SteerAccepted(TypedDict):
+    """
+    A prompt that the model of an open turn will see.
+    """
+
+    admission: Admission
+
+
+@final
 class Task(TypedDict):
     """
     Work that one agent at a time does under a lease.
@@ -3136,6 +3477,7 @@ class Thread(TypedDict):
     allow_shell: bool
     archived: bool
     auto_approve: bool
+    budget: NotRequired[Budget | None]
     created_at: UnixMs
     engine: str
     """
@@ -3168,6 +3510,7 @@ class Thread(TypedDict):
     """
     The newest event of the thread's log.
     """
+    spent: NotRequired[Amount | None]
     status: ThreadStatus
     system_prompt: NotRequired[str | None]
     title: NotRequired[str | None]
@@ -3289,6 +3632,12 @@ class ClaimedTask(TypedDict):
     """
 
 
+Compacting: TypeAlias = TurnStarted | PromptQueued
+"""
+A compaction that runs, or waits.
+"""
+
+
 @final
 class CreateSchedule(TypedDict):
     """
@@ -3383,6 +3732,7 @@ class NewThread(TypedDict):
 
     allow_shell: NotRequired[bool | None]
     auto_approve: NotRequired[bool | None]
+    budget: NotRequired[Budget | None]
     engine: NotRequired[str | None]
     metadata: NotRequired[dict[str, Any] | None]
     mode: NotRequired[str | None]
@@ -3423,12 +3773,13 @@ class OneTask(TypedDict):
 class PatchThread(TypedDict):
     """
     Settings of a thread to change; what is absent stays. `null` clears `title`, `system_prompt`, `workspace`, `policy`,
-    `run_id`.
+    `run_id`, `budget`.
     """
 
     allow_shell: NotRequired[bool | None]
     archived: NotRequired[bool | None]
     auto_approve: NotRequired[bool | None]
+    budget: NotRequired[Budget | None]
     metadata: NotRequired[dict[str, Any] | None]
     """
     Replaces all of it.
@@ -3446,6 +3797,44 @@ class PatchThread(TypedDict):
     title: NotRequired[str | None]
     trust_mode: NotRequired[bool | None]
     workspace: NotRequired[str | None]
+
+
+@final
+class PromptEdited(TypedDict):
+    """
+    A prompt that waits was changed.
+    """
+
+    event: Literal['prompt.edited']
+    item_id: NotRequired[ItemId | None]
+    payload: PromptEditedPayload
+    prev: U64
+    """
+    The `seq` before this one, as far as this reader is told; 0 for the first.
+    """
+    seq: U64
+    thread_id: ThreadId
+    ts: UnixMs
+    turn_id: NotRequired[TurnId | None]
+
+
+@final
+class PromptEvent(TypedDict):
+    """
+    A prompt that waits, or waits no more.
+    """
+
+    event: Literal['prompt.admitted', 'prompt.promoted', 'prompt.withdrawn', 'prompt.not_delivered']
+    item_id: NotRequired[ItemId | None]
+    payload: PromptPayload
+    prev: U64
+    """
+    The `seq` before this one, as far as this reader is told; 0 for the first.
+    """
+    seq: U64
+    thread_id: ThreadId
+    ts: UnixMs
+    turn_id: NotRequired[TurnId | None]
 
 
 @final

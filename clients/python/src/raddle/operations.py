@@ -70,6 +70,200 @@ class Operations:
         )
         return answer
 
+    def backup(
+        self,
+    ) -> str:
+        """Take a backup of everything, while the server goes on."""
+        answer: str = self._call(
+            "GET",
+            "/v1/admin/backup",
+            {},
+            {},
+        )
+        return answer
+
+    def list_tenants(
+        self,
+        *,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> m.ListTenant:
+        """List tenants, in the order of their ids."""
+        answer: m.ListTenant = self._call(
+            "GET",
+            "/v1/admin/tenants",
+            {"limit": limit, "cursor": cursor},
+            {},
+        )
+        return answer
+
+    def create_tenant(
+        self,
+        body: m.CreateTenant,
+        *,
+        idempotency_key: str | None = None,
+    ) -> m.Tenant:
+        """Make a tenant."""
+        answer: m.Tenant = self._call(
+            "POST",
+            "/v1/admin/tenants",
+            {},
+            {"idempotency-key": idempotency_key},
+            body,
+        )
+        return answer
+
+    def get_tenant(
+        self,
+        tenant: str,
+    ) -> m.Tenant:
+        """Read a tenant."""
+        answer: m.Tenant = self._call(
+            "GET",
+            f"/v1/admin/tenants/{segment(tenant)}",
+            {},
+            {},
+        )
+        return answer
+
+    def delete_tenant(
+        self,
+        tenant: str,
+        *,
+        if_match: str | None = None,
+    ) -> None:
+        """Delete a tenant: it is erased."""
+        answer: None = self._call(
+            "DELETE",
+            f"/v1/admin/tenants/{segment(tenant)}",
+            {},
+            {"if-match": if_match},
+        )
+        return answer
+
+    def patch_tenant(
+        self,
+        tenant: str,
+        body: m.PatchTenant,
+        *,
+        if_match: str | None = None,
+    ) -> m.Tenant:
+        """Change a tenant; what is changed holds from the reply on."""
+        answer: m.Tenant = self._call(
+            "PATCH",
+            f"/v1/admin/tenants/{segment(tenant)}",
+            {},
+            {"if-match": if_match},
+            body,
+        )
+        return answer
+
+    def list_audit(
+        self,
+        tenant: str,
+        *,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> m.ListAuditEntry:
+        """Read what was done in a tenant's name, oldest first: keys and tenants made and changed, decisions about agents,
+    rules, deletions."""
+        answer: m.ListAuditEntry = self._call(
+            "GET",
+            f"/v1/admin/tenants/{segment(tenant)}/audit",
+            {"limit": limit, "cursor": cursor},
+            {},
+        )
+        return answer
+
+    def erase_tenant(
+        self,
+        tenant: str,
+        *,
+        idempotency_key: str | None = None,
+    ) -> m.Erased:
+        """Erase a tenant: everything that is stored of it, its keys and its workspaces. The reply is the proof."""
+        answer: m.Erased = self._call(
+            "POST",
+            f"/v1/admin/tenants/{segment(tenant)}/erase",
+            {},
+            {"idempotency-key": idempotency_key},
+        )
+        return answer
+
+    def export_tenant(
+        self,
+        tenant: str,
+    ) -> str:
+        """Export a tenant as lines of JSON."""
+        answer: str = self._call(
+            "POST",
+            f"/v1/admin/tenants/{segment(tenant)}/export",
+            {},
+            {},
+        )
+        return answer
+
+    def import_tenant(
+        self,
+        tenant: str,
+        body: str,
+    ) -> m.Imported:
+        """Bring an export in, for a tenant that has nothing yet."""
+        answer: m.Imported = self._call(
+            "POST",
+            f"/v1/admin/tenants/{segment(tenant)}/import",
+            {},
+            {},
+            body,
+        )
+        return answer
+
+    def list_keys(
+        self,
+        tenant: str,
+    ) -> m.ListApiKey:
+        """List the keys of a tenant that were not revoked, oldest first."""
+        answer: m.ListApiKey = self._call(
+            "GET",
+            f"/v1/admin/tenants/{segment(tenant)}/keys",
+            {},
+            {},
+        )
+        return answer
+
+    def create_key(
+        self,
+        tenant: str,
+        body: m.CreateKey,
+        *,
+        idempotency_key: str | None = None,
+    ) -> m.NewKey:
+        """Make a key. Its text is in this reply and nowhere else."""
+        answer: m.NewKey = self._call(
+            "POST",
+            f"/v1/admin/tenants/{segment(tenant)}/keys",
+            {},
+            {"idempotency-key": idempotency_key},
+            body,
+        )
+        return answer
+
+    def revoke_key(
+        self,
+        tenant: str,
+        key_id: m.KeyId,
+        *,
+        if_match: str | None = None,
+    ) -> None:
+        """Revoke a key: nobody is heard by it from the reply on, and streams that were opened by it end."""
+        answer: None = self._call(
+            "DELETE",
+            f"/v1/admin/tenants/{segment(tenant)}/keys/{segment(key_id)}",
+            {},
+            {"if-match": if_match},
+        )
+        return answer
+
     def list_approvals(
         self,
         *,
@@ -1455,6 +1649,18 @@ class Operations:
         )
         return answer
 
+    def get_budgets(
+        self,
+    ) -> m.BudgetList:
+        """Read what is left of the tenant's budgets."""
+        answer: m.BudgetList = self._call(
+            "GET",
+            "/v1/usage/budgets",
+            {},
+            {},
+        )
+        return answer
+
 
 class AsyncOperations:
     """What a client can ask for; how it is sent is for `_call` to say."""
@@ -1509,6 +1715,200 @@ class AsyncOperations:
             "/readyz",
             {},
             {},
+        )
+        return answer
+
+    async def backup(
+        self,
+    ) -> str:
+        """Take a backup of everything, while the server goes on."""
+        answer: str = await self._call(
+            "GET",
+            "/v1/admin/backup",
+            {},
+            {},
+        )
+        return answer
+
+    async def list_tenants(
+        self,
+        *,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> m.ListTenant:
+        """List tenants, in the order of their ids."""
+        answer: m.ListTenant = await self._call(
+            "GET",
+            "/v1/admin/tenants",
+            {"limit": limit, "cursor": cursor},
+            {},
+        )
+        return answer
+
+    async def create_tenant(
+        self,
+        body: m.CreateTenant,
+        *,
+        idempotency_key: str | None = None,
+    ) -> m.Tenant:
+        """Make a tenant."""
+        answer: m.Tenant = await self._call(
+            "POST",
+            "/v1/admin/tenants",
+            {},
+            {"idempotency-key": idempotency_key},
+            body,
+        )
+        return answer
+
+    async def get_tenant(
+        self,
+        tenant: str,
+    ) -> m.Tenant:
+        """Read a tenant."""
+        answer: m.Tenant = await self._call(
+            "GET",
+            f"/v1/admin/tenants/{segment(tenant)}",
+            {},
+            {},
+        )
+        return answer
+
+    async def delete_tenant(
+        self,
+        tenant: str,
+        *,
+        if_match: str | None = None,
+    ) -> None:
+        """Delete a tenant: it is erased."""
+        answer: None = await self._call(
+            "DELETE",
+            f"/v1/admin/tenants/{segment(tenant)}",
+            {},
+            {"if-match": if_match},
+        )
+        return answer
+
+    async def patch_tenant(
+        self,
+        tenant: str,
+        body: m.PatchTenant,
+        *,
+        if_match: str | None = None,
+    ) -> m.Tenant:
+        """Change a tenant; what is changed holds from the reply on."""
+        answer: m.Tenant = await self._call(
+            "PATCH",
+            f"/v1/admin/tenants/{segment(tenant)}",
+            {},
+            {"if-match": if_match},
+            body,
+        )
+        return answer
+
+    async def list_audit(
+        self,
+        tenant: str,
+        *,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> m.ListAuditEntry:
+        """Read what was done in a tenant's name, oldest first: keys and tenants made and changed, decisions about agents,
+    rules, deletions."""
+        answer: m.ListAuditEntry = await self._call(
+            "GET",
+            f"/v1/admin/tenants/{segment(tenant)}/audit",
+            {"limit": limit, "cursor": cursor},
+            {},
+        )
+        return answer
+
+    async def erase_tenant(
+        self,
+        tenant: str,
+        *,
+        idempotency_key: str | None = None,
+    ) -> m.Erased:
+        """Erase a tenant: everything that is stored of it, its keys and its workspaces. The reply is the proof."""
+        answer: m.Erased = await self._call(
+            "POST",
+            f"/v1/admin/tenants/{segment(tenant)}/erase",
+            {},
+            {"idempotency-key": idempotency_key},
+        )
+        return answer
+
+    async def export_tenant(
+        self,
+        tenant: str,
+    ) -> str:
+        """Export a tenant as lines of JSON."""
+        answer: str = await self._call(
+            "POST",
+            f"/v1/admin/tenants/{segment(tenant)}/export",
+            {},
+            {},
+        )
+        return answer
+
+    async def import_tenant(
+        self,
+        tenant: str,
+        body: str,
+    ) -> m.Imported:
+        """Bring an export in, for a tenant that has nothing yet."""
+        answer: m.Imported = await self._call(
+            "POST",
+            f"/v1/admin/tenants/{segment(tenant)}/import",
+            {},
+            {},
+            body,
+        )
+        return answer
+
+    async def list_keys(
+        self,
+        tenant: str,
+    ) -> m.ListApiKey:
+        """List the keys of a tenant that were not revoked, oldest first."""
+        answer: m.ListApiKey = await self._call(
+            "GET",
+            f"/v1/admin/tenants/{segment(tenant)}/keys",
+            {},
+            {},
+        )
+        return answer
+
+    async def create_key(
+        self,
+        tenant: str,
+        body: m.CreateKey,
+        *,
+        idempotency_key: str | None = None,
+    ) -> m.NewKey:
+        """Make a key. Its text is in this reply and nowhere else."""
+        answer: m.NewKey = await self._call(
+            "POST",
+            f"/v1/admin/tenants/{segment(tenant)}/keys",
+            {},
+            {"idempotency-key": idempotency_key},
+            body,
+        )
+        return answer
+
+    async def revoke_key(
+        self,
+        tenant: str,
+        key_id: m.KeyId,
+        *,
+        if_match: str | None = None,
+    ) -> None:
+        """Revoke a key: nobody is heard by it from the reply on, and streams that were opened by it end."""
+        answer: None = await self._call(
+            "DELETE",
+            f"/v1/admin/tenants/{segment(tenant)}/keys/{segment(key_id)}",
+            {},
+            {"if-match": if_match},
         )
         return answer
 
@@ -2893,6 +3293,18 @@ class AsyncOperations:
             "GET",
             "/v1/usage",
             {"since": since, "until": until, "group_by": group_by},
+            {},
+        )
+        return answer
+
+    async def get_budgets(
+        self,
+    ) -> m.BudgetList:
+        """Read what is left of the tenant's budgets."""
+        answer: m.BudgetList = await self._call(
+            "GET",
+            "/v1/usage/budgets",
+            {},
             {},
         )
         return answer
