@@ -299,9 +299,18 @@ fn compared(answer: &Answer, asked: &[String]) -> String {
     format!("{}\n{text}", answer.status)
 }
 
+/// A stream that somebody opened.
+struct Watcher {
+    name: String,
+    /// What its reader said himself.
+    said: Vec<String>,
+    seen: Arc<Mutex<Vec<u8>>>,
+    task: JoinHandle<()>,
+}
+
 /// The streams that somebody opened, and what came on them.
 #[derive(Default)]
-struct Watchers(Vec<(String, Vec<String>, Arc<Mutex<Vec<u8>>>, JoinHandle<()>)>);
+struct Watchers(Vec<Watcher>);
 
 impl Watchers {
     /// Sends; a stream is read on while the test goes on, and gives an answer without a body.
@@ -320,14 +329,14 @@ impl Watchers {
                 sees.lock().unwrap().extend_from_slice(&bytes);
             }
         });
-        self.0.push((ask.name(), said.to_vec(), seen, task));
+        self.0.push(Watcher { name: ask.name(), said: said.to_vec(), seen, task });
         Answer { status, headers, body: Vec::new() }
     }
 
     /// Waits until one of them has seen this.
     async fn until(&self, at: usize, wanted: &str) {
         let sees = async {
-            while !String::from_utf8_lossy(&self.0[at].2.lock().unwrap()).contains(wanted) {
+            while !String::from_utf8_lossy(&self.0[at].seen.lock().unwrap()).contains(wanted) {
                 tokio::task::yield_now().await;
             }
         };
@@ -626,7 +635,7 @@ async fn nobody_reads_or_changes_what_is_another_tenants_by_any_route_of_the_doc
     watchers.until(0, &last).await;
     let run = text(&beta.admin.post("/v1/runs", json!({ "objective": "the last of it" })).await.expect(201)["run_id"]);
     watchers.until(1, &run).await;
-    for (name, said, seen, task) in watchers.0 {
+    for Watcher { name, said, seen, task } in watchers.0 {
         task.abort();
         // A tenant watches itself.
         if said.iter().any(|known| known == ALPHA.0) {
