@@ -57,7 +57,7 @@ use uuid::Uuid;
 
 use self::follow::Place;
 pub use self::{
-    admin::NewKey,
+    admin::{NewKey, QuotaLine, TenantUsage},
     follow::{Events, Follow, Told},
     runs::*,
 };

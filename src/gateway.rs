@@ -254,6 +254,7 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(schedules::create_schedule, schedules::list_schedules))
         .routes(routes!(admin::create_tenant, admin::list_tenants))
         .routes(routes!(admin::get_tenant, admin::patch_tenant, archive::delete_tenant))
+        .routes(routes!(admin::get_tenant_usage))
         .routes(routes!(archive::erase_tenant))
         .routes(routes!(admin::create_key, admin::list_keys))
         .routes(routes!(admin::revoke_key))

@@ -6,6 +6,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use raddle_domain::tenant::{ApiKey, AuditEntry, Tenant};
 use serde_json::{Map, Value, json};
 
+use crate::client::QuotaLine;
+
 use super::{Failure, Remote, collect, plain, say, say_json, word};
 
 /// What to do with tenants.
@@ -36,7 +38,7 @@ enum TenantVerb {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Show a tenant
+    /// Show a tenant, and how much it uses
     Show(One),
     /// Change a tenant; what is not named stays
     Set {
@@ -50,6 +52,15 @@ enum TenantVerb {
     Suspend(One),
     /// Hear it again
     Resume(One),
+    /// Remove it with all that is stored of it, and print the proof
+    Erase {
+        id: String,
+        /// Yes, all of it
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Show what was done in its name, oldest first
     Audit {
         id: String,
@@ -217,8 +228,14 @@ impl Tenants {
                 if remote.json { say_json(&found) } else { found.iter().try_for_each(|tenant| say(&line(tenant))) }
             }
             TenantVerb::Show(One { id, remote }) => {
-                let tenant = remote.client()?.tenant(&id).await?;
-                if remote.json { say_json(&tenant) } else { show(&tenant) }
+                let client = remote.client()?;
+                let (tenant, usage) = (client.tenant(&id).await?, client.tenant_usage(&id).await?);
+                if remote.json {
+                    return say_json(&json!({ "tenant": tenant, "usage": usage }));
+                }
+                show(&tenant)?;
+                usage.quotas.iter().try_for_each(|quota| say(&quota_line(quota)))?;
+                usage.budgets.iter().try_for_each(|budget| say(&format!("budget   {budget}")))
             }
             TenantVerb::Set { id, what, remote } => {
                 let client = remote.client()?;
@@ -228,6 +245,10 @@ impl Tenants {
             }
             TenantVerb::Suspend(one) => status(one, "suspended").await,
             TenantVerb::Resume(one) => status(one, "active").await,
+            TenantVerb::Erase { yes: false, .. } => {
+                Err(Failure::Usage("this removes everything of the tenant for good: say --yes".to_owned()))
+            }
+            TenantVerb::Erase { id, yes: true, remote } => say_json(&remote.client()?.erase_tenant(&id).await?),
             TenantVerb::Audit { id, limit, remote } => {
                 let client = remote.client()?;
                 let found = collect(limit as usize, Vec::new(), async |query| client.audit(&id, &query).await).await?;
@@ -260,6 +281,11 @@ fn show(tenant: &Tenant) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn quota_line(quota: &QuotaLine) -> String {
+    let max = quota.max.map_or_else(|| "no bound".to_owned(), |max| format!("of {max}"));
+    format!("used     {:<20} {} {max}", quota.limit, quota.used)
 }
 
 fn audit_line(entry: &AuditEntry) -> String {

@@ -1,7 +1,12 @@
 //! Tenants, keys and the audit log: with the operator's key, or as far as it is his own with that of a tenant's
 //! administrator.
 
-use raddle_domain::tenant::{ApiKey, AuditEntry, Tenant};
+use std::time::Duration;
+
+use raddle_domain::{
+    closed::Erased,
+    tenant::{ApiKey, AuditEntry, Tenant},
+};
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -23,6 +28,25 @@ impl std::fmt::Debug for NewKey {
     }
 }
 
+/// How much of its quotas and budgets a tenant uses.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TenantUsage {
+    pub quotas: Vec<QuotaLine>,
+    pub budgets: Vec<Value>,
+}
+
+/// A quota, and how far it is used up.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct QuotaLine {
+    pub limit: String,
+    pub used: u64,
+    /// None where only the server's own bounds hold.
+    pub max: Option<u64>,
+}
+
+/// How long a tenant with much may take to go.
+const ERASURE: Duration = Duration::from_secs(60 * 60);
+
 const ADMIN: [&str; 3] = ["v1", "admin", "tenants"];
 
 impl Client {
@@ -43,6 +67,18 @@ impl Client {
     /// Changes a tenant; the fields are those of the API.
     pub async fn patch_tenant(&self, tenant: &str, patch: &Map<String, Value>) -> Result<Tenant, ClientError> {
         self.json(self.request(Method::PATCH, &["v1", "admin", "tenants", tenant], &[]).json(patch)).await
+    }
+
+    /// How much of its quotas and budgets a tenant uses.
+    pub async fn tenant_usage(&self, tenant: &str) -> Result<TenantUsage, ClientError> {
+        self.json(self.request(Method::GET, &["v1", "admin", "tenants", tenant, "usage"], &[])).await
+    }
+
+    /// Removes everything of a tenant; the proof.
+    pub async fn erase_tenant(&self, tenant: &str) -> Result<Erased, ClientError> {
+        let request = self.post(&["v1", "admin", "tenants", tenant, "erase"]).timeout(ERASURE);
+        let response = self.send(request).await?;
+        response.json().await.map_err(|err| ClientError::Failed(err.to_string()))
     }
 
     /// Makes a key. Its text is in the reply and nowhere else.

@@ -7,9 +7,9 @@ use raddle_domain::tenant::Quotas;
 use super::{ConfigError, Keys};
 
 pub(super) fn quotas(keys: &mut Keys) -> Result<Quotas, ConfigError> {
-    // No bound is none that is written: whatever is written is at least one.
+    // 0 is no bound, as nothing is.
     let mut bound =
-        |key: &str| Ok::<_, ConfigError>(Some(keys.number(key, 0, 1, u64::MAX)?).filter(|bound| *bound > 0));
+        |key: &str| Ok::<_, ConfigError>(Some(keys.number(key, 0, 0, u64::MAX)?).filter(|bound| *bound > 0));
     Ok(Quotas {
         threads: bound("quotas.threads")?,
         loaded_threads: bound("quotas.loaded_threads")?,
@@ -17,7 +17,7 @@ pub(super) fn quotas(keys: &mut Keys) -> Result<Quotas, ConfigError> {
         queued_prompts: bound("quotas.queued_prompts")?,
         subscribers: bound("quotas.subscribers")?,
         stored_bytes: bound("quotas.stored_bytes")?,
-        requests_per_second: NonZeroU32::new(keys.count("quotas.requests_per_second", 0, 1)?),
-        request_burst: NonZeroU32::new(keys.count("quotas.request_burst", 0, 1)?),
+        requests_per_second: NonZeroU32::new(keys.count("quotas.requests_per_second", 0, 0)?),
+        request_burst: NonZeroU32::new(keys.count("quotas.request_burst", 0, 0)?),
     })
 }

@@ -68,6 +68,7 @@ const EXCEPTIONS: &[(Method, &str, Access)] = &[
     // For everybody of the tenant.
     (Method::PUT, "/v1/routing-rules", Access::Tenant(Scope::Admin)),
     (Method::GET, "/v1/admin/tenants/{tenant}", Access::Keeper),
+    (Method::GET, "/v1/admin/tenants/{tenant}/usage", Access::Keeper),
     (Method::POST, "/v1/admin/tenants/{tenant}/keys", Access::Keeper),
     (Method::GET, "/v1/admin/tenants/{tenant}/keys", Access::Keeper),
     (Method::DELETE, "/v1/admin/tenants/{tenant}/keys/{key_id}", Access::Keeper),

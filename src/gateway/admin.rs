@@ -11,6 +11,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+use raddle_actors::QuotaStatus;
 use raddle_domain::{
     id::{KeyId, TenantId},
     tenant::{self, ApiKey, AuditEntry, Budgets, Quotas, Scope, Scopes, Tenant, TenantPatch},
@@ -29,6 +30,7 @@ use super::{
     problem::{Code, Problem},
     request::{OfKeeper, OfKey, Params, Verb},
     threads::etag,
+    usage::BudgetLine,
     wire::{List, Nothing, required},
 };
 
@@ -149,6 +151,48 @@ pub async fn get_tenant(
 ) -> Result<Response, Problem> {
     params.end()?;
     Ok(of_tenant(StatusCode::OK, &*gateway.runtime.tenant(keeper.tenant)?))
+}
+
+/// How much of what it may a tenant uses.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TenantUsage)]
+pub struct InUse {
+    quotas: Vec<QuotaLine>,
+    /// Each in each unit in which it is given.
+    budgets: Vec<BudgetLine>,
+}
+
+/// A quota, and how far it is used up.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = QuotaStatus)]
+pub struct QuotaLine {
+    /// Its name.
+    limit: &'static str,
+    used: u64,
+    /// `null` where only the server's own bounds hold.
+    #[schema(required)]
+    max: Option<u64>,
+}
+
+/// Read how much of its quotas and budgets a tenant uses.
+#[utoipa::path(
+    get, path = "/v1/admin/tenants/{tenant}/usage", tag = "admin", params(("tenant" = String, Path)),
+    responses((status = 200, body = InUse, description = "As it is now"), Reads),
+)]
+pub async fn get_tenant_usage(
+    State(gateway): State<Arc<Gateway>>,
+    keeper: OfKeeper,
+    params: Params,
+) -> Result<Json<InUse>, Problem> {
+    params.end()?;
+    gateway.runtime.tenant(keeper.tenant)?;
+    let quotas = gateway.runtime.quota_status(keeper.tenant).await?;
+    let line = |QuotaStatus { limit, used, max }| QuotaLine { limit, used, max };
+    let budgets = gateway.runtime.budget_status(keeper.tenant).await?;
+    Ok(Json(InUse {
+        quotas: quotas.into_iter().map(line).collect(),
+        budgets: budgets.into_iter().map(BudgetLine::new).collect(),
+    }))
 }
 
 /// Change a tenant; what is changed holds from the reply on.

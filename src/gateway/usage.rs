@@ -136,7 +136,7 @@ pub async fn get_usage(
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = BudgetList)]
 pub struct BudgetList {
-    data: Vec<BudgetLine>,
+    pub data: Vec<BudgetLine>,
 }
 
 /// How one budget stands.
@@ -171,7 +171,7 @@ pub async fn get_budgets(
 }
 
 impl BudgetLine {
-    fn new(BudgetStatus { state, reserved }: BudgetStatus) -> Self {
+    pub fn new(BudgetStatus { state, reserved }: BudgetStatus) -> Self {
         let left = state.limit.saturating_sub(state.spent).saturating_sub(reserved);
         Self { budget: state, reserved: state.unit.number(reserved), left: state.unit.number(left) }
     }

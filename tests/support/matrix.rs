@@ -117,6 +117,9 @@ pub const BODIES: &[(&str, &str)] = &[
     ("POST /v1/admin/tenants", r#"{"id": "another"}"#),
     ("PATCH /v1/admin/tenants/{tenant}", r#"{"name": "renamed"}"#),
     ("POST /v1/admin/tenants/{tenant}/keys", r#"{"scopes": ["read"]}"#),
+    ("POST /v1/admin/tenants/{tenant}/erase", "{}"),
+    // Nobody's: refused whoever asks.
+    ("POST /v1/admin/tenants/{tenant}/import", "{\"no\": \"export\"}\n"),
     ("POST /v1/approvals/{approval}", r#"{"decision": "denied"}"#),
     ("POST /v1/questions/{question}", r#"{"answer": "so"}"#),
     ("POST /v1/effects/{operation}", r#"{"resolution": "abort"}"#),
@@ -191,6 +194,8 @@ pub const KEEPERS: &[&str] = &[
     "GET /v1/admin/tenants/{tenant}",
     "GET /v1/admin/tenants/{tenant}/audit",
     "GET /v1/admin/tenants/{tenant}/keys",
+    "GET /v1/admin/tenants/{tenant}/usage",
+    "POST /v1/admin/tenants/{tenant}/export",
     "POST /v1/admin/tenants/{tenant}/keys",
     "DELETE /v1/admin/tenants/{tenant}/keys/{key_id}",
 ];

@@ -300,6 +300,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/admin/tenants/{tenant}/usage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read how much of its quotas and budgets a tenant uses. */
+        get: operations["get_tenant_usage"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/approvals": {
         parameters: {
             query?: never;
@@ -3081,6 +3098,18 @@ export interface components {
          * @enum {string}
          */
         QuestionStatus: "pending" | "answered" | "expired" | "cancelled";
+        /** @description A quota, and how far it is used up. */
+        QuotaStatus: {
+            /** @description Its name. */
+            limit: string;
+            /**
+             * Format: int64
+             * @description `null` where only the server's own bounds hold.
+             */
+            max: number | null;
+            /** Format: int64 */
+            used: number;
+        };
         /** @description The most that a tenant may have; where nothing is said there is no bound but the server's own. */
         Quotas: {
             /**
@@ -3693,6 +3722,12 @@ export interface components {
          * @enum {string}
          */
         TenantStatus: "active" | "suspended" | "erasing";
+        /** @description How much of what it may a tenant uses. */
+        TenantUsage: {
+            /** @description Each in each unit in which it is given. */
+            budgets: components["schemas"]["BudgetStatus"][];
+            quotas: components["schemas"]["QuotaStatus"][];
+        };
         /** @description A durable conversation with its settings, as of event `seq`. */
         Thread: {
             active_turn?: components["schemas"]["TurnId"] | null;
@@ -4329,6 +4364,7 @@ export type QuestionEvent = components['schemas']['QuestionEvent'];
 export type QuestionId = components['schemas']['QuestionId'];
 export type QuestionPayload = components['schemas']['QuestionPayload'];
 export type QuestionStatus = components['schemas']['QuestionStatus'];
+export type QuotaStatus = components['schemas']['QuotaStatus'];
 export type Quotas = components['schemas']['Quotas'];
 export type Resolution = components['schemas']['Resolution'];
 export type ResolveEffect = components['schemas']['ResolveEffect'];
@@ -4389,6 +4425,7 @@ export type Tenant = components['schemas']['Tenant'];
 export type TenantEventPage = components['schemas']['TenantEventPage'];
 export type TenantEventRecord = components['schemas']['TenantEventRecord'];
 export type TenantStatus = components['schemas']['TenantStatus'];
+export type TenantUsage = components['schemas']['TenantUsage'];
 export type Thread = components['schemas']['Thread'];
 export type ThreadEvent = components['schemas']['ThreadEvent'];
 export type ThreadId = components['schemas']['ThreadId'];
@@ -6590,6 +6627,102 @@ export interface operations {
             /** @description Insufficient Storage */
             507: {
                 headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_tenant_usage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                tenant: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As it is now */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TenantUsage"];
+                };
+            };
+            /** @description Unauthorized */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Gone */
+            410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal Server Error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    "Retry-After"?: number;
                     [name: string]: unknown;
                 };
                 content: {

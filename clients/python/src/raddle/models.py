@@ -607,6 +607,23 @@ Where a question stands.
 
 
 @final
+class QuotaStatus(TypedDict):
+    """
+    A quota, and how far it is used up.
+    """
+
+    limit: str
+    """
+    Its name.
+    """
+    max: int | None
+    """
+    `null` where only the server's own bounds hold.
+    """
+    used: int
+
+
+@final
 class Quotas(TypedDict):
     """
     The most that a tenant may have; where nothing is said there is no bound but the server's own.
@@ -2447,6 +2464,19 @@ class Tenant(TypedDict):
     """
     Its share where tenants wait for each other: twice the weight, twice the share.
     """
+
+
+@final
+class TenantUsage(TypedDict):
+    """
+    How much of what it may a tenant uses.
+    """
+
+    budgets: list[BudgetStatus]
+    """
+    Each in each unit in which it is given.
+    """
+    quotas: list[QuotaStatus]
 
 
 @final

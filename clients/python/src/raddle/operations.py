@@ -264,6 +264,19 @@ class Operations:
         )
         return answer
 
+    def get_tenant_usage(
+        self,
+        tenant: str,
+    ) -> m.TenantUsage:
+        """Read how much of its quotas and budgets a tenant uses."""
+        answer: m.TenantUsage = self._call(
+            "GET",
+            f"/v1/admin/tenants/{segment(tenant)}/usage",
+            {},
+            {},
+        )
+        return answer
+
     def list_approvals(
         self,
         *,
@@ -1909,6 +1922,19 @@ class AsyncOperations:
             f"/v1/admin/tenants/{segment(tenant)}/keys/{segment(key_id)}",
             {},
             {"if-match": if_match},
+        )
+        return answer
+
+    async def get_tenant_usage(
+        self,
+        tenant: str,
+    ) -> m.TenantUsage:
+        """Read how much of its quotas and budgets a tenant uses."""
+        answer: m.TenantUsage = await self._call(
+            "GET",
+            f"/v1/admin/tenants/{segment(tenant)}/usage",
+            {},
+            {},
         )
         return answer
 
