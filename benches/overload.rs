@@ -180,7 +180,7 @@ fn main() {
         let (from, to) = (S / 2 * slice, S / 2 * (slice + 1));
         share(after.iter().filter(|answer| answer.due >= from && answer.due < to).map(|answer| answer.took), 0.99)
     });
-    let normal = slices.enumerate().filter(|(_, p99)| *p99 > 2.0 * usual).map(|(at, _)| at + 1).last().unwrap_or(0);
+    let normal = slices.enumerate().filter(|(_, p99)| *p99 > 2.0 * usual).map(|(at, _)| at + 1).next_back().unwrap_or(0);
     bar("until p99 of half a second is within 2× again", normal as f64 / 2.0, " s", 5.0, false);
     figure("refused afterwards", of(&after, 503).count() as f64, "");
     let (mut turns, mut completed) = (0, 0);

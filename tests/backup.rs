@@ -1,14 +1,32 @@
 //! Backups, restores, exports and imports, at the command line and over HTTP.
 
 mod support;
+#[path = "support/tenants.rs"]
+mod tenants;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use serde_json::{Value, json};
 use support::*;
+use tenants::OPERATOR;
 
 fn ask(server: &Server, args: &[&str]) -> Output {
-    run(raddle().args(args).env("RADDLE_SERVER", &server.url), "")
+    run(operators(server).args(args), "")
+}
+
+/// The command line, with the operator's key.
+fn operators(server: &Server) -> std::process::Command {
+    let mut command = raddle();
+    command.env("RADDLE_SERVER", &server.url).env("RADDLE_KEY", OPERATOR);
+    command
+}
+
+/// A server with an operator and the tenant `default`; the API as somebody of the tenant sees it.
+async fn serve(dir: &Path) -> (Server, Api) {
+    let server = tenants::start(dir, &[]).await;
+    tenants::tenant(&server, "default", json!({})).await;
+    let api = tenants::member(&server, "default", &["admin"]).await;
+    (server, api)
 }
 
 fn offline(args: &[&str]) -> Output {
@@ -34,8 +52,7 @@ async fn talked(api: &Api, count: usize) -> Vec<String> {
 #[tokio::test]
 async fn a_backup_of_a_running_server_is_restored_and_served() {
     let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let server = Server::start(dir.path()).await;
-    let api = Api::new(&server.url);
+    let (server, api) = serve(dir.path()).await;
     let threads = talked(&api, 3).await;
     let file = out.path().join("all.backup");
     let made = ask(&server, &["backup", text_of(&file)]);
@@ -62,10 +79,14 @@ async fn a_backup_of_a_running_server_is_restored_and_served() {
     assert_eq!(over.code, Some(1));
     assert!(over.said.contains("holds a database already"), "{over:?}");
 
+    // Keys are good where their pepper is, which is in no backup.
+    let lost = Server::launch(&new, &[]).await.err().expect("it does not start");
+    assert!(lost.said.contains("pepper"), "{}", lost.said);
+    fs::copy(dir.path().join("pepper"), new.join("pepper")).unwrap();
     let server = Server::start(&new).await;
     let used = offline(&["restore", text_of(&file), "--data-dir", text_of(&new)]);
     assert!(used.code == Some(1) && used.said.contains("is in use by the process"), "{used:?}");
-    let api = Api::new(&server.url);
+    let api = Api { url: server.url.clone(), ..api };
     assert_eq!(api.log(&threads[1]).await, log);
     let turn = api.start(&threads[0], "and on").await;
     api.wait(&threads[0], &turn).await;
@@ -78,8 +99,8 @@ async fn a_backup_of_a_running_server_is_restored_and_served() {
 #[tokio::test]
 async fn a_directory_whose_server_is_down_is_backed_up_as_it_is() {
     let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let server = Server::start(dir.path()).await;
-    talked(&Api::new(&server.url), 2).await;
+    let (server, api) = serve(dir.path()).await;
+    talked(&api, 2).await;
     let file = out.path().join("all.backup");
     let used = offline(&["backup", text_of(&file), "--data-dir", text_of(dir.path())]);
     assert!(used.code == Some(1) && used.said.contains("is in use by the process"), "{used:?}");
@@ -98,8 +119,8 @@ async fn a_directory_whose_server_is_down_is_backed_up_as_it_is() {
 #[tokio::test]
 async fn a_damaged_backup_is_refused_by_the_name_of_what_is_damaged() {
     let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let server = Server::start(dir.path()).await;
-    talked(&Api::new(&server.url), 2).await;
+    let (server, api) = serve(dir.path()).await;
+    talked(&api, 2).await;
     let file = out.path().join("all.backup");
     assert_eq!(ask(&server, &["backup", text_of(&file)]).code, Some(0));
     server.stop().await;
@@ -128,8 +149,7 @@ async fn a_damaged_backup_is_refused_by_the_name_of_what_is_damaged() {
 #[tokio::test]
 async fn a_tenant_is_exported_by_one_server_and_imported_by_another() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let (from, to) = (Server::start(dirs[0].path()).await, Server::start(dirs[1].path()).await);
-    let (here, there) = (Api::new(&from.url), Api::new(&to.url));
+    let ((from, here), (to, there)) = (serve(dirs[0].path()).await, serve(dirs[1].path()).await);
     let threads = talked(&here, 3).await;
     let file = dirs[2].path().join("default.ndjson");
     let exported = ask(&from, &["export", "default", text_of(&file)]);
@@ -142,7 +162,7 @@ async fn a_tenant_is_exported_by_one_server_and_imported_by_another() {
     assert!(lines.contains("number 1"), "people can read it");
 
     let changed = lines.replacen("number 1", "number 9", 1);
-    let refused = run(raddle().args(["import", "-", "--tenant", "default"]).env("RADDLE_SERVER", &to.url), &changed);
+    let refused = run(operators(&to).args(["import", "-", "--tenant", "default"]), &changed);
     assert_eq!(refused.code, Some(3), "{refused:?}");
     assert!(refused.said.contains(&format!("line {}: ", lines.lines().count())), "{refused:?}");
     assert_eq!(there.list("/v1/threads", 9).await, Vec::<Value>::new());
@@ -167,9 +187,10 @@ async fn a_tenant_is_exported_by_one_server_and_imported_by_another() {
 #[tokio::test]
 async fn the_routes_of_an_operator_answer_as_files_and_take_no_parameter() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path()).await;
-    let api = Api::new(&server.url);
+    let (server, api) = serve(dir.path()).await;
     talked(&api, 1).await;
+    let api = tenants::operator(&server);
+    tenants::tenant(&server, "other", json!({})).await;
     let backup = api.get("/v1/admin/backup").await;
     assert_eq!((backup.status, backup.header("content-type")), (200, Some("application/octet-stream")));
     assert_eq!(backup.header("cache-control"), Some("no-store"));
@@ -180,5 +201,47 @@ async fn the_routes_of_an_operator_answer_as_files_and_take_no_parameter() {
     let bad = api.post("/v1/admin/tenants/other/import", json!({})).await.problem(422, "invalid");
     assert_eq!(bad["line"], 1);
     api.post("/v1/admin/tenants/default/import", json!({})).await.problem(409, "conflict");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_erased_tenant_is_gone_with_its_keys_and_leaves_a_receipt_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, api) = serve(dir.path()).await;
+    let threads = talked(&api, 2).await;
+    tenants::tenant(&server, "other", json!({})).await;
+    let other = tenants::member(&server, "other", &["write"]).await;
+    let stays = talked(&other, 1).await;
+    let workspace = api.create(json!({ "workspace": "w" })).await;
+    api.start(&workspace, "@tool write_file {\"path\": \"a.txt\", \"content\": \"x\"}").await;
+    let mut stream =
+        api.request(reqwest::Method::GET, "/v1/events").header("accept", "text/event-stream").send().await.unwrap();
+    stream.chunk().await.unwrap().expect("it has begun");
+
+    let unsure = ask(&server, &["tenants", "erase", "default"]);
+    assert!(unsure.code == Some(2) && unsure.said.contains("--yes"), "{unsure:?}");
+    api.get(&format!("/v1/threads/{}", threads[0])).await.expect(200);
+    let erased = ask(&server, &["tenants", "erase", "default", "--yes"]);
+    assert_eq!(erased.code, Some(0), "{erased:?}");
+    let receipt: Value = serde_json::from_str(&erased.out).unwrap();
+    assert_eq!((&receipt["tenant"], &receipt["records"]["threads"]), (&json!("default"), &json!(3)));
+    assert!(receipt["records"]["documents"].as_u64() >= Some(3), "its record, key and audit log: {receipt}");
+
+    let ends = async { while let Ok(Some(_)) = stream.chunk().await {} };
+    tokio::time::timeout(LOST, ends).await.expect("a stream outlives its tenant");
+    api.get("/v1/threads").await.problem(401, "unauthenticated");
+    let operator = tenants::operator(&server);
+    operator.get("/v1/admin/tenants/default").await.problem(404, "not-found");
+    let again = operator.post("/v1/admin/tenants/default/erase", json!({})).await.expect(200);
+    assert_eq!(again, receipt);
+    operator.post("/v1/admin/tenants", json!({ "id": "default" })).await.problem(409, "conflict");
+    operator.post("/v1/admin/tenants/nobody/erase", json!({})).await.problem(404, "not-found");
+    assert!(!dir.path().join("workspaces/default").exists());
+    assert!(!other.log(&stays[0]).await.is_empty());
+    server.stop().await;
+    let server = tenants::start(dir.path(), &[]).await;
+    Api { url: server.url.clone(), ..api }.get("/v1/threads").await.problem(401, "unauthenticated");
+    let ids = tenants::operator(&server).get("/v1/admin/tenants").await.expect(200);
+    assert_eq!(ids["data"].as_array().unwrap().iter().map(|tenant| text(&tenant["id"])).collect::<Vec<_>>(), ["other"]);
     server.stop().await;
 }

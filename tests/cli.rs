@@ -234,7 +234,6 @@ async fn exit_codes_tell_mistakes_refusals_and_silence_apart() {
         &["threads", "show"],
         &["threads", "ls", "--server", "nonsense"],
         &["serve", "--listen", "nonsense", "--data-dir", data],
-        &["serve", "--listen", "0.0.0.0:0", "--data-dir", data],
         &["serve", "--config", "/nonexistent/raddle.toml"],
     ] {
         let output = run(raddle().args(mistake), "");

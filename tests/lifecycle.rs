@@ -452,7 +452,7 @@ async fn what_is_not_built_says_so_and_changes_nothing() {
     let id = api.create(json!({})).await;
     api.start(&id, "@wait 600000").await;
     let before = seen(api, &id).await;
-    api.get("/v1/admin/tenants").await.problem(501, "not-implemented");
+    api.get("/").await.problem(501, "not-implemented");
     assert_eq!(seen(api, &id).await, before);
 }
 

@@ -161,7 +161,7 @@ mod tests {
     fn records_of_the_server_itself_are_no_second_tenant() {
         let tenants = Tenants::default();
         tenants.account("a".parse().unwrap());
-        tenants.account("_server".parse().unwrap());
+        tenants.account(TenantId::SYSTEM);
         assert!(!tenants.are_several());
         tenants.account("b".parse().unwrap());
         assert!(tenants.are_several());

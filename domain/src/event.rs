@@ -87,7 +87,7 @@ pub enum Event {
 }
 
 /// An estimate of what a model call has taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Reserved {
     pub input_tokens: u64,
     pub output_tokens: u64,

@@ -18,7 +18,6 @@ pub struct Tenants {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one of them in a process")]
 enum TenantVerb {
     /// Make a tenant, and print its id
     Create {

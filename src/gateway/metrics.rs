@@ -62,8 +62,14 @@ impl Metrics {
         let latency = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
         registry.register("http_requests", "Requests answered", requests.clone());
         registry.register("http_request_seconds", "Time until the answer began", latency.clone());
-        let refused = Family::default();
+        let refused = Family::<Refused, Counter>::default();
         registry.register("http_requests_refused", "Requests that did not get as far as a handler", refused.clone());
+        // There from the start, so that the first one is seen as a rise.
+        for code in
+            [Code::Unauthenticated, Code::InsufficientScope, Code::TenantSuspended, Code::RateLimited, Code::Busy]
+        {
+            drop(refused.get_or_create(&Refused { code: code.as_str() }));
+        }
         registry.register("build", "What is running", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         registry.register_collector(Box::new(process::Disk(runtime.config().store.data_dir.clone())));
         registry.register_collector(Box::new(RuntimeHealth(runtime)));

@@ -6,6 +6,8 @@
 #![expect(dead_code, reason = "these types describe what others write")]
 
 use raddle_domain::{
+    budget::BudgetState,
+    event::Reserved,
     id::{ItemId, JobId, RunId, ScheduleId, Seq, ThreadId, TurnId},
     job::Job,
     record::{
@@ -96,6 +98,12 @@ records! {
     /// What a model call took.
     UsageRecorded ["usage.recorded"]
     UsagePayload { usage: UsageEntry, }
+    /// A model call that is held to a budget, and what it may cost until it is settled.
+    BudgetReserved ["budget.reserved"]
+    BudgetReservedPayload { reserved: Reserved, }
+    /// A budget comes to its end, or is there.
+    BudgetEvent ["budget.warning" "budget.exceeded"]
+    BudgetPayload { budget: BudgetState, }
     /// Somebody has to decide, or need not any more.
     ApprovalEvent ["approval.required" "approval.expired" "approval.cancelled"]
     ApprovalPayload { approval: Approval, }

@@ -117,7 +117,6 @@ pub const BODIES: &[(&str, &str)] = &[
     ("POST /v1/admin/tenants", r#"{"id": "another"}"#),
     ("PATCH /v1/admin/tenants/{tenant}", r#"{"name": "renamed"}"#),
     ("POST /v1/admin/tenants/{tenant}/keys", r#"{"scopes": ["read"]}"#),
-    ("POST /v1/admin/tenants/{tenant}/erase", "{}"),
     // Nobody's: refused whoever asks.
     ("POST /v1/admin/tenants/{tenant}/import", "{\"no\": \"export\"}\n"),
     ("POST /v1/approvals/{approval}", r#"{"decision": "denied"}"#),

@@ -1747,9 +1747,41 @@ export interface components {
              */
             warn_percent: number | null;
         };
+        /** @description A budget comes to its end, or is there. */
+        BudgetEvent: {
+            /** @enum {string} */
+            event: "budget.warning" | "budget.exceeded";
+            item_id?: components["schemas"]["ItemId"] | null;
+            payload: components["schemas"]["BudgetPayload"];
+            /** @description The `seq` before this one, as far as this reader is told; 0 for the first. */
+            prev: components["schemas"]["u64"];
+            seq: components["schemas"]["u64"];
+            thread_id: components["schemas"]["ThreadId"];
+            ts: components["schemas"]["UnixMs"];
+            turn_id?: components["schemas"]["TurnId"] | null;
+        };
         /** @description The tenant's budgets, each in each unit in which it is given. */
         BudgetList: {
             data: components["schemas"]["BudgetStatus"][];
+        };
+        BudgetPayload: {
+            budget: components["schemas"]["BudgetState"];
+        };
+        /** @description A model call that is held to a budget, and what it may cost until it is settled. */
+        BudgetReserved: {
+            /** @enum {string} */
+            event: "budget.reserved";
+            item_id?: components["schemas"]["ItemId"] | null;
+            payload: components["schemas"]["BudgetReservedPayload"];
+            /** @description The `seq` before this one, as far as this reader is told; 0 for the first. */
+            prev: components["schemas"]["u64"];
+            seq: components["schemas"]["u64"];
+            thread_id: components["schemas"]["ThreadId"];
+            ts: components["schemas"]["UnixMs"];
+            turn_id?: components["schemas"]["TurnId"] | null;
+        };
+        BudgetReservedPayload: {
+            reserved: components["schemas"]["Reserved"];
         };
         /**
          * @description Where a budget stands.
@@ -2220,7 +2252,7 @@ export interface components {
             head: components["schemas"]["u64"];
         };
         /** @description One event of a thread's log. What `payload` holds follows from `event`. More names may come. */
-        EventRecord: components["schemas"]["ThreadEvent"] | components["schemas"]["PromptEvent"] | components["schemas"]["PromptEdited"] | components["schemas"]["TurnEvent"] | components["schemas"]["TurnEnded"] | components["schemas"]["TurnRetrying"] | components["schemas"]["ItemEvent"] | components["schemas"]["ItemDelta"] | components["schemas"]["UsageRecorded"] | components["schemas"]["ApprovalEvent"] | components["schemas"]["ApprovalDecided"] | components["schemas"]["QuestionEvent"] | components["schemas"]["EffectEvent"] | components["schemas"]["CompactionEvent"] | components["schemas"]["CheckpointEvent"];
+        EventRecord: components["schemas"]["ThreadEvent"] | components["schemas"]["PromptEvent"] | components["schemas"]["PromptEdited"] | components["schemas"]["TurnEvent"] | components["schemas"]["TurnEnded"] | components["schemas"]["TurnRetrying"] | components["schemas"]["ItemEvent"] | components["schemas"]["ItemDelta"] | components["schemas"]["UsageRecorded"] | components["schemas"]["BudgetReserved"] | components["schemas"]["BudgetEvent"] | components["schemas"]["ApprovalEvent"] | components["schemas"]["ApprovalDecided"] | components["schemas"]["QuestionEvent"] | components["schemas"]["EffectEvent"] | components["schemas"]["CompactionEvent"] | components["schemas"]["CheckpointEvent"];
         /** @description What is to be taken back. */
         ExecuteRollback: {
             /** @description `rollback`. */
@@ -3160,6 +3192,13 @@ export interface components {
              * @default null
              */
             threads: number | null;
+        };
+        /** @description An estimate of what a model call has taken. */
+        Reserved: {
+            /** Format: int64 */
+            input_tokens: number;
+            /** Format: int64 */
+            output_tokens: number;
         };
         /**
          * @description What is to become of an uncertain effect.
@@ -4213,7 +4252,11 @@ export type BoardEntry = components['schemas']['BoardEntry'];
 export type BoardEntryKind = components['schemas']['BoardEntryKind'];
 export type BoardSummaries = components['schemas']['BoardSummaries'];
 export type Budget = components['schemas']['Budget'];
+export type BudgetEvent = components['schemas']['BudgetEvent'];
 export type BudgetList = components['schemas']['BudgetList'];
+export type BudgetPayload = components['schemas']['BudgetPayload'];
+export type BudgetReserved = components['schemas']['BudgetReserved'];
+export type BudgetReservedPayload = components['schemas']['BudgetReservedPayload'];
 export type BudgetScope = components['schemas']['BudgetScope'];
 export type BudgetState = components['schemas']['BudgetState'];
 export type BudgetStatus = components['schemas']['BudgetStatus'];
@@ -4366,6 +4409,7 @@ export type QuestionPayload = components['schemas']['QuestionPayload'];
 export type QuestionStatus = components['schemas']['QuestionStatus'];
 export type QuotaStatus = components['schemas']['QuotaStatus'];
 export type Quotas = components['schemas']['Quotas'];
+export type Reserved = components['schemas']['Reserved'];
 export type Resolution = components['schemas']['Resolution'];
 export type ResolveEffect = components['schemas']['ResolveEffect'];
 export type ResolvedBy = components['schemas']['ResolvedBy'];

@@ -663,6 +663,16 @@ class Quotas(TypedDict):
     """
 
 
+@final
+class Reserved(TypedDict):
+    """
+    An estimate of what a model call has taken.
+    """
+
+    input_tokens: int
+    output_tokens: int
+
+
 Resolution: TypeAlias = Literal['retry', 'settle', 'abort']
 """
 What is to become of an uncertain effect.
@@ -1410,6 +1420,11 @@ class Budget(TypedDict):
     """
     Percent of it at which `budget.warning` is said; 80 unless given.
     """
+
+
+@final
+class BudgetReservedPayload(TypedDict):
+    reserved: Reserved
 
 
 class BudgetState(TypedDict):
@@ -2745,6 +2760,30 @@ class BudgetList(TypedDict):
 
 
 @final
+class BudgetPayload(TypedDict):
+    budget: BudgetState
+
+
+@final
+class BudgetReserved(TypedDict):
+    """
+    A model call that is held to a budget, and what it may cost until it is settled.
+    """
+
+    event: Literal['budget.reserved']
+    item_id: NotRequired[ItemId | None]
+    payload: BudgetReservedPayload
+    prev: U64
+    """
+    The `seq` before this one, as far as this reader is told; 0 for the first.
+    """
+    seq: U64
+    thread_id: ThreadId
+    ts: UnixMs
+    turn_id: NotRequired[TurnId | None]
+
+
+@final
 class CheckpointCopy(RunCheckpoint):
     """
     A checkpoint and what it holds.
@@ -3650,6 +3689,25 @@ class Blackboard(TypedDict):
 
 
 @final
+class BudgetEvent(TypedDict):
+    """
+    A budget comes to its end, or is there.
+    """
+
+    event: Literal['budget.warning', 'budget.exceeded']
+    item_id: NotRequired[ItemId | None]
+    payload: BudgetPayload
+    prev: U64
+    """
+    The `seq` before this one, as far as this reader is told; 0 for the first.
+    """
+    seq: U64
+    thread_id: ThreadId
+    ts: UnixMs
+    turn_id: NotRequired[TurnId | None]
+
+
+@final
 class ClaimedTask(TypedDict):
     """
     What a claim came to.
@@ -3970,7 +4028,7 @@ class ThreadEvent(TypedDict):
     turn_id: NotRequired[TurnId | None]
 
 
-EventRecord: TypeAlias = ThreadEvent | PromptEvent | PromptEdited | TurnEvent | TurnEnded | TurnRetrying | ItemEvent | ItemDelta | UsageRecorded | ApprovalEvent | ApprovalDecided | QuestionEvent | EffectEvent | CompactionEvent | CheckpointEvent
+EventRecord: TypeAlias = ThreadEvent | PromptEvent | PromptEdited | TurnEvent | TurnEnded | TurnRetrying | ItemEvent | ItemDelta | UsageRecorded | BudgetReserved | BudgetEvent | ApprovalEvent | ApprovalDecided | QuestionEvent | EffectEvent | CompactionEvent | CheckpointEvent
 """
 One event of a thread's log. What `payload` holds follows from `event`. More names may come.
 """
