@@ -95,6 +95,14 @@ impl Server {
         line.and_then(|value| value.parse().ok()).expect("a figure")
     }
 
+    /// Seconds of processor time that it has had.
+    fn worked(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        let (_, fields) = stat.rsplit_once(") ").expect("a name");
+        let ticks: f64 = fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<f64>().expect("ticks")).sum();
+        ticks / rustix::param::clock_ticks_per_second() as f64
+    }
+
     /// MB that it holds in memory.
     fn resident(&self) -> f64 {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id())).expect("it runs");
@@ -145,16 +153,19 @@ fn main() {
     };
     // Caches fill, threads are loaded.
     run(Pace::Closed(WIDTH), 5 * S, &mut |_| {});
+    let before = server.worked();
     let capacity = of(&run(Pace::Closed(WIDTH), 10 * S, &mut |_| {}), 201).count() as f64 / 10.0;
+    let a_start = (server.worked() - before) / (capacity * 10.0);
     let unloaded = run(Pace::Open(capacity / 2.0), 10 * S, &mut |_| {});
     let (usual50, usual) = (share(of(&unloaded, 201), 0.5), share(of(&unloaded, 201), 0.99));
     let time = seconds * S;
-    let mut memory = vec![server.resident()];
+    let (mut memory, before) = (vec![server.resident()], server.worked());
     let overload = run(Pace::Open(3.0 * capacity), time, &mut |now| {
         if now >= time / 4 * memory.len() as u32 && memory.len() < 5 {
             memory.push(server.resident());
         }
     });
+    let worked = server.worked() - before;
     let after = run(Pace::Open(capacity / 2.0), 10 * S, &mut |_| {});
 
     head("overload: three times what it can do");
@@ -172,15 +183,24 @@ fn main() {
     figure("neither (its thread had a turn open)", others as f64, "");
     println!("| accepted p50 / p99 | {:.1} / {:.1} ms | | |", share(taken.clone(), 0.5), share(taken.clone(), 0.99));
     println!("| refused p50 / p99 | {:.1} / {:.1} ms | | |", share(refused.clone(), 0.5), share(refused.clone(), 0.99));
+    let a_refusal = (worked - taken.len() as f64 * a_start) / refused.len() as f64;
+    println!(
+        "| processor time of the server for a start / a refusal | {:.0} / {:.0} µs | | |",
+        1e6 * a_start,
+        1e6 * a_refusal
+    );
     bar("accepted p99 vs unloaded p99", share(taken, 0.99) / usual, "×", 2.0, false);
     bar("refused p99", share(refused, 0.99), " ms", 50.0, false);
+    let later = overload.iter().filter(|answer| answer.status == 201 && answer.due >= S).map(|answer| answer.took);
+    figure("the same without the first second", share(later, 0.99) / usual, "×");
     let memory: Vec<String> = memory.iter().map(|megabytes| format!("{megabytes:.0}")).collect();
     println!("| memory, at each quarter | {} MB | | |", memory.join(" / "));
     let slices = (0..20).map(|slice| {
         let (from, to) = (S / 2 * slice, S / 2 * (slice + 1));
         share(after.iter().filter(|answer| answer.due >= from && answer.due < to).map(|answer| answer.took), 0.99)
     });
-    let normal = slices.enumerate().filter(|(_, p99)| *p99 > 2.0 * usual).map(|(at, _)| at + 1).next_back().unwrap_or(0);
+    let normal =
+        slices.enumerate().filter(|(_, p99)| *p99 > 2.0 * usual).map(|(at, _)| at + 1).next_back().unwrap_or(0);
     bar("until p99 of half a second is within 2× again", normal as f64 / 2.0, " s", 5.0, false);
     figure("refused afterwards", of(&after, 503).count() as f64, "");
     let (mut turns, mut completed) = (0, 0);

@@ -254,7 +254,7 @@ async fn no_thread(server: &Server) {
 async fn a_body_that_drips_is_given_up() {
     let (server, _dir) = server_with(&[("RADDLE_LIMITS_BODY_TIMEOUT_MS", "300")]).await;
     let mut slow = Raw::open(&server).await;
-    slow.say(&format!("{POST}content-length: 1000\r\n\r\n{{")).await.unwrap();
+    slow.say(&format!("{POST}content-length: 1000000\r\n\r\n{{")).await.unwrap();
     let drips = async {
         let mut pace = tokio::time::interval(Duration::from_millis(5));
         let mut byte = [0];

@@ -150,7 +150,9 @@ async fn who_watches_a_run_and_who_replays_it_read_the_same_bytes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_of_a_run_that_does_not_read_is_cut_off_with_its_place_and_disturbs_nobody() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::with(dir.path(), &[("RADDLE_LIMITS_SUBSCRIBER_BYTES", "65536")]).await;
+    let server =
+        Server::with(dir.path(), &[("RADDLE_LIMITS_SUBSCRIBER_BYTES", "65536"), ("RADDLE_LIMITS_STALL_MS", "600000")])
+            .await;
     let run = Run::new(&server.api).await;
     let slow = RawWatcher::open(&server, &run.at("/events")).await;
     let many = RawWatcher::open(&server, &format!("{PATH}?runs={}", run.id)).await;

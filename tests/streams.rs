@@ -190,7 +190,12 @@ async fn a_cursor_that_the_log_has_not_reached_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watcher_that_does_not_read_is_cut_off_with_a_cursor_and_disturbs_nobody() {
     let dir = tempfile::tempdir().unwrap();
-    let env = [("RADDLE_LIMITS_SUBSCRIBER_BYTES", "65536"), ("RADDLE_LIMITS_METADATA_BYTES", "600000")];
+    let env = [
+        ("RADDLE_LIMITS_SUBSCRIBER_BYTES", "65536"),
+        ("RADDLE_LIMITS_METADATA_BYTES", "600000"),
+        // Its connection is not ended for that: it reads in the end.
+        ("RADDLE_LIMITS_STALL_MS", "600000"),
+    ];
     let server = Server::with(dir.path(), &env).await;
     let api = &server.api;
     let thread = api.create(json!({})).await;

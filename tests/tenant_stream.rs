@@ -331,7 +331,12 @@ async fn a_deletion_is_told_to_those_who_are_there_and_takes_its_events_along() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_does_not_read_is_cut_off_with_a_cursor_and_ends_with_every_log() {
     let dir = tempfile::tempdir().unwrap();
-    let env = [("RADDLE_LIMITS_SUBSCRIBER_BYTES", "65536"), ("RADDLE_LIMITS_METADATA_BYTES", "600000")];
+    let env = [
+        ("RADDLE_LIMITS_SUBSCRIBER_BYTES", "65536"),
+        ("RADDLE_LIMITS_METADATA_BYTES", "600000"),
+        // Its connection is not ended for that: it reads in the end.
+        ("RADDLE_LIMITS_STALL_MS", "600000"),
+    ];
     let server = Server::with(dir.path(), &env).await;
     let api = &server.api;
     let start = now(api).await;

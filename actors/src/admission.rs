@@ -10,8 +10,8 @@ use raddle_domain::admission::Admission;
 use tokio::time::Instant;
 
 /// Commands that may always be under way, however long they take: fewer would leave the disk idle, which takes what is
-/// there in one commit, and a few dozen clients are no flood on the slowest of machines.
-const FLOOR: u32 = 64;
+/// there in one commit.
+const FLOOR: u32 = 16;
 
 /// Counts commands in and out.
 #[derive(Debug)]
@@ -95,5 +95,67 @@ impl Drop for Place {
         let now = Instant::now();
         let took = self.durable.then(|| now - self.entered);
         self.control.rule().leave(now - self.control.origin, took);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raddle_domain::admission::INTERVAL;
+    use tokio::time::advance;
+
+    use super::*;
+
+    const WAIT: Duration = Duration::from_millis(5);
+
+    /// One that has learned that a lone command takes no time.
+    async fn quick() -> Arc<AdmissionControl> {
+        let control = AdmissionControl::new(400, WAIT);
+        for _ in 0..2 {
+            let mut places: Vec<_> = (0..10).map(|_| control.enter().unwrap()).collect();
+            places.iter_mut().for_each(Place::durable);
+            drop(places);
+            advance(INTERVAL).await;
+        }
+        control
+    }
+
+    /// So many commands at once, each of which takes an interval.
+    async fn wave(control: &Arc<AdmissionControl>, commands: usize, durable: bool) {
+        let mut places: Vec<_> = (0..commands).map_while(|_| control.enter().ok()).collect();
+        advance(INTERVAL).await;
+        if durable {
+            places.iter_mut().for_each(Place::durable);
+        }
+        drop(places);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn durable_replies_that_take_long_make_the_list_shorter_and_refusals_do_not() {
+        let control = quick().await;
+        wave(&control, 400, false).await;
+        assert_eq!(control.figures().limit, 400);
+        wave(&control, 400, true).await;
+        assert_eq!(control.figures().limit, 120);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_is_full_takes_what_ends_work_only_where_it_is_the_rule_that_made_it_short() {
+        let control = quick().await;
+        wave(&control, 400, true).await;
+        let limit = control.figures().limit as usize;
+        assert!(limit < 400);
+        let _held: Vec<_> = (0..limit).map(|_| control.enter().unwrap()).collect();
+        assert!(control.enter().is_err() && control.look().is_err());
+        let ends: Vec<_> = (0..400).map_while(|_| control.enter_to_end_work().ok()).collect();
+        assert_eq!((ends.len(), control.figures().under_way), (400 - limit, 400));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_comes_back_when_it_is_dropped() {
+        let control = AdmissionControl::new(1, WAIT);
+        let place = control.enter().unwrap();
+        assert!(control.look().is_err() && control.enter_to_end_work().is_err());
+        drop(place);
+        assert!(control.look().is_ok() && control.enter().is_ok());
     }
 }

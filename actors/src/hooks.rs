@@ -323,7 +323,8 @@ impl Hooks {
         {
             let view = store.view()?;
             let mut tenants: BTreeSet<TenantId> = view.feeds()?.into_iter().collect();
-            tenants.insert(TenantId::DEFAULT);
+            // Where a hook is known by: a tenant's place goes with the tenant.
+            tenants.insert(TenantId::SYSTEM);
             let kept: BTreeMap<TenantId, Kept> = tenants
                 .iter()
                 .map(|tenant| Ok((*tenant, kept(&*view, *tenant)?)))
@@ -496,11 +497,11 @@ fn begin(
     begun: &mut Vec<Write>,
 ) -> Result<BTreeMap<TenantId, Progress>, StoreError> {
     let id = hook.id();
-    let known = match &kept[&TenantId::DEFAULT] {
-        Some(cursors) => cursors.contains_key(&id),
-        // It can have been, and then the others' cursors say where it was.
-        None => true,
-    };
+    // By the mark of the installation's own; earlier builds left it with the default tenant.
+    let known = [TenantId::SYSTEM, TenantId::DEFAULT].iter().filter_map(|tenant| kept.get(tenant)).any(|cursors| {
+        // Where they cannot be read it can have been, and then the others' cursors say where it was.
+        cursors.as_ref().is_none_or(|cursors| cursors.contains_key(&id))
+    });
     let mut all = BTreeMap::new();
     for (tenant, cursors) in kept {
         let saved = cursors.as_ref().and_then(|cursors| cursors.get(&id));
@@ -517,10 +518,10 @@ fn begin(
             }
         };
         let progress = Progress { at, delivered, skipped, more: true, saved: at.position, ..Progress::default() };
-        if saved.is_none() && !known {
+        if saved.is_none() && (!known || *tenant == TenantId::SYSTEM) {
             begun.push(put(*tenant, hook, &progress));
         }
-        if hook.is_for(*tenant) {
+        if *tenant != TenantId::SYSTEM && hook.is_for(*tenant) {
             // A damaged end of a feed is noticed by whoever reads it.
             let head = view.feed_head(*tenant).unwrap_or_default();
             all.insert(*tenant, Progress { head, ..progress });

@@ -11,8 +11,9 @@
 
 use std::time::Duration;
 
-/// How long is looked before the limit is moved.
-pub const INTERVAL: Duration = Duration::from_millis(100);
+/// How long is looked before the limit is moved: longer than a machine that is shared usually stands still, and so short
+/// that what is let in until a flood is noticed is soon done.
+pub const INTERVAL: Duration = Duration::from_millis(50);
 /// Replies without which an interval goes on: fewer say nothing.
 const ENOUGH: u32 = 8;
 /// How often a lone command's time even the fastest may take.
@@ -146,7 +147,7 @@ mod tests {
         let began = at * INTERVAL;
         let taken = (0..commands).filter(|_| rule.enter(began)).count() as u32;
         for nth in 0..taken {
-            rule.leave(began + MS * nth.min(99), Some(took(nth)));
+            rule.leave(began + MS * nth.min(49), Some(took(nth)));
         }
         // Somebody has to come for the interval to be over.
         rule.turned_away((at + 1) * INTERVAL);
