@@ -282,19 +282,25 @@ async fn a_chunked_body_without_an_end_is_refused_at_the_limit() {
         loop {
             tokio::select! {
                 biased;
-                answered = endless.0.peek(&mut byte) => return answered.unwrap(),
+                answered = endless.0.peek(&mut byte) => return answered.is_ok_and(|bytes| bytes > 0),
                 ready = endless.0.writable() => {
-                    ready.unwrap();
-                    drop(endless.0.try_write(chunk.as_bytes()));
+                    let wrote = ready.and_then(|()| endless.0.try_write(chunk.as_bytes()));
+                    if wrote.is_err_and(|why| why.kind() != std::io::ErrorKind::WouldBlock) {
+                        return false;
+                    }
                 }
             }
+            // Neither of the two need ever wait: the time limit must be heard all the same.
+            tokio::task::yield_now().await;
         }
     };
-    timeout(LOST, floods).await.expect("it is read for ever");
-    let (status, code) = endless.problem().await;
-    // A write that did not fit tears the chunks apart: then it is no body any more.
-    assert!([(413, "too-large"), (400, "bad-request")].contains(&(status, code.as_str())), "{status} {code}");
-    endless.rest().await;
+    // Who goes on sending may have the answer swept away by the end of the connection.
+    if timeout(LOST, floods).await.expect("it is read for ever") {
+        let (status, code) = endless.problem().await;
+        // A write that did not fit tears the chunks apart: then it is no body any more.
+        assert!([(413, "too-large"), (400, "bad-request")].contains(&(status, code.as_str())), "{status} {code}");
+        endless.rest().await;
+    }
     no_thread(&server).await;
 }
 
