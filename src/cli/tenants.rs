@@ -150,7 +150,11 @@ impl std::str::FromStr for Budgeted {
         }
         let amount = match rest.split_once('=') {
             None if rest == "none" => None,
-            Some(("usd", dollars)) => Some(("usd", json!(dollars.parse::<f64>().map_err(|_| bad())?))),
+            // What is no number has no JSON, and would be no bound at all.
+            Some(("usd", dollars)) => {
+                let dollars = dollars.parse::<f64>().ok().filter(|dollars| dollars.is_finite());
+                Some(("usd", json!(dollars.ok_or_else(bad)?)))
+            }
             Some(("tokens", tokens)) => Some(("tokens", json!(tokens.parse::<NonZeroU64>().map_err(|_| bad())?))),
             _ => return Err(bad()),
         };
@@ -404,7 +408,17 @@ mod tests {
 
     #[test]
     fn a_budget_is_a_window_a_unit_and_an_amount() {
-        for bad in ["usd=5", "week:usd=5", "day:eur=5", "day:usd=x", "day:tokens=0", "day:tokens=1.5", "day"] {
+        for bad in [
+            "usd=5",
+            "day:usd=nan",
+            "day:usd=1e400",
+            "week:usd=5",
+            "day:eur=5",
+            "day:usd=x",
+            "day:tokens=0",
+            "day:tokens=1.5",
+            "day",
+        ] {
             assert!(bad.parse::<Budgeted>().is_err(), "{bad}");
         }
     }

@@ -364,7 +364,8 @@ impl From<Error> for Problem {
             Error::TenantClosed(_) | Error::TenantNotEmpty => Problem::new(Code::Conflict, sentence),
             Error::BadExport { line, why: _ } => Problem::new(Code::Invalid, sentence).with("line", line),
             Error::RateLimited { limit, retry_after } => {
-                Problem::new(Code::RateLimited, sentence).with("limit", limit).after(retry_after)
+                let problem = Problem::new(Code::RateLimited, sentence).with("limit", "requests_per_second");
+                problem.with("max", limit).after(retry_after)
             }
             Error::Draining => Problem::new(Code::Draining, sentence).after(Duration::from_secs(5)),
             Error::ThreadUnavailable(_) => {
