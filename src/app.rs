@@ -83,11 +83,7 @@ fn known_by(config: &Config, auth: AuthConfig, runtime: &Runtime) -> anyhow::Res
     let auth = Auth::open(auth, runtime)?;
     let open = [Some(config.listen), config.admin_listen].into_iter().flatten().find(|at| !at.ip().is_loopback());
     match (&auth, open) {
-        (None, Some(open)) => bail!(
-            "`listen` is {open}, which others can reach, and nobody needs a key: set `auth.admin_key` (and make keys \
-             with it), or listen on loopback, such as 127.0.0.1:{}",
-            open.port()
-        ),
+        (None, Some(open)) => bail!("`listen`: {}", check::open_without_keys(open)),
         _ => Ok(auth),
     }
 }

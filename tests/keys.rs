@@ -172,8 +172,15 @@ async fn a_revoked_key_is_cut_off_wherever_it_is() {
     operator(&server).delete(&revoke).await.expect(204);
     api.get("/v1/threads").await.problem(401, "unauthenticated");
     for mut stream in streams {
-        let ends = async { while let Ok(Some(_)) = stream.chunk().await {} };
+        let mut said = Vec::new();
+        let ends = async {
+            while let Some(piece) = stream.chunk().await.expect("it ends in order") {
+                said.extend(piece);
+            }
+        };
         timeout(LOST, ends).await.expect("a stream outlives its key");
+        let last = "event: stream.end\ndata: {\"reason\":\"unauthenticated\"}\n\n";
+        assert!(String::from_utf8_lossy(&said).ends_with(last), "{}", String::from_utf8_lossy(&said));
     }
     let waited = timeout(LOST, waits).await.expect("a wait outlives its key").unwrap();
     // It may have been refused before it began to wait.

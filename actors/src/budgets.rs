@@ -21,7 +21,6 @@ use raddle_domain::{
     budget::{Amount, Ask, Book, BudgetState, BudgetStatus, Level, Meter, Stopped, grant},
     command::{Metered, Refused},
     event::Reserved,
-    history::Message,
     id::{TenantId, ThreadId, ThreadKey},
     ports::{
         Act, ActStep, Clock, Fragment, LogStore, ModelError, ModelErrorKind, ModelRequest, Spent, StoreError, View,
@@ -295,7 +294,7 @@ impl Tab {
     /// Reserves what the call takes before it is made. Not made, it fails.
     pub async fn begin(self: &Arc<Self>, request: &ModelRequest) -> Result<Metering, ModelError> {
         let rates = self.price.as_ref().map(Into::into);
-        let mut meter = Meter::new(bytes_of(request), self.chunk, request.max_tokens, rates);
+        let mut meter = Meter::new(request.bytes(), self.chunk, request.max_tokens, rates);
         self.reserve(&mut meter).await?;
         self.input.store(meter.input(), SeqCst);
         Ok(Metering { tab: self.clone(), meter })
@@ -386,37 +385,6 @@ pub(crate) fn charged(fragment: &Fragment) -> usize {
         Fragment::Act(Act { step: ActStep::Said(text) | ActStep::Ended { output: text, .. }, .. }) => text.len(),
         Fragment::Act(_) | Fragment::Usage(_) | Fragment::Finish(_) => 0,
     }
-}
-
-/// The bytes of what a model is told. Names and frames of the provider's format are not counted.
-fn bytes_of(request: &ModelRequest) -> u64 {
-    let message = |message: &Message| match message {
-        Message::System { content } | Message::User { content } | Message::Tool { content, .. } => content.len(),
-        Message::Assistant { content, tool_calls, .. } => {
-            let calls = tool_calls.iter().map(|call| call.name.len() + call.arguments.len());
-            content.len() + calls.sum::<usize>()
-        }
-    };
-    let messages: usize = request.messages.iter().map(message).sum();
-    let tools = request.tools.iter().map(|tool| tool.name.len() + tool.description.len() + json_len(&tool.schema));
-    (messages + tools.sum::<usize>()) as u64
-}
-
-fn json_len(value: &serde_json::Value) -> usize {
-    struct Count(usize);
-    impl std::io::Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0 += bytes.len();
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut count = Count(0);
-    // Counting cannot fail.
-    let _ = serde_json::to_writer(&mut count, value);
-    count.0
 }
 
 // ---- what hosts ask ------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ use std::{
 
 use raddle_domain::{
     fair::{Fair, Ticket},
-    history::Message,
     id::TenantId,
     ports::ModelRequest,
 };
@@ -179,14 +178,7 @@ impl Drop for Waiter<'_> {
 
 /// About how many tokens a request has: four bytes each.
 pub(crate) fn tokens(request: &ModelRequest) -> u64 {
-    let bytes = request.messages.iter().map(|message| match message {
-        Message::System { content } | Message::User { content } | Message::Tool { content, .. } => content.len(),
-        Message::Assistant { content, reasoning, tool_calls } => {
-            let calls = tool_calls.iter().map(|call| call.name.len() + call.arguments.len());
-            content.len() + reasoning.len() + calls.sum::<usize>()
-        }
-    });
-    (bytes.sum::<usize>() as u64 / 4).max(CALL_TOKENS)
+    (request.bytes() / 4).max(CALL_TOKENS)
 }
 
 #[cfg(test)]

@@ -325,9 +325,9 @@ impl Runtime {
             Known::Replay(stored) => return replay(stored, expect),
             Known::New(in_flight) => in_flight,
         };
-        self.room_to_store(tenant).await?;
         let turn = self.turn_to_work(tenant).await?;
         let Begun { key, mut machine, step, fork } = begin.await?;
+        let coming = self.room_to_store(tenant, machine.held_bytes()).await?;
         let counted = if key.is_run() { None } else { Some(self.room_for_thread(tenant)?) };
         let shared = self.shared().clone();
         let (now, fence) = (shared.clock.now(), shared.store.epoch());
@@ -358,7 +358,7 @@ impl Runtime {
                 supervisor.do_send(Adopt { key, loaded });
                 place.durable();
             }
-            drop((place, turn, in_flight));
+            drop((place, turn, coming, in_flight));
             saved
         });
         match saved.await {
@@ -474,9 +474,10 @@ impl Runtime {
             Known::Replay(stored) => return replay(stored, expect),
             Known::New(in_flight) => in_flight,
         };
-        if !ends_work && !frees {
-            self.room_to_store(key.tenant).await?;
-        }
+        let mut coming = match ends_work || frees {
+            true => None,
+            false => self.room_to_store(key.tenant, M::bytes(&command)).await?,
+        };
         let mut turn = if ends_work { None } else { self.turn_to_work(key.tenant).await? };
         let mut tried = false;
         // A machine may stop between being found and being reached; then it is loaded anew. Not for ever: one that
@@ -490,7 +491,7 @@ impl Runtime {
             }
             let ticket = self.ticket::<M>(key, !ends_work && !frees).await?;
             let addr = ticket.actor().of::<M>().ok_or(Error::NotFound(M::WHAT))?.clone();
-            let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, turn, in_flight });
+            let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, turn, coming, in_flight });
             let (by, cause) = (by.clone(), Span::current());
             let envelope = Envelope { command: command.clone(), if_match, idempotency, by, answer, cause };
             // Closed or full: the envelope comes back, or is dropped; either way it says that it did not run.
@@ -502,7 +503,7 @@ impl Runtime {
                 Ok(Outcome::Failed(error)) => return Err(error),
                 Ok(Outcome::NotRun(held)) => {
                     let Some(held) = held else { break };
-                    (place, turn, in_flight) = (held.place, held.turn, held.in_flight);
+                    (place, turn, coming, in_flight) = (held.place, held.turn, held.coming, held.in_flight);
                     self.shared().registry.forget_closed(&key, &addr);
                     tokio::task::yield_now().await;
                 }

@@ -35,6 +35,7 @@ use crate::{
     batch::Batch,
     fair::Permit,
     handle::{Entry, Error, InFlight, append_error},
+    quotas::Coming,
     receipts::Idempotency,
     registry::{Gauge, Ticket},
     store::AppendError,
@@ -98,6 +99,8 @@ pub(crate) struct Held {
     pub place: Entry,
     /// Its turn among the commands of all tenants.
     pub turn: Option<Permit>,
+    /// What it adds to what its tenant has stored.
+    pub coming: Option<Coming>,
     pub in_flight: Option<InFlight>,
 }
 

@@ -7,8 +7,7 @@
 //!
 //! Nothing is refused after it was accepted. A turn that goes on, a prompt that is promoted, what agents in flight
 //! write, all of it may lead beyond a bound; only what a caller asks for anew is held against it. So `stored_bytes` can
-//! be passed by what was under way when it was reached: the commands that were admitted, and the rest of the turns
-//! that are open.
+//! be passed by the last command that was let in, and by the turns of prompts that were accepted before.
 //!
 //! Runs, jobs and schedules are no threads. What they store counts as bytes.
 
@@ -38,6 +37,8 @@ pub(crate) struct Tally {
     durable: Mutex<Durable>,
     /// Turns at work.
     turns: Mutex<u64>,
+    /// Bytes that were let in and are not stored yet.
+    coming: Mutex<u64>,
     requests: Mutex<Bucket>,
 }
 
@@ -80,6 +81,10 @@ pub(crate) struct Reserved {
 impl Tally {
     fn durable(&self) -> MutexGuard<'_, Durable> {
         self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn coming(&self) -> MutexGuard<'_, u64> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn turns(&self) -> MutexGuard<'_, u64> {
@@ -177,6 +182,22 @@ impl Drop for Reserved {
             durable.reserved = durable.reserved.saturating_sub(1);
             durable.doubted = true;
         }
+    }
+}
+
+/// What a step adds beside the text that a caller sends, about.
+const STEP_BYTES: u64 = 512;
+
+/// Bytes that were let in, until they are stored or are not.
+pub(crate) struct Coming {
+    account: Arc<Account>,
+    bytes: u64,
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        let mut coming = self.account.tally.coming();
+        *coming = coming.saturating_sub(self.bytes);
     }
 }
 
@@ -295,9 +316,10 @@ impl Runtime {
         ])
     }
 
-    /// Refuses what would store more for a tenant that has stored as much as it may; and sees to it that what is counted
-    /// of it is known, where that has a bound.
-    pub(crate) async fn room_to_store(&self, tenant: TenantId) -> Result<(), Error> {
+    /// Room for so many bytes of a caller's, until they are stored. Refused for a tenant that has, or is about to have, as
+    /// much as it may: the last that is let in may pass the bound. Sees to it that what is counted of the tenant is known,
+    /// where that has a bound.
+    pub(crate) async fn room_to_store(&self, tenant: TenantId, bytes: usize) -> Result<Option<Coming>, Error> {
         let shared = self.shared();
         let account = shared.tenants.account(tenant);
         let quotas = shared.tenants.quotas(&account);
@@ -306,12 +328,18 @@ impl Runtime {
             let (store, account) = (shared.store.clone(), account.clone());
             self.read_of(tenant, move |_| account.tally.learn(|| store.figures(tenant))).await?;
         }
-        if let Some(max) = quotas.stored_bytes
-            && self.tenant_figures(tenant).await?.bytes >= max
-        {
+        let Some(max) = quotas.stored_bytes else { return Ok(None) };
+        let read = self.tenant_figures(tenant).await?;
+        let mut coming = account.tally.coming();
+        // What was stored since it was read is not in `coming` any more.
+        let stored = shared.store.known_figures(tenant).unwrap_or(read).bytes;
+        if stored + *coming >= max {
             return Err(self.over("stored_bytes", max));
         }
-        Ok(())
+        let bytes = bytes as u64 + STEP_BYTES;
+        *coming += bytes;
+        drop(coming);
+        Ok(Some(Coming { account, bytes }))
     }
 
     /// Room for one more thread.

@@ -297,6 +297,22 @@ async fn who_has_stored_as_much_as_he_may_stores_no_more_until_he_deletes() {
     again.shutdown(LONG).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_sends_much_at_once_stores_no_more_than_who_sends_it_bit_by_bit() {
+    let bed = Bed::new();
+    let runtime = start_with(&bed, Quotas { stored_bytes: Some(20_000), ..Quotas::default() }).await;
+    let key = make(&runtime, OWNER).await.unwrap();
+    turn(&runtime, key, "hold").await;
+    let prompt = "x".repeat(3_000);
+    let sent = join_all((0..20).map(|_| send(&runtime, key, &prompt))).await;
+    let accepted = succeeded(sent, "stored_bytes", 20_000).len();
+    // Each is stored with about a fifth beside its text.
+    assert!((3..=7).contains(&accepted), "{accepted} were let in");
+    assert!(used(&runtime, OWNER, "stored_bytes").await.0 < 20_000 + 5_000, "{:?}", runtime.quota_status(OWNER).await);
+    bed.model.gate.add_permits(100);
+    runtime.shutdown(LONG).await;
+}
+
 fn work_on(key: ThreadKey) -> TurnWork {
     serde_json::from_value(serde_json::json!({ "thread_id": key.thread, "prompt": "work" })).unwrap()
 }

@@ -50,6 +50,39 @@ pub struct ModelRequest {
     pub max_tokens: Option<u32>,
 }
 
+impl ModelRequest {
+    /// The bytes of what a model is told. Names and frames of the provider's format are not counted.
+    pub fn bytes(&self) -> u64 {
+        let message = |message: &Message| match message {
+            Message::System { content } | Message::User { content } | Message::Tool { content, .. } => content.len(),
+            Message::Assistant { content, tool_calls, .. } => {
+                let calls = tool_calls.iter().map(|call| call.name.len() + call.arguments.len());
+                content.len() + calls.sum::<usize>()
+            }
+        };
+        let messages: usize = self.messages.iter().map(message).sum();
+        let tools = self.tools.iter().map(|tool| tool.name.len() + tool.description.len() + json_len(&tool.schema));
+        (messages + tools.sum::<usize>()) as u64
+    }
+}
+
+fn json_len(value: &serde_json::Value) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Counting cannot fail.
+    let _ = serde_json::to_writer(&mut count, value);
+    count.0
+}
+
 /// A piece of an answer, as it arrives.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fragment {

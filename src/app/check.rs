@@ -1,7 +1,10 @@
 //! What can be said of a configuration without starting anything: the inputs, and whether directories can be used.
 //! Nothing is made, and nothing written.
 
-use std::path::{Component, Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Component, Path, PathBuf},
+};
 
 use rustix::fs::{Access, access};
 
@@ -25,6 +28,7 @@ pub fn check(config: &Config) -> Vec<Finding> {
     found.extend(holds.map(|why| Finding::new("workspaces.root", why)));
     let is_data = demo.and_then(|dir| is_data(dir, &config.data_dir));
     found.extend(is_data.map(|why| Finding::new("tools.demo_dir", why)));
+    found.extend(open_to_all(config));
     found.extend(config.hooks.iter().filter_map(hook));
     found.extend(config.model.agents.iter().filter_map(agent));
     found
@@ -54,6 +58,24 @@ fn real(path: &Path) -> PathBuf {
         }
         real
     })
+}
+
+/// Whether others could reach a server that asks nobody for a key. Keys in a store have a pepper beside them.
+fn open_to_all(config: &Config) -> Option<Finding> {
+    let auth = &config.auth;
+    let asks = auth.admin_key.is_some() || auth.jwt.is_some() || auth.pepper_file.exists();
+    let listens = [("listen", Some(config.listen)), ("admin.listen", config.admin_listen)];
+    let open = listens.into_iter().find_map(|(key, at)| Some((key, at.filter(|at| !at.ip().is_loopback())?)));
+    open.filter(|_| !asks).map(|(key, at)| Finding::new(key, open_without_keys(at)))
+}
+
+/// What is said of an address that others can reach, where nobody needs a key.
+pub(super) fn open_without_keys(at: SocketAddr) -> String {
+    format!(
+        "others can reach {at}, and nobody needs a key: set `auth.admin_key` (and make keys with it), or listen on \
+         loopback, such as 127.0.0.1:{}",
+        at.port()
+    )
 }
 
 /// Why a directory can neither be used nor made.
@@ -108,6 +130,16 @@ mod tests {
         let data = dir.path().join("a/b");
         assert_eq!(found(&format!("data_dir = {data:?}")), Vec::<String>::new());
         assert!(!dir.path().join("a").exists());
+    }
+
+    #[test]
+    fn a_place_that_others_can_reach_is_named_where_nobody_needs_a_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = format!("data_dir = {:?}\nlisten = \"0.0.0.0:1\"\n", dir.path());
+        assert!(found(&data)[0].starts_with("`listen`: others can reach 0.0.0.0:1"));
+        assert_eq!(found(&format!("{data}auth.admin_key = \"k\"")), Vec::<String>::new());
+        std::fs::write(dir.path().join("pepper"), [0; 32]).unwrap();
+        assert_eq!(found(&data), Vec::<String>::new());
     }
 
     #[test]

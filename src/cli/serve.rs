@@ -94,7 +94,7 @@ impl Serve {
             }
         };
         say(&format!("listening on http://{address}"))?;
-        welcome(&config, address);
+        welcome(&config, address, app.auth.is_some());
         if let Some(prompt) = self.first_prompt {
             tokio::spawn(first_turn(address, prompt));
         }
@@ -208,7 +208,7 @@ fn begin_to_log(config: &Config) -> Result<Option<Otel>, Failure> {
 }
 
 /// What somebody who has just started a server wants to know.
-fn welcome(config: &Config, address: SocketAddr) {
+fn welcome(config: &Config, address: SocketAddr, asks_for_keys: bool) {
     let base = format!("http://{address}");
     eprintln!("data in {}", config.data_dir.display());
     let model = &config.model;
@@ -223,6 +223,12 @@ fn welcome(config: &Config, address: SocketAddr) {
         eprintln!("  to change that: RADDLE_MODEL_DEFAULT=NAME");
     }
     eprintln!("to begin, in another terminal:");
+    if asks_for_keys {
+        let at = config.admin_listen.map_or_else(|| base.clone(), |at| format!("http://{at}"));
+        eprintln!("  export RADDLE_SERVER={at} RADDLE_KEY=…   # the operator's");
+        eprintln!("  raddle tenants create acme; raddle keys create acme --scope write,approve");
+        return;
+    }
     eprintln!("  THREAD=$(curl -s -X POST {base}/v1/threads | grep -o 'thr_[0-9a-f-]*' | head -n 1)");
     eprintln!("  curl -s {base}/v1/threads/$THREAD/turns -d '{{\"prompt\": \"Hello\"}}'");
     eprintln!("  curl -sN {base}/v1/threads/$THREAD/events -H 'Accept: text/event-stream'");

@@ -29,7 +29,7 @@ use utoipa::openapi::{
 };
 
 use super::{
-    Gateway, no_such_path, observe,
+    Gateway, frame, no_such_path, observe,
     openapi::problem_response,
     problem::{Code, Problem},
     shed,
@@ -289,17 +289,25 @@ pub async fn check(State((gateway, serves)): State<(Arc<Gateway>, Serves)>, requ
         () = &mut term => return refused(&gateway, Unknown::Key.into()),
     };
     // What is whole already needs nobody to go on being known.
-    if response.body().size_hint().exact().is_some() { response } else { response.map(|body| until(body, term)) }
+    if response.body().size_hint().exact().is_some() {
+        return response;
+    }
+    let events = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream");
+    response.map(|body| until(body, term, events))
 }
 
 /// A body that goes on for as long as its reader is known. A stream of events says why it ends; anything else is cut
 /// off, so that nobody takes it for whole.
-fn until(body: Body, term: Term) -> Body {
-    let pieces = stream::unfold(Some((body.into_data_stream(), term)), |open| async move {
+fn until(body: Body, term: Term, events: bool) -> Body {
+    let end = move || match events {
+        true => Ok(frame::named("stream.end", &serde_json::json!({ "reason": "unauthenticated" }))),
+        false => Err(std::io::Error::other("the key is not known any more")),
+    };
+    let pieces = stream::unfold(Some((body.into_data_stream(), term)), move |open| async move {
         let (mut pieces, mut term) = open?;
         tokio::select! {
             piece = pieces.next() => Some((piece?.map_err(std::io::Error::other), Some((pieces, term)))),
-            () = &mut term => Some((Err(std::io::Error::other("the key is not known any more")), None)),
+            () = &mut term => Some((end(), None)),
         }
     });
     Body::from_stream(pieces)

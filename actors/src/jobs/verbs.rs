@@ -84,7 +84,7 @@ impl Runtime {
         if let Some(recalled) = self.recall_work(tenant, call.idempotency).await? {
             return recalled.job();
         }
-        self.room_to_store(tenant).await?;
+        let coming = self.room_to_store(tenant, 0).await?;
         let shared = self.shared().clone();
         let id = JobId::new(shared.ids.mint());
         let template = self.judged(tenant, id, template).await?;
@@ -96,7 +96,7 @@ impl Runtime {
         // In a task of its own, so that it is stored, or not, whoever still waits.
         let saved = shared.engines.clone().spawn(async move {
             let saved = book::create(&shared, id.log(tenant), &made, vec![book::queued(&made)], now, receipt).await;
-            drop((place, in_flight));
+            drop((place, coming, in_flight));
             saved
         });
         match joined(saved.await)? {
@@ -218,7 +218,7 @@ impl Runtime {
         if let Some(recalled) = self.recall_work(tenant, call.idempotency).await? {
             return recalled.schedule();
         }
-        self.room_to_store(tenant).await?;
+        let coming = self.room_to_store(tenant, 0).await?;
         let shared = self.shared().clone();
         let (id, now) = (ScheduleId::new(shared.ids.mint()), shared.clock.now());
         let schedule = Schedule::create(id, new, now)?;
@@ -228,7 +228,7 @@ impl Runtime {
         let store = shared.store_handle.clone();
         let saved = shared.engines.spawn(async move {
             let saved = store.append(write).await;
-            drop((place, in_flight));
+            drop((place, coming, in_flight));
             saved
         });
         match joined(saved.await)? {
