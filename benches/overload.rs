@@ -41,8 +41,9 @@ impl Server {
                 ("RADDLE_LOG", "warn"),
                 ("RADDLE_LIMITS_LOADED_THREADS", "10000"),
                 ("RADDLE_LIMITS_LOADED_BYTES", "4000000000"),
+                // Most connections are for the overload, which comes late.
+                ("RADDLE_LIMITS_IDLE_MS", "600000"),
             ])
-            .envs(std::env::vars().filter(|(k, _)| k.starts_with("RADDLE_TUNE")))
             .envs(std::env::vars().filter(|(name, _)| name.starts_with("RADDLE_")))
             .args(["serve", "--data-dir"])
             .arg(dir)

@@ -1,7 +1,12 @@
 //! Gates with a bounded number of places, before what all tenants share: commands at work, model calls, runs of tools.
 //!
 //! Whoever finds no place waits; who is next is decided by [`Fair`]. A place is given back when its [`Permit`] is
-//! dropped, and then goes to whoever waits, so while somebody waits no place is free.
+//! dropped, and then goes to whoever waits.
+//!
+//! Where several tenants share the server, each may hold as many places as it leaves free (dynamic thresholds; Choudhury
+//! and Hahne, *Dynamic Queue Length Thresholds for Shared-Memory Packet Switches*, IEEE/ACM ToN 1998): one that floods
+//! has half of them, two of them a third each, and whoever has none finds one at once rather than when somebody is done,
+//! which with a model may be minutes.
 //!
 //! Invariant: waiting can be given up at any time. A waiter that is dropped leaves the queue, and a permit that was on
 //! its way to it goes to the next.
@@ -10,6 +15,7 @@
 //! what waits; as many wait as there are turns at work, and those are bounded where they are admitted.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     num::NonZeroU32,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -18,13 +24,16 @@ use std::{
 };
 
 use raddle_domain::{
-    fair::{Fair, Ticket},
+    fair::{Choice, Fair, Ticket},
     id::TenantId,
     ports::ModelRequest,
 };
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::tenants::Account;
+use crate::{
+    config::Config,
+    tenants::{Account, Tenants},
+};
 
 /// The least that a model call costs, in tokens: it takes a place however little is said. One turn in the round is
 /// worth as much, so that of short calls each tenant has one after the other.
@@ -42,14 +51,16 @@ pub(crate) struct Gates {
 pub(crate) struct Gate {
     state: Mutex<State>,
     places: usize,
-    /// Whether tenants are told apart.
-    fair: bool,
+    /// Nobody's: tenants are not told apart.
+    tenants: Option<Arc<Tenants>>,
     /// Since the start, in microseconds.
     waited: AtomicU64,
 }
 
 struct State {
     free: usize,
+    /// By whom the others are held.
+    held: HashMap<TenantId, usize>,
     waiting: Fair<oneshot::Sender<Permit>>,
 }
 
@@ -71,29 +82,33 @@ pub(crate) struct Door {
 }
 
 /// A place, until it is dropped.
-pub(crate) struct Permit(Arc<Gate>);
+pub(crate) struct Permit {
+    gate: Arc<Gate>,
+    tenant: TenantId,
+}
 
 impl Gates {
-    pub fn new(commands: usize, model_calls: usize, tool_runs: usize, fair: bool) -> Self {
+    pub fn new(config: &Config, tenants: &Arc<Tenants>) -> Self {
+        let gate = |places, quantum| Gate::new(places, quantum, config.fair.then(|| tenants.clone()));
         Self {
-            commands: Gate::new(commands, 1, fair),
-            models: Gate::new(model_calls, CALL_TOKENS, fair),
-            tools: Gate::new(tool_runs, 1, fair),
+            commands: gate(config.commands_at_work, 1),
+            models: gate(config.model_calls, CALL_TOKENS),
+            tools: gate(config.tool_runs, 1),
         }
     }
 }
 
 impl Gate {
-    fn new(places: usize, quantum: u64, fair: bool) -> Arc<Self> {
+    fn new(places: usize, quantum: u64, tenants: Option<Arc<Tenants>>) -> Arc<Self> {
         let places = places.max(1);
-        let state = State { free: places, waiting: Fair::new(quantum) };
-        Arc::new(Self { state: Mutex::new(state), places, fair, waited: AtomicU64::new(0) })
+        let state = State { free: places, held: HashMap::new(), waiting: Fair::new(quantum) };
+        Arc::new(Self { state: Mutex::new(state), places, tenants, waited: AtomicU64::new(0) })
     }
 
     pub fn door(self: &Arc<Self>, account: &Account) -> Door {
-        let (tenant, weight) = match self.fair {
-            true => (account.id, account.tenant().weight),
-            false => (TenantId::DEFAULT, NonZeroU32::MIN),
+        let (tenant, weight) = match &self.tenants {
+            Some(_) => (account.id, account.tenant().weight),
+            None => (TenantId::DEFAULT, NonZeroU32::MIN),
         };
         Door { gate: self.clone(), tenant, weight }
     }
@@ -112,24 +127,75 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a place to whoever is next, or keeps it.
-    fn free(self: Arc<Self>) {
-        let next = {
-            let mut state = self.state();
-            let next = state.waiting.serve();
-            state.free += usize::from(next.is_none());
-            next
-        };
-        if let Some((_, next)) = next {
-            // To one that has just gone: then the permit is dropped here, and comes by again.
-            drop(next.send(Permit(self)));
+    /// Whether a tenant is to leave places to others.
+    fn is_shared(&self) -> bool {
+        self.tenants.as_ref().is_some_and(|tenants| tenants.are_several())
+    }
+
+    fn permit(self: &Arc<Self>, tenant: TenantId) -> Permit {
+        Permit { gate: self.clone(), tenant }
+    }
+
+    /// Gives the places that are free to those who are next.
+    fn serve(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        let shared = self.is_shared();
+        let mut served = Vec::new();
+        while let Some(next) = state.next(shared) {
+            served.push(next);
         }
+        drop(state);
+        for (tenant, next) in served {
+            // To one that has just gone: then the permit is dropped here, and comes by again.
+            drop(next.send(self.permit(tenant)));
+        }
+    }
+}
+
+impl State {
+    /// Whether a tenant may have one more place.
+    fn may_enter(&self, tenant: TenantId, shared: bool) -> bool {
+        self.free > if shared { self.held_by(tenant) } else { 0 }
+    }
+
+    fn held_by(&self, tenant: TenantId) -> usize {
+        self.held.get(&tenant).copied().unwrap_or(0)
+    }
+
+    fn enter(&mut self, tenant: TenantId) {
+        self.free -= 1;
+        *self.held.entry(tenant).or_default() += 1;
+    }
+
+    fn leave(&mut self, tenant: TenantId) {
+        self.free += 1;
+        if let Entry::Occupied(mut held) = self.held.entry(tenant) {
+            *held.get_mut() -= 1;
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
+    }
+
+    /// Takes a place for whoever is next of those who may have one.
+    fn next(&mut self, shared: bool) -> Option<(TenantId, oneshot::Sender<Permit>)> {
+        if self.free == 0 {
+            return None;
+        }
+        let Self { free, held, waiting } = self;
+        let next = waiting.serve_by(|next| {
+            let holds = held.get(&next.tenant).copied().unwrap_or(0);
+            if shared && holds >= *free { Choice::PassOver } else { Choice::Serve }
+        })?;
+        self.enter(next.0);
+        Some(next)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.clone().free();
+        let mut state = self.gate.state();
+        state.leave(self.tenant);
+        self.gate.serve(state);
     }
 }
 
@@ -138,14 +204,14 @@ impl Door {
     pub async fn enter(&self, cost: u64) -> Permit {
         let waiter = {
             let mut state = self.gate.state();
-            if state.free > 0 {
-                state.free -= 1;
-                return Permit(self.gate.clone());
+            if state.may_enter(self.tenant, self.gate.is_shared()) {
+                state.enter(self.tenant);
+                return self.gate.permit(self.tenant);
             }
             let (place, given) = oneshot::channel();
-            let cost = if self.gate.fair { cost } else { 1 };
+            let cost = if self.gate.tenants.is_some() { cost } else { 1 };
             let ticket = state.waiting.enqueue(self.tenant, self.weight, cost, place);
-            Waiter { gate: &self.gate, ticket, given }
+            Waiter { door: self, ticket, given }
         };
         let since = Instant::now();
         let permit = waiter.given().await;
@@ -155,8 +221,8 @@ impl Door {
 }
 
 /// Somebody in the queue, until he has his place or goes.
-struct Waiter<'g> {
-    gate: &'g Arc<Gate>,
+struct Waiter<'d> {
+    door: &'d Door,
     ticket: Ticket,
     given: oneshot::Receiver<Permit>,
 }
@@ -164,13 +230,13 @@ struct Waiter<'g> {
 impl Waiter<'_> {
     async fn given(mut self) -> Permit {
         // The sender is in the queue until it has sent.
-        (&mut self.given).await.unwrap_or_else(|_| Permit(self.gate.clone()))
+        (&mut self.given).await.unwrap_or_else(|_| self.door.gate.permit(self.door.tenant))
     }
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        let left = self.gate.state().waiting.remove(self.ticket);
+        let left = self.door.gate.state().waiting.remove(self.ticket);
         // Behind the lock: a permit that was given meanwhile goes with the receiver, and asks for it.
         drop(left);
     }
@@ -191,6 +257,11 @@ mod tests {
     use super::*;
     use crate::tenants::Tenants;
 
+    fn gate(places: usize) -> (Arc<Gate>, Arc<Tenants>) {
+        let tenants = Arc::new(Tenants::default());
+        (Gate::new(places, 1, Some(tenants.clone())), tenants)
+    }
+
     fn door(gate: &Arc<Gate>, tenants: &Tenants, name: &str, weight: u32) -> Door {
         let mut tenant = Tenant::implied(name.parse().unwrap());
         tenant.weight = NonZeroU32::new(weight).unwrap();
@@ -201,7 +272,7 @@ mod tests {
 
     #[tokio::test]
     async fn places_go_to_the_tenants_in_turn_by_their_weights() {
-        let (gate, tenants) = (Gate::new(1, 1, true), Tenants::default());
+        let (gate, tenants) = gate(1);
         let (flood, quiet) = (door(&gate, &tenants, "flood", 1), door(&gate, &tenants, "quiet", 2));
         let mut held = Some(flood.enter(1).await);
         let mut waiting: Vec<_> = (0..4).map(|n| (format!("flood {n}"), Box::pin(flood.enter(1)))).collect();
@@ -233,7 +304,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiter_that_goes_leaves_no_hole_and_a_permit_on_its_way_to_it_goes_on() {
-        let (gate, tenants) = (Gate::new(1, 1, true), Tenants::default());
+        let (gate, tenants) = gate(1);
         let [one, two, three] = ["one", "two", "three"].map(|name| door(&gate, &tenants, name, 1));
         let held = one.enter(1).await;
         let (mut gone, mut given, mut last) =
@@ -255,7 +326,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_fairness_who_came_first_is_next() {
-        let (gate, tenants) = (Gate::new(1, 1, false), Tenants::default());
+        let (gate, tenants) = (Gate::new(1, 1, None), Tenants::default());
         let (flood, quiet) = (door(&gate, &tenants, "flood", 1), door(&gate, &tenants, "quiet", 9));
         let held = flood.enter(1).await;
         let (mut first, mut second) = (Box::pin(flood.enter(1_000)), Box::pin(quiet.enter(1)));
@@ -264,5 +335,48 @@ mod tests {
         assert!(poll!(second.as_mut()).is_pending());
         drop(first.await);
         drop(second.await);
+    }
+    #[tokio::test]
+    async fn a_tenant_holds_as_many_places_as_it_leaves_free() {
+        let (gate, tenants) = gate(12);
+        let [flood, other, quiet] = ["flood", "other", "quiet"].map(|name| door(&gate, &tenants, name, 1));
+        let take = async |door: &Door| {
+            let mut held = Vec::new();
+            loop {
+                let mut next = Box::pin(door.enter(1));
+                match poll!(next.as_mut()) {
+                    Poll::Ready(permit) => held.push(permit),
+                    Poll::Pending => return held,
+                }
+            }
+        };
+        let mut floods = take(&flood).await;
+        let others = take(&other).await;
+        assert_eq!([floods.len(), others.len()], [6, 3]);
+        let mut waiting = Box::pin(flood.enter(1));
+        assert!(poll!(waiting.as_mut()).is_pending());
+        // Whoever has none finds one, also while another waits.
+        let found = quiet.enter(1).await;
+        assert_eq!((gate.figures().in_use, gate.figures().waiting), (10, 1));
+        drop(found);
+        // What the other gives back is not the flood's.
+        drop(others);
+        assert!(poll!(waiting.as_mut()).is_pending());
+        floods.pop();
+        assert!(poll!(waiting.as_mut()).is_ready());
+    }
+
+    #[tokio::test]
+    async fn who_has_the_server_to_himself_has_every_place() {
+        let (gate, tenants) = gate(4);
+        let alone = door(&gate, &tenants, "alone", 1);
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            held.push(alone.enter(1).await);
+        }
+        let mut waiting = Box::pin(alone.enter(1));
+        assert!(poll!(waiting.as_mut()).is_pending());
+        held.pop();
+        assert!(poll!(waiting.as_mut()).is_ready());
     }
 }

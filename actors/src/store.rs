@@ -129,7 +129,7 @@ impl StoreHandle {
     pub fn write(&self, write: Write) -> impl Future<Output = Result<u64, AppendError>> + Send + 'static {
         let (reply, replied) = oneshot::channel();
         // Not `send`: dropping its future would take the write back. Admission is bounded before a write gets here.
-        self.actor.do_send(Submit { write, reply });
+        self.actor.do_send(Submit { write, waiter: (reply, tokio::time::Instant::now()) });
         async move { replied.await.unwrap_or(Err(AppendError::Closed)) }
     }
 
@@ -184,7 +184,7 @@ enum State {
 #[rtype(result = "()")]
 struct Submit {
     write: Write,
-    reply: Reply,
+    waiter: queue::Waiter,
 }
 
 #[derive(Message)]
@@ -266,7 +266,9 @@ impl StoreActor {
         let began = Instant::now();
         match self.call(|store| store.commit(&writes)) {
             Ok(results) => {
-                self.stats.commit.took(began.elapsed());
+                let time = began.elapsed();
+                self.stats.commit.took(time);
+                self.waiting.took(writes.len(), time);
                 self.stats.commits.fetch_add(1, Ordering::Relaxed);
                 let stored = results.iter().filter(|result| result.is_ok()).count();
                 self.stats.rows.fetch_add(stored as u64, Ordering::Relaxed);
@@ -401,12 +403,12 @@ impl Actor for StoreActor {
 impl Handler<Submit> for StoreActor {
     type Result = ();
 
-    fn handle(&mut self, Submit { write, reply }: Submit, ctx: &mut Self::Context) {
+    fn handle(&mut self, Submit { write, waiter }: Submit, ctx: &mut Self::Context) {
         if let State::Down { error, .. } = &self.state {
-            self.refuse([reply], error);
+            self.refuse([waiter.0], error);
             return;
         }
-        self.waiting.push(write, reply);
+        self.waiting.push(write, waiter);
         if !self.flush_sent {
             self.flush_sent = true;
             // Runs after what is in the mailbox now: all of that goes into the same commit.

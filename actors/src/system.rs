@@ -224,7 +224,7 @@ fn tree(
     };
     hooks.start(&engines, &store, &ports.clock, &save);
     let shared = Arc::new(Shared {
-        gates: Gates::new(config.commands_at_work, config.model_calls, config.tool_runs, config.fair),
+        gates: Gates::new(&config, &tenants),
         config,
         clock: ports.clock,
         ids: ports.ids,

@@ -48,6 +48,25 @@ struct Flow<T> {
     items: BTreeMap<u64, (u64, T)>,
 }
 
+/// The item that a tenant has next, when it is its turn.
+#[derive(Debug)]
+pub struct Next<'a, T> {
+    pub tenant: TenantId,
+    /// Tells one turn from another: what is offered under the same number is of the same turn.
+    pub turn: u64,
+    pub item: &'a T,
+}
+
+/// What becomes of an item that is offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    Serve,
+    /// It stays next of its tenant, which keeps its place in the round; the tenants behind it are asked.
+    PassOver,
+    /// It stays next, and nobody else is asked.
+    Stop,
+}
+
 /// By what an item that waits is taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket(TenantId, u64);
@@ -75,13 +94,14 @@ impl<T> Fair<T> {
 
     /// Takes the item that is next.
     pub fn serve(&mut self) -> Option<(TenantId, T)> {
-        self.serve_if(|_| true)
+        self.serve_by(|_| Choice::Serve)
     }
 
-    /// Takes the item that is next if it is wanted; one that is not stays next.
-    pub fn serve_if(&mut self, is_wanted: impl FnOnce(&T) -> bool) -> Option<(TenantId, T)> {
+    /// Takes the first item that `choose` wants, asked of each tenant's next one in the order of their turns.
+    pub fn serve_by(&mut self, mut choose: impl FnMut(Next<'_, T>) -> Choice) -> Option<(TenantId, T)> {
+        let mut from = 0;
         loop {
-            let (&place, &tenant) = self.round.first_key_value()?;
+            let (&turn, &tenant) = self.round.range(from..).next()?;
             let flow = self.flows.get_mut(&tenant)?;
             if !flow.begun {
                 flow.begun = true;
@@ -90,15 +110,19 @@ impl<T> Fair<T> {
             }
             let (&number, (cost, item)) = flow.items.first_key_value()?;
             if *cost <= flow.deficit {
-                if !is_wanted(item) {
-                    return None;
+                match choose(Next { tenant, turn, item }) {
+                    Choice::Serve => {
+                        flow.deficit -= *cost;
+                        return self.take(Ticket(tenant, number)).map(|item| (tenant, item));
+                    }
+                    Choice::PassOver => from = turn + 1,
+                    Choice::Stop => return None,
                 }
-                flow.deficit -= *cost;
-                return self.take(Ticket(tenant, number)).map(|item| (tenant, item));
+                continue;
             }
             self.number += 1;
             (flow.begun, flow.place) = (false, self.number);
-            self.round.remove(&place);
+            self.round.remove(&turn);
             self.round.insert(self.number, tenant);
         }
     }
@@ -131,6 +155,12 @@ impl<T> Fair<T> {
     /// Tenants with something waiting.
     pub fn tenants(&self) -> usize {
         self.flows.len()
+    }
+
+    /// How many items the tenant has waiting that has the fewest, and the one that has the most.
+    pub fn extremes(&self) -> Option<(usize, usize)> {
+        let lengths = || self.flows.values().map(|flow| flow.items.len());
+        Some((lengths().min()?, lengths().max()?))
     }
 
     /// Takes everything, the tenants in turn.

@@ -1,6 +1,6 @@
 //! The rules of raddle, in reading order: names, time, the records, tenants, budgets, the words of the log, the thread
 //! machine, what a model sees, jobs and schedules, boards that many agents share, what the rules need from the world, and
-//! who is next, how often, and who is let in when there are too many.
+//! who is next, how much of it at once, how often, and who is let in when there are too many.
 //!
 //! Absent on purpose: clocks, randomness, I/O, async runtimes. Time and fresh ids are arguments.
 
@@ -32,6 +32,7 @@ pub mod job;
 pub mod run;
 pub mod schedule;
 
+pub mod brevity;
 pub mod fair;
 pub mod rate;
 

@@ -1,13 +1,20 @@
 //! Writes that wait for a commit: in the order in which they came while they are one tenant's, otherwise the tenants
 //! in turn by what their writes weigh, in bytes. Within a tenant the order is always that in which they came.
 //!
-//! While several tenants write, commits are kept short: a write that comes while one runs waits for that one and its
-//! own, and neither is to be as long as whoever floods can make it.
+//! While somebody who writes little shares the store with somebody who writes much, a commit holds one turn of each
+//! tenant, and more only up to what [`Brevity`] bears. What of a flood does not fit waits, and where it is the text of
+//! answers it grows together meanwhile, so what is lost of throughput is less than it seems.
 
-use std::{collections::VecDeque, num::NonZeroU32, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    num::NonZeroU32,
+    sync::Arc,
+    time::Duration,
+};
 
 use raddle_domain::{
-    fair::Fair,
+    brevity::Brevity,
+    fair::{Choice, Fair, Next},
     id::TenantId,
     ports::{Append, Write},
 };
@@ -24,10 +31,6 @@ pub type Weigh = Arc<dyn Fn(TenantId) -> NonZeroU32 + Send + Sync>;
 
 /// Bytes that a turn in the round is worth: about one step of a thread.
 const QUANTUM: u64 = 4 * 1024;
-/// Writes of a commit while several tenants write, unless more tenants wait: then one of each.
-const CROWDED_WRITES: usize = 32;
-/// Commits after which those of a tenant that writes alone are as long as may be again.
-const CROWDED: u32 = 64;
 
 pub(super) struct Queue {
     /// Nobody's: tenants are not told apart.
@@ -36,17 +39,16 @@ pub(super) struct Queue {
     one: VecDeque<(Write, Waiter)>,
     /// All that waits, otherwise.
     many: Fair<(Write, Waiter)>,
-    /// Commits for which several tenants are taken to write still.
-    crowded: u32,
+    brevity: Brevity,
+    origin: Instant,
 }
 
 impl Queue {
     pub fn new(weigh: Option<Weigh>) -> Self {
-        Self { weigh, one: VecDeque::new(), many: Fair::new(QUANTUM), crowded: 0 }
+        Self { weigh, one: VecDeque::new(), many: Fair::new(QUANTUM), brevity: Brevity::default(), origin: Instant::now() }
     }
 
-    pub fn push(&mut self, write: Write, reply: Reply) {
-        let waiter = (reply, Instant::now());
+    pub fn push(&mut self, write: Write, waiter: Waiter) {
         let Some(weigh) = &self.weigh else { return self.one.push_back((write, waiter)) };
         let of = tenant(&write);
         let alone = self.many.is_empty() && self.one.front().is_none_or(|(first, _)| tenant(first) == of);
@@ -61,25 +63,41 @@ impl Queue {
 
     /// Takes what goes into the next commit.
     pub fn take(&mut self, most: usize) -> (Vec<Write>, Vec<Waiter>) {
-        let tenants = self.many.tenants();
-        self.crowded = if tenants > 1 { CROWDED } else { self.crowded.saturating_sub(1) };
-        let most = if self.crowded > 0 { most.min(CROWDED_WRITES.max(tenants)) } else { most };
-        let (mut bytes, mut taken) = (0, (Vec::new(), Vec::new()));
+        let now = self.origin.elapsed();
+        if let Some((fewest, most)) = self.many.extremes() {
+            self.brevity.waiting(now, fewest, most);
+        }
+        let few = self.brevity.limit(now).unwrap_or(most);
+        let (mut bytes, mut taken, mut turns) = (0, (Vec::new(), Vec::new()), HashMap::new());
         while taken.0.len() < most {
+            let enough = taken.0.len() >= few;
             let mut fits = |(write, _): &(Write, Waiter)| {
                 let first = bytes == 0;
                 bytes += size(write);
                 first || bytes <= BATCH_BYTES
             };
             let next = match self.many.is_empty() {
-                true => self.one.pop_front_if(|next| fits(next)),
-                false => self.many.serve_if(fits).map(|(_, next)| next),
+                true => self.one.pop_front_if(|next| !enough && fits(next)),
+                false => {
+                    let next = self.many.serve_by(|Next { tenant, turn, item }| {
+                        let again = *turns.entry(tenant).or_insert(turn) != turn;
+                        if (again && enough) || !fits(item) { Choice::Stop } else { Choice::Serve }
+                    });
+                    next.map(|(_, next)| next)
+                }
             };
             let Some((write, waiter)) = next else { break };
             taken.0.push(write);
             taken.1.push(waiter);
         }
         taken
+    }
+
+    /// What was taken is stored: so many writes took so long.
+    pub fn took(&mut self, writes: usize, time: Duration) {
+        if self.weigh.is_some() {
+            self.brevity.took(writes, time);
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -109,7 +127,10 @@ pub(crate) fn tenant(write: &Write) -> TenantId {
 
 #[cfg(test)]
 mod tests {
-    use raddle_domain::ports::{Document, DocumentKind};
+    use raddle_domain::{
+        brevity::MEMORY,
+        ports::{Document, DocumentKind},
+    };
     use tokio::sync::oneshot;
 
     use super::*;
@@ -126,7 +147,7 @@ mod tests {
 
     fn push(queue: &mut Queue, name: &str, n: u8, bytes: usize) {
         let document = Document { kind: DocumentKind::Policy, id: [n; 32], json: vec![0; bytes] };
-        queue.push(Write::Put { tenant: named(name), documents: vec![document] }, oneshot::channel().0);
+        queue.push(Write::Put { tenant: named(name), documents: vec![document] }, (oneshot::channel().0, Instant::now()));
     }
 
     /// Whose writes the next commit holds, and which.
@@ -143,45 +164,61 @@ mod tests {
     #[test]
     fn the_write_of_who_writes_once_is_next_after_one_of_who_floods() {
         let mut queue = queue(1);
-        (0..100).for_each(|n| push(&mut queue, "flood", n, 4_000));
+        (0..30).for_each(|n| push(&mut queue, "flood", n, 4_000));
         push(&mut queue, "quiet", 0, 4_000);
         let commits: Vec<_> = std::iter::from_fn(|| Some(next(&mut queue)).filter(|next| !next.is_empty())).collect();
         assert_eq!(commits[0][1], ("quiet".to_owned(), 0));
-        assert_eq!(commits.iter().map(Vec::len).collect::<Vec<_>>(), [32, 32, 32, 5]);
+        // None of them is longer than eight, which is what is borne before anything is known.
+        assert_eq!(commits.iter().map(Vec::len).collect::<Vec<_>>(), [8, 8, 8, 7]);
         let flood = commits.iter().flatten().filter(|(tenant, _)| tenant == "flood").map(|(_, n)| *n);
-        assert!(flood.eq(0..100));
+        assert!(flood.eq(0..30));
+    }
+
+    #[test]
+    fn a_short_commit_holds_a_turn_of_each_tenant_however_many_they_are() {
+        let mut queue = queue(1);
+        (0..20).for_each(|n| push(&mut queue, "flood", n, 4_000));
+        for tenant in 0..30 {
+            push(&mut queue, &format!("quiet-{tenant}"), 0, 4_000);
+        }
+        let first = next(&mut queue);
+        assert_eq!(first.len(), 31);
+        assert_eq!(first.iter().filter(|(tenant, _)| tenant == "flood").count(), 1);
     }
 
     #[test]
     fn writes_are_taken_by_weight_and_by_what_they_weigh() {
         let mut queue = queue(2);
-        for n in 0..40 {
+        for n in 0..200 {
             push(&mut queue, "light", n, 4_000 - 128);
             push(&mut queue, "heavy", n, 4_000 - 128);
             push(&mut queue, "long", n, 12_000 - 128);
         }
         let first = next(&mut queue);
         let of = |name: &str| first.iter().filter(|(tenant, _)| tenant == name).count();
-        assert_eq!(first.len(), CROWDED_WRITES);
         assert!((of("heavy") as i64 - 2 * of("light") as i64).abs() <= 2, "{first:?}");
         assert!((of("light") as i64 - 3 * of("long") as i64).abs() <= 3, "{first:?}");
     }
 
     #[test]
-    fn commits_are_short_until_one_tenant_has_written_alone_for_long() {
+    fn commits_are_long_while_all_write_much_and_again_when_who_writes_little_stays_away() {
         let mut queue = queue(1);
-        (0..200).for_each(|n| push(&mut queue, "a", n, 10));
+        let flood = |queue: &mut Queue, name| (0..100).for_each(|n| push(queue, name, n, 10));
+        flood(&mut queue, "a");
+        flood(&mut queue, "b");
         assert_eq!(next(&mut queue).len(), 200);
-        push(&mut queue, "a", 0, 10);
+        flood(&mut queue, "a");
         push(&mut queue, "b", 0, 10);
-        assert_eq!(next(&mut queue).len(), 2);
-        for _ in 1..CROWDED {
-            (0..200).for_each(|n| push(&mut queue, "a", n, 10));
-            assert_eq!(next(&mut queue).len(), CROWDED_WRITES);
-            queue.clear();
-        }
-        (0..200).for_each(|n| push(&mut queue, "a", n, 10));
-        assert_eq!(next(&mut queue).len(), 200);
+        let short = next(&mut queue).len();
+        assert!(short < 50, "{short}");
+        queue.clear();
+        // He may come back while a commit of one that writes alone runs.
+        flood(&mut queue, "a");
+        assert_eq!(next(&mut queue).len(), 8);
+        queue.clear();
+        queue.origin -= MEMORY;
+        flood(&mut queue, "a");
+        assert_eq!(next(&mut queue).len(), 100);
     }
 
     #[test]

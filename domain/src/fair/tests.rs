@@ -94,8 +94,8 @@ fn what_is_not_wanted_stays_next() {
     let mut fair = Fair::new(1);
     fair.enqueue(tenant(1), weight(1), 1, 1);
     fair.enqueue(tenant(2), weight(1), 1, 2);
-    assert_eq!(fair.serve_if(|_| false), None);
-    assert_eq!(fair.serve_if(|_| false), None);
+    assert_eq!(fair.serve_by(|_| Choice::Stop), None);
+    assert_eq!(fair.serve_by(|_| Choice::Stop), None);
     assert_eq!(order(&mut fair), [(tenant(1), 1), (tenant(2), 2)]);
 }
 
@@ -198,4 +198,49 @@ proptest! {
         }
         prop_assert!(fair.is_empty());
     }
+}
+
+#[test]
+fn who_is_passed_over_keeps_his_turn_and_what_he_saved() {
+    let mut fair = Fair::new(10);
+    for n in 0..3 {
+        fair.enqueue(tenant(1), weight(1), 5, n);
+        fair.enqueue(tenant(2), weight(1), 15, n);
+    }
+    let not_one = |next: Next<'_, u32>| if next.tenant == tenant(1) { Choice::PassOver } else { Choice::Serve };
+    // The other's cost a turn and a half: he gets one in his second turn, with five left of it.
+    assert_eq!(fair.serve_by(not_one), Some((tenant(2), 0)));
+    assert_eq!(fair.serve(), Some((tenant(1), 0)));
+    assert_eq!(fair.serve_by(|_| Choice::Stop), None);
+    assert_eq!(fair.serve_by(|_| Choice::PassOver), None);
+    assert_eq!(order(&mut fair), [(tenant(1), 1), (tenant(2), 1), (tenant(1), 2), (tenant(2), 2)]);
+}
+
+#[test]
+fn what_is_offered_tells_one_turn_from_the_next() {
+    let mut fair = Fair::new(2);
+    for n in 0..4 {
+        fair.enqueue(tenant(1), weight(1), 1, n);
+        fair.enqueue(tenant(2), weight(1), 1, n);
+    }
+    let mut turns = Vec::new();
+    let mut offered = |next: Next<'_, u32>| {
+        turns.push(next.turn);
+        Choice::Serve
+    };
+    while fair.serve_by(&mut offered).is_some() {}
+    assert_eq!(turns.chunk_by(|a, b| a == b).map(<[_]>::len).collect::<Vec<_>>(), [2, 2, 2, 2]);
+    turns.dedup();
+    turns.sort_unstable();
+    turns.dedup();
+    assert_eq!(turns.len(), 4);
+}
+
+#[test]
+fn the_shortest_and_the_longest_queue_are_known() {
+    let mut fair = Fair::new(1);
+    assert_eq!(fair.extremes(), None);
+    (0..3).for_each(|n| drop(fair.enqueue(tenant(1), weight(1), 1, n)));
+    fair.enqueue(tenant(2), weight(1), 1, 0);
+    assert_eq!(fair.extremes(), Some((1, 3)));
 }
