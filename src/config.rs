@@ -511,7 +511,7 @@ fn limits(keys: &mut Keys) -> Result<ServerLimits, ConfigError> {
         commands_in_flight: keys.size("limits.commands_in_flight", 4096, 1)?,
         commands_at_work: keys.size("limits.commands_at_work", 16, 1)?,
         commands_per_thread: keys.size("limits.commands_per_thread", 256, 1)?,
-        command_wait: match keys.millis("limits.command_wait_ms", 10, 0)? {
+        command_wait: match keys.millis("limits.command_wait_ms", 2, 0)? {
             Duration::ZERO => Duration::MAX,
             wait => wait,
         },

@@ -9,9 +9,9 @@ use std::{
 use raddle_domain::admission::Admission;
 use tokio::time::Instant;
 
-/// Commands that may always be under way, however long they take: fewer would leave the disk idle, which takes what is
-/// there in one commit.
-const FLOOR: u32 = 16;
+/// Commands that may always be under way, however long they take: with one alone the disk, or the reader of what its turn
+/// goes on from, would be idle while the other works.
+const FLOOR: u32 = 2;
 
 /// Counts commands in and out.
 #[derive(Debug)]
@@ -26,6 +26,14 @@ pub(crate) struct Place {
     control: Arc<AdmissionControl>,
     entered: Instant,
     durable: bool,
+}
+
+/// A turn that waits to go on, until it does or ends. It was accepted before, so it always may.
+#[derive(Debug)]
+pub(crate) struct Waits {
+    control: Arc<AdmissionControl>,
+    since: Instant,
+    goes_on: bool,
 }
 
 /// There is no place.
@@ -67,6 +75,13 @@ impl AdmissionControl {
         }
     }
 
+    /// A turn waits to go on.
+    pub fn wait(self: &Arc<Self>) -> Waits {
+        let since = Instant::now();
+        self.rule().wait(since - self.origin);
+        Waits { control: self.clone(), since, goes_on: false }
+    }
+
     /// Whether there is a place, for those who would rather not begin otherwise.
     pub fn look(&self) -> Result<(), Busy> {
         let mut rule = self.rule();
@@ -87,6 +102,21 @@ impl Place {
     /// The reply is durable: how long it took says how busy the server is.
     pub const fn durable(&mut self) {
         self.durable = true;
+    }
+}
+
+impl Waits {
+    /// It goes on: how long it waited says how busy the server is.
+    pub fn go_on(mut self) {
+        self.goes_on = true;
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let waited = self.goes_on.then(|| now - self.since);
+        self.control.rule().go_on(now - self.control.origin, waited);
     }
 }
 
@@ -157,5 +187,19 @@ mod tests {
         assert!(control.look().is_err() && control.enter_to_end_work().is_err());
         drop(place);
         assert!(control.look().is_ok() && control.enter().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_that_wait_long_make_the_list_shorter_and_those_that_end_meanwhile_do_not() {
+        let control = quick().await;
+        let wave = async |goes_on: bool| {
+            let turns: Vec<_> = (0..300).map(|_| control.wait()).collect();
+            advance(INTERVAL).await;
+            turns.into_iter().for_each(|turn| if goes_on { turn.go_on() } else { drop(turn) });
+        };
+        wave(false).await;
+        assert_eq!(control.figures().limit, 400);
+        wave(true).await;
+        assert_eq!(control.figures().limit, 90);
     }
 }

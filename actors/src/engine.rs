@@ -32,7 +32,7 @@ use tracing::{Instrument, Span};
 use crate::{
     budgets::{Tab, charged},
     disk,
-    fair::{self, Door},
+    fair::{self, CallDoors},
     times::Calls,
 };
 
@@ -144,7 +144,7 @@ impl Engine {
         store: Arc<dyn LogStore>,
         models: Arc<dyn Models>,
         tools: Arc<dyn Tools>,
-        door: Door,
+        doors: CallDoors,
         runtime: &Handle,
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
@@ -155,7 +155,8 @@ impl Engine {
         let (verdicts, decided) = mpsc::unbounded_channel();
         let work = async move {
             let began = Instant::now();
-            let driven = AssertUnwindSafe(drive(call, store, models, tools, door, decided, &told)).catch_unwind().await;
+            let driven =
+                AssertUnwindSafe(drive(call, store, models, tools, doors, decided, &told)).catch_unwind().await;
             let driven = driven.unwrap_or_else(|_| Err(broken("the engine failed; this is a defect".to_owned())));
             note(&driven, began.elapsed(), &calls);
             told.end(driven);
@@ -191,7 +192,7 @@ async fn drive(
     store: Arc<dyn LogStore>,
     models: Arc<dyn Models>,
     tools: Arc<dyn Tools>,
-    door: Door,
+    doors: CallDoors,
     decided: UnboundedReceiver<Verdict>,
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
@@ -208,7 +209,9 @@ async fn drive(
     } else {
         let store = store.clone();
         let read = move || messages(&*store, key, context_seq, system_prompt.as_deref(), &items);
+        let reader = doors.to_read().await;
         let messages = tokio::task::spawn_blocking(read).await.map_err(|why| broken(why.to_string()))?;
+        drop(reader);
         messages.map_err(|why| unreadable("the conversation", &why))?
     };
     let (purpose, offered) = match compaction {
@@ -233,7 +236,7 @@ async fn drive(
         max_tokens: settings.max_tokens,
     };
     // Until the answer is whole, or nobody waits for it.
-    let _place = door.enter(fair::tokens(&request)).await;
+    let _place = doors.models.enter(fair::tokens(&request)).await;
     let verdicts = stream::unfold(decided, |mut decided| async move { Some((decided.recv().await?, decided)) });
     let errand = Errand { key, turn, workspace: workspace.clone(), verdicts: Box::pin(verdicts) };
     let mut metering = tab.begin(&request).await?;

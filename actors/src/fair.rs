@@ -1,4 +1,5 @@
-//! Gates with a bounded number of places, before what all tenants share: commands at work, model calls, runs of tools.
+//! Gates with a bounded number of places, before what all tenants share: commands at work, reading of what
+//! turns go on from, model calls, runs of tools.
 //!
 //! Whoever finds no place waits; who is next is decided by [`Fair`]. A place is given back when its [`Permit`] is
 //! dropped, and then goes to whoever waits.
@@ -31,6 +32,7 @@ use raddle_domain::{
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
+    admission::AdmissionControl,
     config::Config,
     tenants::{Account, Tenants},
 };
@@ -41,10 +43,32 @@ const CALL_TOKENS: u64 = 1_024;
 
 /// The gates of a runtime.
 pub(crate) struct Gates {
+    /// Who is let in at all.
+    pub admission: Arc<AdmissionControl>,
     /// What callers ask of threads and runs, from when it is sent to them until it is answered.
     pub commands: Arc<Gate>,
     pub models: Arc<Gate>,
     pub tools: Arc<Gate>,
+    /// Readers of what turns go on from, one for each arbiter: were they as many as the turns that begin, they would have
+    /// the processors and not the store, for which everybody waits.
+    pub reads: Arc<Gate>,
+}
+
+/// What a model call passes: first its conversation is read.
+pub(crate) struct CallDoors {
+    reads: Door,
+    pub models: Door,
+    admission: Arc<AdmissionControl>,
+}
+
+impl CallDoors {
+    /// Waits for a reader. Whoever makes new work hears of it that others do.
+    pub async fn to_read(&self) -> Permit {
+        let waits = self.admission.wait();
+        let reader = self.reads.enter(1).await;
+        waits.go_on();
+        reader
+    }
 }
 
 /// Places, and who waits for one.
@@ -91,10 +115,18 @@ impl Gates {
     pub fn new(config: &Config, tenants: &Arc<Tenants>) -> Self {
         let gate = |places, quantum| Gate::new(places, quantum, config.fair.then(|| tenants.clone()));
         Self {
+            admission: AdmissionControl::new(config.commands_in_flight, config.command_wait),
             commands: gate(config.commands_at_work, 1),
             models: gate(config.model_calls, CALL_TOKENS),
             tools: gate(config.tool_runs, 1),
+            reads: gate(config.arbiters, 1),
         }
+    }
+
+    /// The doors of a tenant's model call.
+    pub fn of_a_call(&self, account: &Account) -> CallDoors {
+        let (reads, models) = (self.reads.door(account), self.models.door(account));
+        CallDoors { reads, models, admission: self.admission.clone() }
     }
 }
 

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use crate::{
-    admission::{AdmissionControl, Busy, Place},
+    admission::{Busy, Place},
     batch::Batch,
     bus::{Barrier, Committed, Subscribe, SubscribeTenant, Watch},
     config::{Config, Ports, StartError},
@@ -84,7 +84,6 @@ impl WeakRuntime {
 struct Inner {
     shared: Arc<Shared>,
     commands: Arc<Places>,
-    admission: Arc<AdmissionControl>,
     reads: Arc<Places>,
     subscribers: Arc<Places>,
     in_flight: Arc<DashSet<(TenantId, [u8; 32])>>,
@@ -236,7 +235,6 @@ impl Runtime {
     /// Opens the store, starts the actor threads, and continues every turn that was open. Call it in any tokio
     /// runtime; the actors have threads of their own.
     pub async fn start(config: Config, ports: Ports) -> Result<Self, StartError> {
-        let admission = AdmissionControl::new(config.commands_in_flight, config.command_wait);
         let (commands, reads, subscribers) = (config.commands_in_flight, config.reads_in_flight, config.subscribers);
         let (threads, shared) = Threads::start(config, ports).await?;
         let jobs = shared.jobs.clone();
@@ -248,7 +246,6 @@ impl Runtime {
             inner: Arc::new(Inner {
                 shared,
                 commands,
-                admission,
                 reads,
                 subscribers,
                 in_flight: Arc::default(),
@@ -520,8 +517,8 @@ impl Runtime {
         }
         let hold = self.place(tenant)?;
         let place = match self.is_quiet(tenant, 1) {
-            true => self.inner.admission.enter_to_end_work(),
-            false => self.inner.admission.enter(),
+            true => self.shared().gates.admission.enter_to_end_work(),
+            false => self.shared().gates.admission.enter(),
         };
         Ok(Entry { place: place.map_err(|Busy| self.busy(COMMANDS))?, _hold: hold })
     }
@@ -529,7 +526,7 @@ impl Runtime {
     /// The same for a command that ends work, which is let in also when others are not.
     pub(crate) fn admit_to_end_work(&self, tenant: TenantId) -> Result<Entry, Error> {
         let hold = self.place(tenant)?;
-        let place = self.inner.admission.enter_to_end_work().map_err(|Busy| self.busy(COMMANDS))?;
+        let place = self.shared().gates.admission.enter_to_end_work().map_err(|Busy| self.busy(COMMANDS))?;
         Ok(Entry { place, _hold: hold })
     }
 
@@ -539,7 +536,7 @@ impl Runtime {
         if self.is_quiet(tenant, 0) {
             return Ok(());
         }
-        self.inner.admission.look().map_err(|Busy| self.busy(COMMANDS))
+        self.shared().gates.admission.look().map_err(|Busy| self.busy(COMMANDS))
     }
 
     /// Whether a tenant has so little under way, of which `own` is the asker's, that the queue that stands is not of its
@@ -820,7 +817,7 @@ impl Runtime {
     pub fn health(&self) -> Health {
         let shared = self.shared();
         let (registry, counters) = (&shared.registry, &shared.registry.counters);
-        let (store, commands) = (shared.store_handle.stats(), self.inner.admission.figures());
+        let (store, commands) = (shared.store_handle.stats(), self.shared().gates.admission.figures());
         Health {
             store_writable: store.writable.load(Relaxed),
             leaving: shared.leaving.load(SeqCst) || shared.draining(),
@@ -846,6 +843,7 @@ impl Runtime {
             commands_refused_busy: counters.busy.iter().map(|full| *full.value()).sum(),
             refused_over_quota: counters.over_quota.load(Relaxed),
             commands_at_work: shared.gates.commands.figures(),
+            turn_reads: shared.gates.reads.figures(),
             model_calls: shared.gates.models.figures(),
             tool_runs: shared.gates.tools.figures(),
         }

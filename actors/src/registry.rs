@@ -136,6 +136,7 @@ pub struct Health {
     /// What was refused for a tenant's quota.
     pub refused_over_quota: u64,
     pub commands_at_work: GateFigures,
+    pub turn_reads: GateFigures,
     pub model_calls: GateFigures,
     pub tool_runs: GateFigures,
 }

@@ -6,6 +6,9 @@
 //! down to a part of what was under way, the smaller the longer the wait; it goes up by little while commands are
 //! refused that could have been taken, and doubles while nobody is.
 //!
+//! What was accepted is not over with its reply: a turn that waits to go on, for somebody to read what it goes on from,
+//! counts as a command under way, and a queue of these stands when even the one that waited shortest waited too long.
+//!
 //! Time is an argument, as the span since any one origin. Absent on purpose: waiting. A command has a place or it has
 //! none; whoever has none is told so before anything was done for him.
 
@@ -29,6 +32,8 @@ pub struct Admission {
     bearable: Duration,
     limit: u32,
     under_way: u32,
+    /// Turns that wait to go on.
+    waiting: u32,
     /// What a command takes when it is nearly alone.
     alone: Option<Duration>,
     interval: Interval,
@@ -38,6 +43,9 @@ pub struct Admission {
 struct Interval {
     began: Duration,
     fastest: Option<Duration>,
+    /// The shortest wait of a turn.
+    waited: Option<Duration>,
+    /// Of both together.
     replies: u32,
     /// The most that were under way.
     peak: u32,
@@ -50,7 +58,16 @@ impl Admission {
     /// `bearable` waits in no queue, however fast a lone command is; where everything is bearable, the limit stays.
     pub fn new(floor: u32, ceiling: u32, bearable: Duration) -> Self {
         let floor = floor.min(ceiling);
-        Self { floor, ceiling, bearable, limit: ceiling, under_way: 0, alone: None, interval: Interval::default() }
+        Self {
+            floor,
+            ceiling,
+            bearable,
+            limit: ceiling,
+            under_way: 0,
+            waiting: 0,
+            alone: None,
+            interval: Interval::default(),
+        }
     }
 
     pub const fn limit(&self) -> u32 {
@@ -61,32 +78,64 @@ impl Admission {
         self.under_way
     }
 
+    pub const fn waiting(&self) -> u32 {
+        self.waiting
+    }
+
     /// Whether a command would be let in.
     pub const fn has_room(&self) -> bool {
-        self.under_way < self.limit
+        self.at_work() < self.limit
+    }
+
+    const fn at_work(&self) -> u32 {
+        self.under_way.saturating_add(self.waiting)
     }
 
     /// Lets a command in, or does not.
     #[must_use]
     pub fn enter(&mut self, now: Duration) -> bool {
-        self.take(now, self.limit)
+        self.look(now);
+        let room = self.has_room();
+        self.take(room)
     }
 
     /// The same for what ends work: it makes the queue shorter, so only the ceiling keeps it out.
     #[must_use]
     pub fn enter_to_end_work(&mut self, now: Duration) -> bool {
-        self.take(now, self.ceiling)
+        self.look(now);
+        let room = self.under_way < self.ceiling;
+        self.take(room)
     }
 
-    fn take(&mut self, now: Duration, most: u32) -> bool {
-        self.look(now);
-        let room = self.under_way < most;
+    fn take(&mut self, room: bool) -> bool {
         self.under_way += u32::from(room);
-        self.interval.peak = self.interval.peak.max(self.under_way);
-        if self.under_way >= self.limit {
+        self.crowd();
+        room
+    }
+
+    /// Takes note of how many there are.
+    fn crowd(&mut self) {
+        self.interval.peak = self.interval.peak.max(self.at_work());
+        if !self.has_room() {
             self.interval.full = true;
         }
-        room
+    }
+
+    /// A turn waits to go on. It was accepted before, so it always may.
+    pub fn wait(&mut self, now: Duration) {
+        self.look(now);
+        self.waiting += 1;
+        self.crowd();
+    }
+
+    /// It waits no more: it goes on after so long, or it ended meanwhile.
+    pub fn go_on(&mut self, now: Duration, waited: Option<Duration>) {
+        self.waiting = self.waiting.saturating_sub(1);
+        if let Some(waited) = waited {
+            self.interval.replies += 1;
+            self.interval.waited = Some(self.interval.waited.map_or(waited, |shortest| shortest.min(waited)));
+        }
+        self.look(now);
     }
 
     /// Somebody was turned away who only looked.
@@ -107,26 +156,31 @@ impl Admission {
 
     /// Ends the interval if it is over.
     fn look(&mut self, now: Duration) {
-        let Interval { began, fastest, replies, peak, full } = self.interval;
-        let Some(fastest) = fastest.filter(|_| replies >= ENOUGH && now.saturating_sub(began) >= INTERVAL) else {
+        let Interval { began, fastest, waited, replies, peak, full } = self.interval;
+        if replies < ENOUGH || now.saturating_sub(began) < INTERVAL {
             return;
+        }
+        if let Some(fastest) = fastest {
+            // With a few beside it a command is as good as alone. More than that only a faster one tells anything.
+            self.alone = Some(match self.alone {
+                Some(alone) if peak > self.floor => alone.min(fastest),
+                _ => fastest,
+            });
+        }
+        let part = |time: Option<Duration>, target: Duration| {
+            time.map_or(f64::INFINITY, |time| target.as_secs_f64() / time.as_secs_f64())
         };
-        // With a few beside it a command is as good as alone. More than that only a faster one tells anything.
-        self.alone = Some(match self.alone {
-            Some(alone) if peak > self.floor => alone.min(fastest),
-            _ => fastest,
-        });
-        let target = self.target();
-        self.limit = if fastest > target {
-            let share = (target.as_secs_f64() / fastest.as_secs_f64()).clamp(BACK_OFF.0, BACK_OFF.1);
-            (f64::from(peak.min(self.limit)) * share) as u32
+        // Alone a turn waits for nothing.
+        let share = part(fastest, self.target()).min(part(waited, self.bearable));
+        self.limit = if share < 1.0 {
+            (f64::from(peak.min(self.limit)) * share.clamp(BACK_OFF.0, BACK_OFF.1)) as u32
         } else if full {
             self.limit.saturating_add((self.limit / 16).max(1))
         } else {
             self.limit.saturating_mul(2)
         }
         .clamp(self.floor, self.ceiling);
-        self.interval = Interval { began: now, peak: self.under_way, ..Interval::default() };
+        self.interval = Interval { began: now, peak: self.at_work(), ..Interval::default() };
     }
 
     /// Beyond it the queue stands.
@@ -252,6 +306,38 @@ mod tests {
             rule.leave(2 * INTERVAL + MS, Some(10 * MS));
         }
         assert!(rule.limit() <= 50, "{}", rule.limit());
+    }
+
+    /// So many turns wait at the begin of the interval, and go on after so long.
+    fn waits(rule: &mut Admission, at: u32, turns: u32, waited: Duration) {
+        (0..turns).for_each(|_| rule.wait(at * INTERVAL));
+        (0..turns).for_each(|_| rule.go_on(at * INTERVAL, Some(waited)));
+        rule.turned_away((at + 1) * INTERVAL);
+    }
+
+    #[test]
+    fn turns_that_wait_to_go_on_take_the_places_of_commands_and_are_never_refused() {
+        let mut rule = learned(20);
+        (0..18).for_each(|_| rule.wait(MS));
+        assert_eq!((0..20).filter(|_| rule.enter(MS)).count(), 2);
+        (0..18).for_each(|_| rule.wait(MS));
+        // They keep out nothing that makes the queue shorter.
+        assert!(!rule.has_room() && rule.enter_to_end_work(MS));
+        (0..36).for_each(|_| rule.go_on(MS, None));
+        assert_eq!((rule.waiting(), rule.under_way()), (0, 3));
+        assert!(rule.has_room());
+    }
+
+    #[test]
+    fn a_queue_of_turns_that_stands_lets_fewer_commands_in_however_quick_these_are() {
+        let mut rule = learned(1000);
+        waits(&mut rule, 1, 400, 10 * MS);
+        assert_eq!(rule.limit(), 200);
+        // One that waited for nothing says that it does not stand.
+        rule.wait(2 * INTERVAL);
+        rule.go_on(2 * INTERVAL, Some(Duration::ZERO));
+        waits(&mut rule, 2, 100, 10 * MS);
+        assert_eq!(rule.limit(), 212);
     }
 
     #[test]

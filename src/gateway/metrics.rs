@@ -20,7 +20,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use raddle_actors::{BOUNDS, Distribution, EngineFigures, Figures, Health, HookFigures, Runtime};
+use raddle_actors::{BOUNDS, Distribution, EngineFigures, Figures, GateFigures, Health, HookFigures, Runtime};
 
 use super::problem::Code;
 use crate::{
@@ -141,7 +141,9 @@ impl std::fmt::Debug for RuntimeHealth {
 
 impl Collector for RuntimeHealth {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        figures(&self.0.health(), &mut encoder)?;
+        let health = self.0.health();
+        figures(&health, &mut encoder)?;
+        gates(&health, &mut encoder)?;
         times(&self.0.figures(), &mut encoder)?;
         hook_figures(&self.0.hook_figures(), &mut encoder)
     }
@@ -174,6 +176,36 @@ fn hook_figures(hooks: &[HookFigures], encoder: &mut DescriptorEncoder) -> Resul
         for hook in hooks {
             ConstCounter::new(figure(hook)).encode(family.encode_family(&[("hook", &*hook.name)])?)?;
         }
+    }
+    Ok(())
+}
+
+/// Where tenants wait for places.
+fn gates(health: &Health, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+    type Figure = fn(&GateFigures) -> u64;
+    let gates = [
+        ("commands", &health.commands_at_work),
+        ("reads", &health.turn_reads),
+        ("models", &health.model_calls),
+        ("tools", &health.tool_runs),
+    ];
+    let gauges: [(&str, &str, Figure); 3] = [
+        ("gate_places", "Places of a gate", |gate| gate.places),
+        ("gate_in_use", "Places of a gate that are taken", |gate| gate.in_use),
+        ("gate_waiting", "Who waits for a place of a gate", |gate| gate.waiting),
+    ];
+    for (name, help, figure) in gauges {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (gate, figures) in gates {
+            let gauge = ConstGauge::new(i64::try_from(figure(figures)).unwrap_or(i64::MAX));
+            gauge.encode(family.encode_family(&[("gate", gate)])?)?;
+        }
+    }
+    let help = "What all who got a place of a gate waited for it";
+    let mut family = encoder.encode_descriptor("gate_wait_seconds", help, None, MetricType::Counter)?;
+    for (gate, figures) in gates {
+        let waited = ConstCounter::new(figures.waited_us as f64 / 1e6);
+        waited.encode(family.encode_family(&[("gate", gate)])?)?;
     }
     Ok(())
 }
@@ -329,18 +361,26 @@ mod tests {
     struct Fixed(Health);
     impl Collector for Fixed {
         fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-            figures(&self.0, &mut encoder)
+            figures(&self.0, &mut encoder)?;
+            gates(&self.0, &mut encoder)
         }
     }
 
     #[test]
     fn the_runtimes_figures_are_exposed_under_the_prefix() {
         let mut registry = Registry::with_prefix("raddle");
-        registry.register_collector(Box::new(Fixed(Health { loaded_threads: 3, commits: 9, ..Health::default() })));
+        registry.register_collector(Box::new(Fixed(Health {
+            loaded_threads: 3,
+            commits: 9,
+            model_calls: GateFigures { places: 8, in_use: 8, waiting: 2, waited_us: 1_500_000 },
+            ..Health::default()
+        })));
         let mut text = String::new();
         text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("raddle_loaded_threads 3\n"), "{text}");
         assert!(text.contains("raddle_store_commits_total 9\n"), "{text}");
+        assert!(text.contains("raddle_gate_waiting{gate=\"models\"} 2\n"), "{text}");
+        assert!(text.contains("raddle_gate_wait_seconds_total{gate=\"models\"} 1.5\n"), "{text}");
     }
 
     #[derive(Debug)]

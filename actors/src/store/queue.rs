@@ -45,7 +45,13 @@ pub(super) struct Queue {
 
 impl Queue {
     pub fn new(weigh: Option<Weigh>) -> Self {
-        Self { weigh, one: VecDeque::new(), many: Fair::new(QUANTUM), brevity: Brevity::default(), origin: Instant::now() }
+        Self {
+            weigh,
+            one: VecDeque::new(),
+            many: Fair::new(QUANTUM),
+            brevity: Brevity::default(),
+            origin: Instant::now(),
+        }
     }
 
     pub fn push(&mut self, write: Write, waiter: Waiter) {
@@ -147,7 +153,10 @@ mod tests {
 
     fn push(queue: &mut Queue, name: &str, n: u8, bytes: usize) {
         let document = Document { kind: DocumentKind::Policy, id: [n; 32], json: vec![0; bytes] };
-        queue.push(Write::Put { tenant: named(name), documents: vec![document] }, (oneshot::channel().0, Instant::now()));
+        queue.push(
+            Write::Put { tenant: named(name), documents: vec![document] },
+            (oneshot::channel().0, Instant::now()),
+        );
     }
 
     /// Whose writes the next commit holds, and which.

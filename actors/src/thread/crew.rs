@@ -163,7 +163,7 @@ fn start_engine(
     place: &Place<'_, ThreadMachine>,
 ) -> Engine {
     let Shared { store, models, tools, engines, config, registry, gates, tenants, .. } = &**place.shared;
-    let door = gates.models.door(&tenants.account(place.key.tenant));
+    let doors = gates.of_a_call(&tenants.account(place.key.tenant));
     let state = &machine.state;
     let open = state.open();
     let settings = open.map(|open| open.turn().settings.clone()).expect("a call is owed by an open turn");
@@ -192,7 +192,7 @@ fn start_engine(
         context_seq: state.context_seq(),
         compaction: open.and_then(|open| open.compacting().cloned()),
     };
-    Engine::start(call, store.clone(), models.clone(), tools.clone(), door, engines, place.wake())
+    Engine::start(call, store.clone(), models.clone(), tools.clone(), doors, engines, place.wake())
 }
 
 fn start_tool(
