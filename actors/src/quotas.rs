@@ -55,6 +55,8 @@ struct Durable {
     counts: [u64; 2],
     /// Reservations that have not ended.
     reserved: u64,
+    /// How often the counts were changed.
+    changes: u64,
     /// Whether `counts` began with what is stored.
     known: bool,
     /// Whether what is stored may be something else.
@@ -99,13 +101,20 @@ impl Tally {
 
     /// Takes what is stored as what there is. Blocks.
     fn learn(&self, read: impl FnOnce() -> Result<Figures, StoreError>) -> Result<(), StoreError> {
-        if !self.durable().known {
+        let before = {
+            let durable = self.durable();
+            (!durable.known).then_some(durable.changes)
+        };
+        if let Some(before) = before {
             // The first time it may take long, and what is loaded has to count meanwhile: in doubt, until nothing is
             // under way.
             let found = read()?;
             let mut durable = self.durable();
-            durable.doubted = durable.reserved > 0;
-            durable.take(found);
+            // Somebody else was quicker: what was counted since then is not in what was found here.
+            if !durable.known {
+                durable.doubted = durable.reserved > 0 || durable.changes != before;
+                durable.take(found);
+            }
             return Ok(());
         }
         let mut durable = self.durable();
@@ -119,13 +128,16 @@ impl Tally {
     /// One less, or so many.
     pub fn gone(&self, what: What, count: u64) {
         let mut durable = self.durable();
+        durable.changes += 1;
         let counted = &mut durable.counts[what as usize];
         *counted = counted.saturating_sub(count);
     }
 
     /// What was reserved for nobody is there all the same.
     pub fn come(&self, what: What, count: u64) {
-        self.durable().counts[what as usize] += count;
+        let mut durable = self.durable();
+        durable.changes += 1;
+        durable.counts[what as usize] += count;
     }
 
     /// What is stored may have changed in a way that nobody can say.
@@ -152,6 +164,7 @@ impl Reserved {
         }
         durable.counts[what as usize] += 1;
         durable.reserved += 1;
+        durable.changes += 1;
         drop(durable);
         Ok(Self { account: account.clone(), what, ended: false })
     }
@@ -171,6 +184,7 @@ impl Reserved {
         self.ended = true;
         let mut durable = self.account.tally.durable();
         durable.reserved = durable.reserved.saturating_sub(1);
+        durable.changes += 1;
         how(&mut durable);
     }
 }
@@ -180,6 +194,7 @@ impl Drop for Reserved {
         if !self.ended {
             let mut durable = self.account.tally.durable();
             durable.reserved = durable.reserved.saturating_sub(1);
+            durable.changes += 1;
             durable.doubted = true;
         }
     }
@@ -366,4 +381,42 @@ fn rate(quotas: &Quotas) -> Option<Rate> {
 pub(crate) fn most_loaded(shared: &Shared, tenant: TenantId) -> Option<u64> {
     let account = shared.tenants.account(tenant);
     shared.tenants.quotas(&account).loaded_threads
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tenants::Tenants;
+
+    const FOUND: Figures = Figures { threads: 4, queued: 0, bytes: 0 };
+
+    fn account() -> Arc<Account> {
+        Tenants::default().account(TenantId::DEFAULT)
+    }
+
+    fn make(account: &Arc<Account>) -> bool {
+        Reserved::new(account, What::Threads, Some(6)).map(Reserved::keep).is_ok()
+    }
+
+    #[test]
+    fn who_reads_slowly_does_not_take_back_what_was_counted_meanwhile() {
+        let account = account();
+        let slow = account.tally.learn(|| {
+            account.tally.learn(|| Ok(FOUND)).unwrap();
+            assert!(make(&account));
+            Ok(FOUND)
+        });
+        slow.unwrap();
+        assert!(make(&account) && !make(&account));
+    }
+
+    #[test]
+    fn what_came_and_ended_while_it_was_first_read_is_read_again() {
+        let account = account();
+        account.tally.learn(|| Ok(FOUND).inspect(|_| assert!(make(&account)))).unwrap();
+        assert!(account.tally.is_unknown());
+        account.tally.learn(|| Ok(Figures { threads: 5, ..FOUND })).unwrap();
+        assert!(!account.tally.is_unknown());
+        assert!(make(&account) && !make(&account));
+    }
 }
