@@ -208,10 +208,13 @@ async fn drive(
         conversation(History::new(system_prompt.as_deref()), &items)
     } else {
         let store = store.clone();
-        let read = move || messages(&*store, key, context_seq, system_prompt.as_deref(), &items);
         let reader = doors.to_read().await;
+        let read = move || {
+            // Held by what reads, which goes on although the turn may have ended meanwhile.
+            let _reader = reader;
+            messages(&*store, key, context_seq, system_prompt.as_deref(), &items)
+        };
         let messages = tokio::task::spawn_blocking(read).await.map_err(|why| broken(why.to_string()))?;
-        drop(reader);
         messages.map_err(|why| unreadable("the conversation", &why))?
     };
     let (purpose, offered) = match compaction {

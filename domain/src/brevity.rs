@@ -15,7 +15,7 @@ use std::time::Duration;
 pub const FEWEST: usize = 2;
 /// The limit is never higher: more writes gain little.
 pub const MOST: usize = 64;
-/// How often the time of the smallest commits a full one may take.
+/// What part of the time of the smallest commits a full one may take.
 const STRETCH: f64 = 1.25;
 /// What a commit in time raises the limit by.
 const RAISE: f64 = 0.25;
