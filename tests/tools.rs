@@ -216,13 +216,14 @@ async fn without_a_person_pass_ordinary_calls_and_with_trust_those_that_need_ful
 async fn what_must_not_be_done_twice_waits_for_a_word_when_its_process_was_killed() {
     let mut world = Equipped::start(&[]).await;
     let mut threads = Vec::new();
-    for name in ["settle", "abort", "retry"] {
+    let names = ["settle", "abort", "retry"];
+    for name in names {
         let thread = world.api().create(json!({"auto_approve": true})).await;
         let arguments = json!({"name": name, "line": "x", "then_wait_ms": 3_000});
         let turn = world.api().start(&thread, &format!("{}\n@say went on", call("demo_append", arguments))).await;
         threads.push((thread, turn));
     }
-    world.until_acted(3).await;
+    world.until_written(&names).await;
     world.crash().await;
     let mut effects = Vec::new();
     for (thread, _) in &threads {
@@ -248,7 +249,7 @@ async fn what_must_not_be_done_twice_waits_for_a_word_when_its_process_was_kille
     assert_eq!(ends, ["completed", "canceled", "completed"]);
     assert_eq!(world.items(&threads[0].0).await[1], item("tool_call", "completed", "it was there"));
     assert_eq!(world.items(&threads[2].0).await[1], item("tool_call", "completed", "appended a line to retry"));
-    let files = ["settle", "abort", "retry"].map(|name| world.file(name).unwrap());
+    let files = names.map(|name| world.file(name).unwrap());
     assert_eq!(files, ["x\n", "x\n", "x\nx\n"]);
     // A second attempt is of the same operation.
     let ledger = world.ledger();

@@ -110,6 +110,16 @@ impl Equipped {
         timeout(LOST, acted).await.expect("the tools do not act");
     }
 
+    /// Waits until these files have a line: an act is on the ledger before it is done.
+    pub async fn until_written(&self, names: &[&str]) {
+        let written = async {
+            while !names.iter().all(|name| self.file(name).is_some_and(|text| text.ends_with('\n'))) {
+                self.api().get("/healthz").await;
+            }
+        };
+        timeout(LOST, written).await.expect("the tools do not write");
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.demo.path().join(name)
     }
