@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// What a caller, an engine or the clock wants of one thread.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Command {
     Patch(ThreadPatch),
     Delete,
@@ -70,7 +71,7 @@ impl From<Command> for Request {
 }
 
 /// The settings of a thread that is to be.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NewThread {
     pub choice: ModelChoice,
     pub title: Option<String>,
@@ -109,28 +110,58 @@ impl NewThread {
 }
 
 /// Settings to change; an inner `None` clears one.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ThreadPatch {
+    #[serde(with = "cleared", skip_serializing_if = "Option::is_none")]
     pub title: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub choice: Option<ModelChoice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
+    #[serde(with = "cleared", skip_serializing_if = "Option::is_none")]
     pub system_prompt: Option<Option<String>>,
+    #[serde(with = "cleared", skip_serializing_if = "Option::is_none")]
     pub workspace: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_shell: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_approve: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub trust_mode: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub on_restart: Option<OnRestart>,
+    #[serde(with = "cleared", skip_serializing_if = "Option::is_none")]
     pub policy: Option<Option<Policy>>,
+    #[serde(with = "cleared", skip_serializing_if = "Option::is_none")]
     pub run_id: Option<Option<RunId>>,
+    #[serde(with = "cleared", skip_serializing_if = "Option::is_none")]
     pub budget: Option<Option<Budget>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub archived: Option<bool>,
     /// Whether queued prompts wait although no turn is open.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_paused: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Metadata>,
 }
 
+/// A setting that may be left alone, cleared (`null`) or set.
+mod cleared {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<T: Serialize, S: Serializer>(of: &Option<Option<T>>, to: S) -> Result<S::Ok, S::Error> {
+        of.as_ref().and_then(Option::as_ref).serialize(to)
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<Option<T>>, D::Error> {
+        Option::deserialize(from).map(Some)
+    }
+}
+
 /// A prompt and what to do with it.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct StartTurn {
     pub prompt: String,
     pub delivery: Delivery,
@@ -153,7 +184,7 @@ pub enum IfIdle {
 }
 
 /// Something for the model of an open turn to see at its next step.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Steer {
     pub turn: TurnId,
     pub prompt: String,
@@ -161,7 +192,8 @@ pub struct Steer {
 }
 
 /// Replace the conversation so far by a summary.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Compact {
     pub reason: Option<String>,
     /// [`Delivery::Reject`] or [`Delivery::Queue`].
@@ -169,7 +201,7 @@ pub struct Compact {
 }
 
 /// End the open turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interrupt {
     pub turn: TurnId,
     /// Whether queued prompts then wait until the queue is resumed.
@@ -177,7 +209,7 @@ pub struct Interrupt {
 }
 
 /// Change a prompt that waits.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EditPrompt {
     pub input: InputId,
     pub prompt: Option<String>,
@@ -186,7 +218,7 @@ pub struct EditPrompt {
 }
 
 /// A person's word on an approval.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decide {
     pub approval: ApprovalId,
     pub decision: Decision,
@@ -195,14 +227,14 @@ pub struct Decide {
 }
 
 /// A person's answer to a question.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     pub question: QuestionId,
     pub answer: String,
 }
 
 /// A person's word on an uncertain effect.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Resolve {
     pub operation: OperationId,
     pub resolution: Resolution,
@@ -211,7 +243,7 @@ pub struct Resolve {
 }
 
 /// What one attempt of a tool has to tell.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ToolReport {
     pub operation: OperationId,
     /// A report about another attempt than the one that is under way changes nothing.
@@ -223,7 +255,7 @@ pub struct ToolReport {
 }
 
 /// What the engine has to tell about one model call.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub turn: TurnId,
     /// Which model call of the turn; a report about another than the open one changes nothing.
@@ -239,7 +271,7 @@ pub struct Report {
 }
 
 /// What is known of a model call that is held to a budget.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metered {
     /// An estimate; nothing before the call was made.
     pub reserved: Reserved,
@@ -252,7 +284,8 @@ pub struct Metered {
 }
 
 /// The two sorts of text a model streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TextKind {
     Answer,
     Reasoning,
@@ -336,7 +369,8 @@ pub enum Refused {
 }
 
 /// The sizes and counts that a thread keeps to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Limits {
     pub inbox_per_thread: u32,
     pub prompt_bytes: usize,

@@ -21,6 +21,8 @@ pub mod command;
 
 pub mod thread;
 
+pub mod trace;
+
 pub mod history;
 pub mod hook;
 

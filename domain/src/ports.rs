@@ -103,7 +103,7 @@ pub enum Fragment {
 }
 
 /// A call that an agent makes itself, in the middle of its answer: what it is by now, and what has come of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Act {
     /// The agent's name for the call, the same in each of its steps.
     pub call_id: String,
@@ -117,7 +117,8 @@ pub struct Act {
 }
 
 /// What has come of an act. Each may be the first that is heard of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ActStep {
     /// It is meant to happen.
     Announced,
@@ -159,7 +160,8 @@ pub struct Errand {
 }
 
 /// Why a model stopped.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     Stop,
     ToolCalls,
@@ -182,7 +184,7 @@ impl FinishReason {
 }
 
 /// A whole answer's end: what the fragments do not carry on their own.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answered {
     pub reason: FinishReason,
     /// `None` when the provider reported none.
@@ -191,14 +193,14 @@ pub struct Answered {
 }
 
 /// A tool call as the model asked for it, and what is to be made of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Requested {
     pub call: ToolCall,
     pub judgement: Judgement,
 }
 
 /// Why a model call failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct ModelError {
     pub kind: ModelErrorKind,
@@ -209,7 +211,8 @@ pub struct ModelError {
 }
 
 /// The sorts of failure, as far as anyone acts on them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ModelErrorKind {
     /// No connection.
     Unreachable,
@@ -314,7 +317,8 @@ pub struct ToolSpec {
 }
 
 /// What is to be made of a tool call, before anything happens.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Judgement {
     /// There is no such tool.
     Unknown,
@@ -360,7 +364,7 @@ pub enum Explained {
 }
 
 /// A tool call that can be run.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Planned {
     /// What the call shows as.
     pub kind: ItemKind,
@@ -387,7 +391,8 @@ pub struct Planned {
 }
 
 /// Who has to agree to a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Gate {
     /// Nobody.
     Open,
@@ -420,7 +425,8 @@ pub struct Invocation {
 }
 
 /// How an attempt ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ToolEnd {
     /// It happened; the output is for the model.
     Done(String),

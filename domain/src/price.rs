@@ -24,7 +24,7 @@ pub struct Price {
 }
 
 /// A price and when it holds: from `from`, until before `until`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// The engine's name; `*` is any.
     pub engine: String,
@@ -36,7 +36,8 @@ pub struct Row {
 }
 
 /// Every price that is known.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Prices {
     rows: Vec<Row>,
 }
