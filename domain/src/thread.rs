@@ -35,6 +35,7 @@
 mod agent;
 mod apply;
 mod budget;
+mod causes;
 mod compaction;
 mod fork;
 mod inbox;
