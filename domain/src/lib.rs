@@ -43,3 +43,6 @@ pub mod policy;
 pub mod ports;
 
 pub mod admission;
+
+#[cfg(feature = "planted")]
+pub mod planted;
