@@ -34,6 +34,7 @@ mod policy;
 mod quotas;
 mod reads;
 mod receipts;
+pub mod redrive;
 mod registry;
 mod retell;
 mod routing;
