@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use raddle_actors::{Ports, Runtime, store::redb::RedbConfig};
+use raddle_actors::{Ports, Runtime, Tape, store::redb::RedbConfig};
+use raddle_domain::policy::Policy;
 
 use self::inputs::Inputs;
 pub use self::{check::check, inputs::Finding};
@@ -48,6 +49,11 @@ impl App {
 /// names its pid. The sandbox starts this program again: its `main` begins with [`sandbox::helper::main`], or
 /// `sandbox.kind` is `off`.
 pub async fn start(config: &Config) -> anyhow::Result<App> {
+    start_heard(config, Arc::default()).await
+}
+
+/// The same, with a tape that hears what threads are told.
+pub async fn start_heard(config: &Config, tape: Arc<Tape>) -> anyhow::Result<App> {
     let Inputs { prices, policy, mcp, models, signing, egress, hooks, auth, secrets } =
         Inputs::read(config).map_err(all)?;
     // Before anybody has anything to say about them.
@@ -61,7 +67,7 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     let tools = Arc::new(tools.with(Arc::new(mcp.clone())));
     let jobs = Arc::new(Runner::new(tools.clone(), egress, signing));
     let files = files::past(&workspaces);
-    let ports = Ports { prices, tools, jobs, hooks, files, ..Ports::with_models(Arc::new(models)) };
+    let ports = Ports { prices, tools, jobs, hooks, files, tape, ..Ports::with_models(Arc::new(models)) };
     let runtime = Runtime::start(runtime(config), ports).await?;
     // Tools are run by the runtime, so there was none to give them.
     drop(way.set(runtime.downgrade()));
@@ -76,6 +82,13 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     mcp.start();
     tokio::spawn(erase::go_on(runtime.clone(), workspaces.clone()));
     Ok(App { runtime, workspaces, mcp, sandbox, auth })
+}
+
+/// The configured tools, but for those that come and go, under another policy of the installation: to ask what would be
+/// decided about calls. Nothing is run.
+pub async fn judges(config: &Config, policy: Policy) -> anyhow::Result<Toolbox> {
+    let (workspaces, sandbox) = (workspaces(config)?, sandbox(config).await);
+    Ok(tools(config, &workspaces, &sandbox, &board::Way::default())?.with_policy(policy))
 }
 
 /// Who callers are known by. Others can reach a server only if it asks them who they are.

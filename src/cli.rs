@@ -25,6 +25,7 @@ mod jobs;
 mod mcp;
 mod policy;
 mod questions;
+mod record;
 mod routing;
 mod runs;
 mod schedules;
@@ -84,6 +85,7 @@ enum Command {
     Restore(backup::Restore),
     Export(transfer::Export),
     Import(transfer::Import),
+    Record(record::Record),
     /// What `serve` runs MCP servers with; of no use to anybody else
     #[cfg(target_os = "linux")]
     #[command(name = crate::mcp::GUARD, hide = true)]
@@ -254,6 +256,7 @@ impl Cli {
             Command::Restore(restore) => restore.run().await,
             Command::Export(export) => export.run().await,
             Command::Import(import) => import.run().await,
+            Command::Record(record) => record.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;
                 say(&document)

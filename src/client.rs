@@ -403,6 +403,28 @@ impl Client {
             .map_err(|err| ClientError::Failed(format!("the answer is not as expected: {err}")))
     }
 
+    /// A request for which there is no function here: with a key of its own, and a body where the method has one.
+    pub async fn verb(&self, method: Method, path: &[&str], body: &Value) -> Result<Value, ClientError> {
+        let keyed = method == Method::POST;
+        let request = self.request(method.clone(), path, &[]);
+        let request = if keyed { request.header("idempotency-key", Uuid::now_v7().to_string()) } else { request };
+        let request = if method == Method::GET || method == Method::DELETE { request } else { request.json(body) };
+        let response = self.send(request.timeout(PATIENCE)).await?;
+        let body = response.bytes().await.map_err(|err| ClientError::Failed(cause(&err)))?;
+        Ok(serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    /// What threads are told, as lines of a trace: of the caller's tenant, or of `all`.
+    pub async fn trace(&self, all: bool, query: &[(&str, String)]) -> Result<Pieces, ClientError> {
+        let path: &[&str] = if all { &["v1", "admin", "trace"] } else { &["v1", "trace"] };
+        self.pieces(self.request(Method::GET, path, query)).await
+    }
+
+    /// What a stored thread must have been told, as a trace.
+    pub async fn thread_trace(&self, thread: &str) -> Result<Pieces, ClientError> {
+        self.pieces(self.request(Method::GET, &["v1", "threads", thread, "trace"], &[])).await
+    }
+
     /// A POST that may be repeated: it carries a key of its own.
     fn post(&self, path: &[&str]) -> RequestBuilder {
         self.request(Method::POST, path, &[]).header("idempotency-key", Uuid::now_v7().to_string())

@@ -23,6 +23,7 @@ pub mod models;
 pub mod otel;
 pub mod policy;
 pub mod prices;
+pub mod record;
 pub mod sandbox;
 pub mod sse;
 pub mod tools;

@@ -257,6 +257,9 @@ impl Runtime {
         };
         let (shared, way) = (runtime.shared().clone(), runtime.downgrade());
         drop(shared.way_to_runs.set(way.clone()));
+        if shared.config.retells {
+            return Ok(runtime);
+        }
         shared.engines.spawn(worker::recover(shared.clone(), way));
         jobs.do_send(jobs::Begin(runtime.shared().clone(), runtime.downgrade()));
         let (engines, closing) = (runtime.shared().engines.clone(), runtime.downgrade());
@@ -577,11 +580,11 @@ impl Runtime {
     }
 
     /// A place among those who watch.
-    fn place_to_watch(&self, tenant: TenantId) -> Result<Hold, Error> {
-        let tenants = &self.shared().tenants;
-        let quota = tenants.quotas(&tenants.account(tenant)).subscribers;
+    pub(crate) fn place_to_watch(&self, tenant: impl Into<Option<TenantId>>) -> Result<Hold, Error> {
+        let (tenant, tenants) = (tenant.into(), &self.shared().tenants);
+        let quota = tenant.and_then(|tenant| tenants.quotas(&tenants.account(tenant)).subscribers);
         let whats = ["the list of watchers", "the tenant's share of the list of watchers"];
-        self.inner.subscribers.take(Some(tenant), quota).map_err(|why| self.no_place(why, whats))
+        self.inner.subscribers.take(tenant, quota).map_err(|why| self.no_place(why, whats))
     }
 
     /// Watchers of a tenant.

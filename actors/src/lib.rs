@@ -20,6 +20,7 @@ mod budgets;
 mod bus;
 mod clock;
 mod config;
+pub mod derived;
 mod disk;
 mod engine;
 mod fair;

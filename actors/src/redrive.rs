@@ -36,7 +36,7 @@ use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 
 pub use self::{
     compare::{Difference, Report, ThreadReport},
-    recorded::{ReadError, Recorded, Trace},
+    recorded::{Numbered, ReadError, Recorded, Trace},
     replica::Replica,
 };
 use self::{

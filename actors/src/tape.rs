@@ -25,7 +25,6 @@ use std::{
 use raddle_domain::{
     command::{Command, NewThread, Refused},
     id::{Seq, TenantId, ThreadId, ThreadKey},
-    pack::spread,
     ports::Ids,
     thread::Step,
     time::UnixMs,
@@ -35,20 +34,19 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
-    disk,
     handle::{Error, Runtime},
     host::Machine,
+    places::Hold,
     system::Shared,
     thread::ThreadMachine,
 };
 
 /// About the bytes of pieces that wait for one listener.
-const ROOM: usize = 64 << 20;
+const ROOM: usize = 16 << 20;
+/// The same for all listeners together.
+const ROOM_OF_ALL: usize = 4 * ROOM;
 /// What a line takes beside its texts, about.
 const LINE: usize = 512;
-/// Events of a log that are read at a time.
-const PAGE: usize = 4_000;
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Whose threads are listened to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,6 +67,8 @@ impl Whose {
 #[derive(Default)]
 pub struct Tape {
     listening: AtomicUsize,
+    /// Bytes that wait for listeners.
+    bytes: Arc<AtomicUsize>,
     ears: Mutex<Vec<Arc<Held>>>,
 }
 
@@ -94,6 +94,7 @@ struct Held {
     room: usize,
     pieces: Mutex<VecDeque<Arc<Piece>>>,
     bytes: AtomicUsize,
+    bytes_of_all: Arc<AtomicUsize>,
     news: Notify,
     /// There was no room for one.
     overrun: AtomicBool,
@@ -113,6 +114,7 @@ impl Tape {
             room,
             pieces: Mutex::default(),
             bytes: AtomicUsize::new(0),
+            bytes_of_all: self.bytes.clone(),
             news: Notify::new(),
             overrun: AtomicBool::new(false),
         });
@@ -150,10 +152,12 @@ impl Held {
             return;
         }
         // A single piece is taken whatever its size: one commit holds it, so it is bounded.
-        if !pieces.is_empty() && self.bytes.load(SeqCst) + piece.bytes > self.room {
+        let beyond = |bytes: &AtomicUsize, room| bytes.load(SeqCst) + piece.bytes > room;
+        if !pieces.is_empty() && (beyond(&self.bytes, self.room) || beyond(&self.bytes_of_all, ROOM_OF_ALL)) {
             self.overrun.store(true, SeqCst);
         } else {
             self.bytes.fetch_add(piece.bytes, SeqCst);
+            self.bytes_of_all.fetch_add(piece.bytes, SeqCst);
             pieces.push_back(piece.clone());
         }
         drop(pieces);
@@ -177,6 +181,7 @@ impl Held {
     fn ready(&self) -> Option<Arc<Piece>> {
         let piece = self.pieces().pop_front()?;
         self.bytes.fetch_sub(piece.bytes, SeqCst);
+        self.bytes_of_all.fetch_sub(piece.bytes, SeqCst);
         Some(piece)
     }
 }
@@ -185,6 +190,7 @@ impl Drop for Ear {
     fn drop(&mut self) {
         self.tape.ears().retain(|ear| !Arc::ptr_eq(ear, &self.held));
         self.tape.listening.fetch_sub(1, SeqCst);
+        while self.held.ready().is_some() {}
     }
 }
 
@@ -292,7 +298,10 @@ pub struct Recording {
     ear: Ear,
     /// Where the log of each thread ends that was heard of; `None` once some of it was missed.
     known: HashMap<ThreadKey, Option<Seq>>,
+    /// A piece that is being looked at: a dropped call has not lost it.
+    taken: Option<Arc<Piece>>,
     left_out: u64,
+    _place: Option<Hold>,
 }
 
 impl Runtime {
@@ -302,50 +311,38 @@ impl Runtime {
         Header::new(clock.now(), config.limits, (**prices).clone())
     }
 
-    /// Records what threads are told from now on.
-    pub fn record(&self, whose: Whose) -> Recording {
-        self.record_from(self.shared().tape.listen(whose))
+    /// Records what threads are told from now on. It takes a place among those who watch.
+    pub fn record(&self, whose: Whose) -> Result<Recording, Error> {
+        let place = self.place_to_watch(whose.tenant)?;
+        let recording = self.record_from(self.shared().tape.listen(whose));
+        Ok(Recording { _place: Some(place), ..recording })
     }
 
     /// Records what was heard since `ear` began to listen, which may have been before the runtime was started.
     pub fn record_from(&self, ear: Ear) -> Recording {
-        Recording { runtime: self.clone(), ear, known: HashMap::new(), left_out: 0 }
-    }
-
-    /// The line that a thread's trace begins with when it was there before: its log, up to `until`.
-    pub async fn given(&self, key: ThreadKey, until: Seq) -> Result<Line, Error> {
-        let (mut records, mut after) = (Vec::new(), 0);
-        while after < until {
-            let chunks = self.log_page(key, after, PAGE, PAGE_BYTES).await?;
-            let Some(last) = chunks.last() else { return Err(Error::NotFound("thread")) };
-            after = last.last();
-            for record in disk::records(key, &chunks) {
-                let record = record.map_err(|why| Error::ThreadUnavailable(why.to_string()))?;
-                records.extend(Some(record).filter(|record| record.seq <= until));
-            }
-        }
-        let at = records.last().map_or(UnixMs(0), |last| last.ts);
-        let came = Came::Events(spread(records).into_iter().map(Logged).collect());
-        let ThreadKey { tenant, thread } = key;
-        Ok(Line { tenant, thread, at, draining: false, minted: Vec::new(), told: Told::Given, came })
+        Recording { runtime: self.clone(), ear, known: HashMap::new(), taken: None, left_out: 0, _place: None }
     }
 }
 
 impl Recording {
-    /// The next lines, all of one thread; `None` when the runtime goes down. Cancel-safe as long as no thread's log so
-    /// far is read.
+    /// The next lines, all of one thread; `None` when the runtime goes down. Cancel-safe: a dropped call loses nothing.
     pub async fn next(&mut self) -> Result<Option<Vec<Line>>, RecordError> {
         let stopping = self.runtime.stopping();
         loop {
-            let piece = tokio::select! {
-                biased;
-                piece = self.ear.held.next() => piece.ok_or(RecordError::Overrun)?,
-                () = stopping.cancelled() => match self.ear.held.ready() {
-                    Some(piece) => piece,
-                    None => return Ok(None),
+            let piece = match &self.taken {
+                Some(piece) => piece.clone(),
+                None => tokio::select! {
+                    biased;
+                    piece = self.ear.held.next() => piece.ok_or(RecordError::Overrun)?,
+                    () = stopping.cancelled() => match self.ear.held.ready() {
+                        Some(piece) => piece,
+                        None => return Ok(None),
+                    },
                 },
             };
+            self.taken = Some(piece.clone());
             let lines = self.lines(&piece).await?;
+            self.taken = None;
             if !lines.is_empty() {
                 return Ok(Some(lines));
             }

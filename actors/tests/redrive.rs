@@ -12,7 +12,7 @@ use std::{
 };
 
 use raddle_actors::{
-    Call, Error, ForkAt, Ports, RecordError, Recording, Runtime, Tape, Whose,
+    Call, Config, Error, ForkAt, Ports, RecordError, Recording, Runtime, Tape, Whose,
     redrive::{Progress, ReadError, Redrive, Replica, Report, Trace},
 };
 use raddle_domain::{
@@ -76,7 +76,7 @@ impl Scribe {
     }
 
     fn all(runtime: &Runtime) -> Self {
-        Self::of(runtime, runtime.record(Whose::default()))
+        Self::of(runtime, runtime.record(Whose::default()).unwrap())
     }
 
     /// What was recorded, once the runtime has gone down.
@@ -274,13 +274,25 @@ async fn whoever_cannot_keep_up_loses_his_recording_and_nobody_else_anything() {
 }
 
 #[tokio::test]
+async fn a_recording_takes_a_place_among_those_who_watch() {
+    let bed = Bed::new();
+    let config = Config { subscribers: 1, ..bed.config() };
+    let runtime = Runtime::start(config, bed.ports()).await.unwrap();
+    let recording = runtime.record(Whose::default()).unwrap();
+    assert!(matches!(runtime.record(Whose::default()), Err(Error::Busy { .. })));
+    drop(recording);
+    assert!(runtime.record(Whose::default()).is_ok());
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
 async fn only_what_is_listened_to_is_heard() {
     let bed = Bed::new();
     let runtime = bed.start().await;
     let other = "other".parse().unwrap();
     let (one, two) = (create(&runtime).await, create(&runtime).await);
-    let scribe = Scribe::of(&runtime, runtime.record(Whose { tenant: Some(OWNER), thread: Some(one.thread) }));
-    let nobody = Scribe::of(&runtime, runtime.record(Whose { tenant: Some(other), thread: None }));
+    let scribe = Scribe::of(&runtime, runtime.record(Whose { tenant: Some(OWNER), thread: Some(one.thread) }).unwrap());
+    let nobody = Scribe::of(&runtime, runtime.record(Whose { tenant: Some(other), thread: None }).unwrap());
     say(&runtime, one, "a").await;
     say(&runtime, two, "b").await;
     let file = scribe.ends(&runtime).await;

@@ -36,18 +36,30 @@ impl Replica {
         self.at(recorded, &places(recorded))
     }
 
+    /// A text with every id in it under another name.
+    pub fn renamed(text: &str, name: impl Fn(Uuid) -> Uuid) -> String {
+        renamed(text, &places(text), name)
+    }
+
+    /// The ids of a text, in its order.
+    pub fn ids(text: &str) -> impl Iterator<Item = Uuid> {
+        places(text).into_iter().filter_map(|at| Uuid::try_parse(&text[at..at + UUID]).ok())
+    }
+
     /// The same where it is known where the ids are.
     pub(super) fn at(self, recorded: &str, places: &[usize]) -> String {
-        let mut text = recorded.to_owned();
-        if self.0 > 0 {
-            for at in places {
-                if let Ok(id) = Uuid::try_parse(&recorded[*at..*at + UUID]) {
-                    text.replace_range(*at..*at + UUID, self.id(id).as_hyphenated().encode_lower(&mut [0; UUID]));
-                }
-            }
-        }
-        text
+        if self.0 == 0 { recorded.to_owned() } else { renamed(recorded, places, |id| self.id(id)) }
     }
+}
+
+fn renamed(text: &str, places: &[usize], name: impl Fn(Uuid) -> Uuid) -> String {
+    let mut renamed = text.to_owned();
+    for at in places {
+        if let Ok(id) = Uuid::try_parse(&text[*at..*at + UUID]) {
+            renamed.replace_range(*at..*at + UUID, name(id).as_hyphenated().encode_lower(&mut [0; UUID]));
+        }
+    }
+    renamed
 }
 
 /// Where the ids of a text begin.
