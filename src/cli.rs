@@ -1,7 +1,8 @@
 //! The command line: one file per subcommand, and what they share. All but `serve` speak HTTP to a server.
 //!
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by the
-//! server, 4 cannot reach the server; of `policy check` also 5 would be asked, 6 is denied.
+//! server, 4 cannot reach the server; of `policy check` also 5 would be asked, 6 is denied. Of `replay`: 0 equal, 1
+//! different, 2 not a trace.
 
 use std::io::{self, Write};
 
@@ -26,6 +27,7 @@ mod mcp;
 mod policy;
 mod questions;
 mod record;
+mod replay;
 mod routing;
 mod runs;
 mod schedules;
@@ -86,6 +88,7 @@ enum Command {
     Export(transfer::Export),
     Import(transfer::Import),
     Record(record::Record),
+    Replay(replay::Replay),
     /// What `serve` runs MCP servers with; of no use to anybody else
     #[cfg(target_os = "linux")]
     #[command(name = crate::mcp::GUARD, hide = true)]
@@ -257,6 +260,7 @@ impl Cli {
             Command::Export(export) => export.run().await,
             Command::Import(import) => import.run().await,
             Command::Record(record) => record.run().await,
+            Command::Replay(replay) => replay.run().await,
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;
                 say(&document)

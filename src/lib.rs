@@ -24,6 +24,7 @@ pub mod otel;
 pub mod policy;
 pub mod prices;
 pub mod record;
+pub mod replay;
 pub mod sandbox;
 pub mod sse;
 pub mod tools;
