@@ -43,3 +43,7 @@ pub mod policy;
 pub mod ports;
 
 pub mod admission;
+
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
