@@ -46,3 +46,6 @@ pub mod admission;
 
 #[cfg(feature = "planted")]
 pub mod planted;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
