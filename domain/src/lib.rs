@@ -23,6 +23,8 @@ pub mod thread;
 
 pub mod trace;
 
+pub mod linear;
+
 pub mod history;
 pub mod hook;
 
