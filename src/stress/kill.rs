@@ -32,11 +32,16 @@ pub async fn kills(
     }
     let new = &NewThread::default();
     let probe = world.read(who, |client| async move { client.create_thread(new).await }).await?.id.to_string();
-    let span = until.saturating_duration_since(Instant::now()) / kills;
+    let began = Instant::now();
+    let span = until.saturating_duration_since(began);
+    // No two in the same stretch of time, and none so late that nothing would follow.
+    let instant = |kill: u32, dice: &mut Dice| {
+        let part = (f64::from(kill) + 0.1 + dice.below(700) as f64 / 1000.0) / f64::from(kills);
+        began + span.mul_f64(part)
+    };
     for kill in 0..kills {
-        let share = (span / 1000) * (500 + dice.below(1000) as u32);
-        let life = share.max(LIFE);
-        tokio::time::sleep(life).await;
+        let at = instant(kill, &mut dice).max(Instant::now() + LIFE);
+        tokio::time::sleep_until(at).await;
         let struck = Instant::now();
         child.kill().await;
         let url = child.start().await?;

@@ -1,7 +1,7 @@
 //! What came of it, as it is written: the JSON of `raddle stress --json`.
 //!
 //! `version` is [`VERSION`]. Within it fields are added and never change their meaning. Times are in milliseconds, with
-//! fractions; counts of `histogram` and `timeline` leave out what is zero at the end.
+//! fractions; `histogram` leaves out what is empty.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Scenario, Target, World,
     histogram::Histogram,
-    tally::{Counts, Operation, Second},
+    tally::{Counts, Operation, STEP, Step},
 };
 
 /// Of this form.
@@ -32,8 +32,9 @@ pub struct Outcome {
     pub checks: Vec<Check>,
     /// By name.
     pub operations: Vec<OfOperation>,
-    /// Second by second.
-    pub timeline: Vec<OfSecond>,
+    /// How much was answered, step by step.
+    pub timeline: Vec<OfStep>,
+    pub step_ms: f64,
     pub kills: Vec<Kill>,
     /// Of the kills, where there were any.
     pub recovery_ms: Option<Percentiles>,
@@ -120,10 +121,11 @@ pub struct Bar {
     pub count: u64,
 }
 
-/// What was answered in one second.
+/// What was answered in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct OfSecond {
-    pub second: usize,
+pub struct OfStep {
+    /// Where it begins.
+    pub at_ms: f64,
     pub done: u64,
     /// Refused by the rules, or because there was too much.
     pub refused: u64,
@@ -185,11 +187,15 @@ impl OfOperation {
 impl Outcome {
     pub(super) fn of(world: &World, began_at: UnixMs, checks: Vec<Check>, kept: Option<PathBuf>) -> Self {
         let plan = &world.plan;
-        let Counts { operations, seconds, lasted, kills } = world.tally.whole();
+        let Counts { operations, steps, lasted, kills } = world.tally.whole();
         let mut recoveries = Histogram::default();
         kills.iter().for_each(|kill| recoveries.record(kill.recovery));
-        let second =
-            |(second, of): (usize, Second)| OfSecond { second, done: of.done, refused: of.refused, failed: of.failed };
+        let step = |(at, of): (usize, Step)| OfStep {
+            at_ms: at as f64 * ms_of(STEP),
+            done: of.done,
+            refused: of.refused,
+            failed: of.failed,
+        };
         Self {
             version: VERSION,
             raddle: env!("CARGO_PKG_VERSION").to_owned(),
@@ -213,7 +219,8 @@ impl Outcome {
             passed: checks.iter().all(|check| check.holds != Holds::No),
             checks,
             operations: operations.iter().map(|(name, of)| OfOperation::of(name, of)).collect(),
-            timeline: seconds.into_iter().enumerate().map(second).collect(),
+            timeline: steps.into_iter().enumerate().map(step).collect(),
+            step_ms: ms_of(STEP),
             kills: kills.iter().map(|kill| Kill { at_ms: ms_of(kill.at), recovery_ms: ms_of(kill.recovery) }).collect(),
             recovery_ms: Percentiles::of(&recoveries),
             kept,

@@ -134,7 +134,7 @@ fn command(plan: &Planned) -> String {
 
 /// The few numbers that somebody looks for first.
 fn figures(outcome: &Outcome) -> String {
-    let done: u64 = outcome.timeline.iter().map(|second| second.done).sum();
+    let done: u64 = outcome.timeline.iter().map(|step| step.done).sum();
     let seconds = (outcome.lasted_ms / 1000.0).max(0.001);
     let plan = &outcome.plan;
     let of = |name: &str| outcome.operations.iter().find(|of| of.name == name).and_then(|of| of.latency_ms);
@@ -198,7 +198,8 @@ fn checks(checks: &[Check]) -> String {
 
 fn legend(outcome: &Outcome) -> String {
     let mut html = "<p class=\"legend\"><i class=\"done\"></i>done <i class=\"refused\"></i>refused: by the rules, or \
-                    because it was too much <i class=\"failed\"></i>not answered"
+                    because it was too much <i class=\"failed\"></i>not answered, or not to be \
+                    done then"
         .to_owned();
     if !outcome.kills.is_empty() {
         html.push_str(" <i class=\"kill\"></i>from a kill to the first command that was acknowledged after it");

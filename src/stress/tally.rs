@@ -1,4 +1,4 @@
-//! What was asked, how it ended and how long that took: per operation, and second by second.
+//! What was asked, how it ended and how long that took: per operation, and step by step.
 
 use std::{
     collections::BTreeMap,
@@ -12,6 +12,10 @@ use super::histogram::Histogram;
 
 /// What an operation is called where it was done.
 pub const DONE: &str = "ok";
+/// How long a step is: short enough to show how long a server is away.
+pub const STEP: Duration = Duration::from_millis(250);
+/// Steps of a second.
+const A_SECOND: usize = 4;
 /// Nobody answered, or not to the end.
 pub const UNREACHABLE: &str = "unreachable";
 
@@ -25,8 +29,8 @@ pub struct Tally {
 #[derive(Debug, Default, Clone)]
 pub struct Counts {
     pub operations: BTreeMap<&'static str, Operation>,
-    /// Second by second since the beginning.
-    pub seconds: Vec<Second>,
+    /// [`STEP`] by [`STEP`] since the beginning.
+    pub steps: Vec<Step>,
     /// How long the load lasted; nothing while it does.
     pub lasted: Option<Duration>,
     pub kills: Vec<Killed>,
@@ -41,9 +45,9 @@ pub struct Operation {
     pub latency: Histogram,
 }
 
-/// What happened in one second.
+/// What happened in one step.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Second {
+pub struct Step {
     pub done: u64,
     pub refused: u64,
     pub failed: u64,
@@ -81,7 +85,7 @@ impl Tally {
 
     /// Takes note of a request; `status` is what it was refused with, if it was.
     pub fn note(&self, operation: &'static str, outcome: &str, status: Option<u16>, took: Duration) {
-        let second = self.began.elapsed().as_secs() as usize;
+        let step = (self.began.elapsed().as_millis() / STEP.as_millis()) as usize;
         let mut counts = self.counts();
         let of = counts.operations.entry(operation).or_default();
         match of.outcomes.get_mut(outcome) {
@@ -91,17 +95,17 @@ impl Tally {
         if outcome == DONE {
             of.latency.record(took);
         }
-        // What comes when the load is over is no part of how much there was in which second.
+        // What comes when the load is over is no part of how much there was of it.
         if counts.lasted.is_some() {
             return;
         }
-        if counts.seconds.len() <= second {
-            counts.seconds.resize(second + 1, Second::default());
+        if counts.steps.len() <= step {
+            counts.steps.resize(step + 1, Step::default());
         }
-        let now = &mut counts.seconds[second];
+        let now = &mut counts.steps[step];
         match (outcome, status) {
             (DONE, _) => now.done += 1,
-            (_, Some(..500)) => now.refused += 1,
+            (_, Some(..500)) | ("busy" | "draining", _) => now.refused += 1,
             _ => now.failed += 1,
         }
     }
@@ -128,8 +132,9 @@ impl Tally {
         let done = problems.remove(DONE).unwrap_or(0);
         let mut problems: Vec<_> = problems.into_iter().map(|(code, count)| (code.to_owned(), count)).collect();
         problems.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let last = (elapsed.as_secs() as usize).checked_sub(1).and_then(|last| counts.seconds.get(last));
-        let per_second = last.map_or(0, |last| last.done);
+        // The newest step is not over.
+        let whole = counts.steps.len().saturating_sub(1);
+        let per_second = counts.steps[whole.saturating_sub(A_SECOND)..whole].iter().map(|step| step.done).sum();
         Glance { elapsed, done, per_second, kills: counts.kills.len(), problems }
     }
 }

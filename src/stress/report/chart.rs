@@ -101,7 +101,8 @@ impl Frame {
     /// A bar from one part of the width to another, between two parts of the height.
     fn bar(&mut self, class: &str, (from, to): (f64, f64), (low, high): (f64, f64), says: &str) {
         let (x, y) = (self.x(from), self.y(high));
-        let (width, height) = ((self.x(to) - x - 1.0).max(0.7), self.y(low) - y);
+        let whole = self.x(to) - x;
+        let (width, height) = ((whole - if whole > 4.0 { 1.0 } else { 0.3 }).max(0.7), self.y(low) - y);
         if height > 0.0 {
             self.draw(format_args!(
                 "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\"><title>{}</title></rect>",
@@ -118,8 +119,10 @@ impl Frame {
     }
 
     fn below(&mut self, part: f64, name: &str) {
-        let at = (self.x(part), self.height - 7.0);
-        self.text("middle", "", at, name);
+        let x = self.x(part);
+        // What would reach over the edge ends at it.
+        let (anchor, x) = if x > self.width - 24.0 { ("end", self.width - 2.0) } else { ("middle", x) };
+        self.text(anchor, "", (x, self.height - 7.0), name);
     }
 
     fn end(mut self) -> String {
@@ -132,22 +135,22 @@ impl Frame {
 
 /// What was answered when, and when the server was dead.
 pub fn throughput(outcome: &Outcome) -> String {
-    let seconds = outcome.timeline.len().max(1);
-    let wide = seconds.div_ceil(STEPS);
+    let wide = outcome.timeline.len().max(1).div_ceil(STEPS);
+    let step_seconds = wide as f64 * outcome.step_ms / 1000.0;
     let steps: Vec<[u64; 3]> = outcome
         .timeline
         .chunks(wide)
         .map(|some| {
-            some.iter().fold([0; 3], |[done, refused, failed], second| {
-                [done + second.done, refused + second.refused, failed + second.failed]
+            some.iter().fold([0; 3], |[done, refused, failed], step| {
+                [done + step.done, refused + step.refused, failed + step.failed]
             })
         })
         .collect();
     // A rate: the last step may be shorter than the others.
     let whole = outcome.lasted_ms / 1000.0;
     let rate = |step: usize, count: u64| {
-        let begins = (step * wide) as f64;
-        count as f64 / (whole - begins).clamp(0.25, wide as f64)
+        let begins = step as f64 * step_seconds;
+        count as f64 / (whole - begins).clamp(step_seconds / 2.0, step_seconds.max(0.001))
     };
     let rates: Vec<[f64; 3]> =
         steps.iter().enumerate().map(|(at, counts)| counts.map(|count| rate(at, count))).collect();
@@ -167,12 +170,12 @@ pub fn throughput(outcome: &Outcome) -> String {
         frame.bar("dead", (from.min(1.0), to.min(1.0)), (0.0, 1.0), &format!("dead for {}", time(kill.recovery_ms)));
     }
     for (at, counts) in rates.iter().enumerate() {
-        let from = (at * wide) as f64 / span;
-        let to = (((at + 1) * wide) as f64 / span).min(1.0);
+        let from = at as f64 * step_seconds / span;
+        let to = ((at + 1) as f64 * step_seconds / span).min(1.0);
         let mut below = 0.0;
         for ((class, rate), count) in ["done", "refused", "failed"].into_iter().zip(counts).zip(steps[at]) {
             let above = below + rate / top;
-            let says = format!("second {}: {} {class}", at * wide, number(count));
+            let says = format!("from {:.2} s: {} {class}", at as f64 * step_seconds, number(count));
             frame.bar(class, (from, to), (below, above), &says);
             below = above;
         }

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use raddle_domain::time::UnixMs;
 
 use super::*;
-use crate::stress::outcome::{Bar, Kill, OfSecond, Percentiles, VERSION};
+use crate::stress::outcome::{Bar, Kill, OfStep, Percentiles, VERSION};
 
 fn outcome() -> Outcome {
     let percentiles =
@@ -45,7 +45,10 @@ fn outcome() -> Outcome {
         passed: false,
         checks: vec![check("once", Holds::Yes, &[]), check("streams", Holds::No, &["<b>thread</b> \"T\" & co"])],
         operations: vec![operation("start", Some(percentiles)), operation("peek", None)],
-        timeline: (0..3).map(|second| OfSecond { second, done: 400, refused: 20, failed: 2 }).collect(),
+        timeline: (0..3)
+            .map(|step| OfStep { at_ms: f64::from(step) * 1_000.0, done: 400, refused: 20, failed: 2 })
+            .collect(),
+        step_ms: 1_000.0,
         kills: vec![Kill { at_ms: 1_500.0, recovery_ms: 300.0 }],
         recovery_ms: Some(Percentiles { count: 1, ..percentiles }),
         kept: None,
