@@ -28,6 +28,7 @@ pub mod policy;
 pub mod prices;
 pub mod sandbox;
 pub mod sse;
+pub mod stress;
 pub mod tools;
 pub mod webhook;
 pub mod workspace;

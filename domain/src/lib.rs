@@ -24,6 +24,8 @@ pub mod thread;
 pub mod sound;
 pub mod trace;
 
+pub mod linear;
+
 pub mod history;
 pub mod hook;
 

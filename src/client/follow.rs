@@ -131,6 +131,8 @@ pub struct Follow {
     over: bool,
     /// The last word was said.
     gone: bool,
+    /// Times that an event did not follow the last one.
+    gaps: u64,
 }
 
 impl Follow {
@@ -147,12 +149,18 @@ impl Follow {
             failures: 0,
             over: false,
             gone: false,
+            gaps: 0,
         }
     }
 
     /// Whether the connection is lost, for whoever waits for what it brings.
     pub fn lost(&self) -> Arc<AtomicBool> {
         self.lost.clone()
+    }
+
+    /// How often an event came that did not follow the last one, so that another connection had to bring what was missing.
+    pub fn gaps(&self) -> u64 {
+        self.gaps
     }
 
     /// The same, read as records of one kind.
@@ -175,6 +183,7 @@ impl Follow {
                     Ok(None) => {}
                     // Something is missing: another connection may bring it.
                     Err(err) => {
+                        self.gaps += 1;
                         self.ready.clear();
                         self.open = None;
                         if self.failures >= RECONNECTS {
