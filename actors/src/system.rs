@@ -32,6 +32,7 @@ use crate::{
     runs::journal,
     store::{StoreActor, StoreHandle, redb::RedbStore},
     supervisor::{self, Supervisor, Sweep},
+    tape::Tape,
     tenants::Tenants,
     timers::{self, Timers},
 };
@@ -47,6 +48,7 @@ pub(crate) struct Shared {
     pub config: Config,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
+    pub tape: Arc<Tape>,
     pub models: Arc<dyn Models>,
     pub tools: Arc<dyn Tools>,
     pub prices: Arc<Prices>,
@@ -228,6 +230,7 @@ fn tree(
         config,
         clock: ports.clock,
         ids: ports.ids,
+        tape: ports.tape,
         models: ports.models,
         tools: ports.tools,
         prices: ports.prices,

@@ -38,6 +38,7 @@ mod budget;
 mod causes;
 mod compaction;
 mod fork;
+mod given;
 mod inbox;
 mod settings;
 mod start;
