@@ -21,6 +21,7 @@ pub mod command;
 
 pub mod thread;
 
+pub mod sound;
 pub mod trace;
 
 pub mod history;

@@ -8,6 +8,9 @@
 //!
 //! What is absent on purpose: how commands were grouped into appends, which changes no event.
 
+mod canon;
+mod rerun;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize, de::Error as _};
@@ -20,6 +23,11 @@ use crate::{
     id::{Seq, TenantId, ThreadId, ThreadKey},
     price::Prices,
     time::UnixMs,
+};
+
+pub use self::{
+    canon::{Canon, Deltas, Difference},
+    rerun::{Differs, Minted, Rerun, Why},
 };
 
 /// The version of the format that this build writes, and the newest that it reads.

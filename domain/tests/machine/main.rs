@@ -5,7 +5,6 @@
 
 mod host;
 mod model;
-mod watch;
 
 use proptest::{
     prelude::*,
