@@ -17,6 +17,8 @@ use std::{
 
 use actix::prelude::*;
 use raddle_domain::id::{TenantId, ThreadKey};
+#[cfg(feature = "planted")]
+use raddle_domain::planted;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{batch::Batch, registry::Registry};
@@ -37,6 +39,8 @@ pub(crate) struct EventBusActor {
     limit: usize,
     registry: Arc<Registry>,
     inlet: Arc<Inlet>,
+    #[cfg(feature = "planted")]
+    messages: u64,
 }
 
 /// Who watches what.
@@ -103,7 +107,16 @@ struct Unsubscribe {
 impl EventBusActor {
     pub fn new(limit: usize, registry: Arc<Registry>, inlet: Arc<Inlet>) -> Self {
         let (threads, tenants) = (Watchers(HashMap::new()), Watchers(HashMap::new()));
-        Self { threads, tenants, next: 0, limit, registry, inlet }
+        Self {
+            threads,
+            tenants,
+            next: 0,
+            limit,
+            registry,
+            inlet,
+            #[cfg(feature = "planted")]
+            messages: 0,
+        }
     }
 
     fn let_all_go(&mut self) {
@@ -204,6 +217,13 @@ impl Handler<Publish> for EventBusActor {
 
     fn handle(&mut self, Publish(batches): Publish, _: &mut Self::Context) {
         self.inlet.batches.fetch_sub(batches.len(), SeqCst);
+        #[cfg(feature = "planted")]
+        if planted::is(planted::Fault::DropMessage) {
+            self.messages += 1;
+            if self.messages.is_multiple_of(8) {
+                return;
+            }
+        }
         if self.inlet.overflowed.swap(false, SeqCst) {
             self.let_all_go();
             return;

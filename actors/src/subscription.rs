@@ -143,7 +143,7 @@ impl<S: Source> Follow<S> {
                         Rest::Some => {}
                         Rest::Much => {
                             let next = self.source.clone().read(self.runtime.clone(), self.after);
-                            self.ahead = Some(self.runtime.shared().engines.spawn(next));
+                            self.ahead = Some(self.runtime.shared().tasks.spawn(next));
                         }
                     }
                     if let Some(page) = read.page {
