@@ -70,8 +70,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 
 /// Told of every commit: the appended batches, in order. Called on the store's thread; must not block.
 pub type OnCommit = Arc<dyn Fn(Vec<Arc<Batch>>) + Send + Sync>;
-/// Told when the store is writable again after it was not.
-pub type OnRecovered = Arc<dyn Fn() + Send + Sync>;
+/// Told when the store is writable again after it was not, and whether something may be stored of which nobody was told.
+pub type OnRecovered = Arc<dyn Fn(bool) + Send + Sync>;
 
 /// Why an append did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -378,12 +378,13 @@ impl StoreActor {
     }
 
     fn recovered(&mut self) {
-        if !matches!(self.state, State::Healthy) {
+        let in_doubt = matches!(self.state, State::Down { .. });
+        if in_doubt || matches!(self.state, State::Full) {
             self.state = State::Healthy;
             self.stats.writable.store(true, Ordering::Relaxed);
             self.stats.full.store(false, Ordering::Relaxed);
             tracing::info!("the store is writable again");
-            (self.on_recovered)();
+            (self.on_recovered)(in_doubt);
         }
     }
 

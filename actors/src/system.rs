@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     budgets::Books,
-    bus::{EventBusActor, Inlet},
+    bus::{EventBusActor, Inlet, Missed},
     config::{Config, Ports, StartError},
     fair::Gates,
     handle::WeakRuntime,
@@ -214,10 +214,11 @@ fn tree(config: Config, ports: Ports, prepared: Prepared, stage: Stage, tasks: T
     let jobs = stage.start(On::Front, |_| Jobs::default());
 
     let (to_bus, to_inlet, to_supervisor, to_jobs) = (bus.clone(), inlet.clone(), supervisor.clone(), jobs.clone());
+    let to_watchers = bus.clone();
     let to_hooks = hooks.clone();
     let weights = tenants.clone();
     let books = Arc::new(Books::default());
-    let (to_books, in_doubt) = (books.clone(), books.clone());
+    let (to_books, books_in_doubt) = (books.clone(), books.clone());
     let store_handle = StoreActor::start_on(
         &stage,
         config.fair.then(|| Arc::new(move |tenant| weights.account(tenant).tenant().weight) as _),
@@ -227,8 +228,11 @@ fn tree(config: Config, ports: Ports, prepared: Prepared, stage: Stage, tasks: T
             to_hooks.committed(&batches);
             to_inlet.publish(&to_bus, batches);
         }),
-        Arc::new(move || {
-            in_doubt.doubt();
+        Arc::new(move |in_doubt| {
+            books_in_doubt.doubt();
+            if in_doubt {
+                to_watchers.do_send(Missed);
+            }
             to_supervisor.do_send(Sweep);
             to_jobs.do_send(Look);
         }),
