@@ -10,7 +10,7 @@ use std::{
         Arc, Weak,
         atomic::Ordering::{Relaxed, SeqCst},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use actix::dev::SendError;
@@ -24,7 +24,7 @@ use raddle_domain::{
     tenant::{Attribution, TenantRefused},
     thread::{Cx, ThreadState},
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
@@ -41,13 +41,14 @@ use crate::{
     receipts::{Idempotency, Recalled},
     registry::{Health, Ticket},
     runs::{journal, worker},
+    simulation::Scheduler,
     store::AppendError,
     subscription::{
         Follow, Next, OfTenant, OfThread, Subscription, TenantCursor, TenantPage, TenantSubscription, Wanted,
         tenant_now, tenant_page,
     },
     supervisor::{Adopt, Load},
-    system::{Shared, Threads},
+    system::{self, Shared, Threads},
     tape::{Noted, Telling},
     thread::ThreadMachine,
     times::Figures,
@@ -238,13 +239,20 @@ impl Runtime {
     /// Opens the store, starts the actor threads, and continues every turn that was open. Call it in any tokio
     /// runtime; the actors have threads of their own.
     pub async fn start(config: Config, ports: Ports) -> Result<Self, StartError> {
-        let (commands, reads, subscribers) = (config.commands_in_flight, config.reads_in_flight, config.subscribers);
         let (threads, shared) = Threads::start(config, ports).await?;
-        let jobs = shared.jobs.clone();
-        let (share, tenants) = (shared.config.tenant_share_percent, &shared.tenants);
-        let share = if shared.config.fair { share } else { 100 };
-        let places = |all| Places::new(all, share, tenants.clone());
-        let (commands, reads, subscribers) = (places(commands), places(reads), places(subscribers));
+        Ok(Self::begun(shared, Some(threads)))
+    }
+
+    /// The same on the current thread, inside a `LocalSet`. `ports.store` is there.
+    pub(crate) fn start_here(config: Config, ports: Ports, scheduler: Arc<Scheduler>) -> Result<Self, StartError> {
+        Ok(Self::begun(system::here(config, ports, scheduler)?, None))
+    }
+
+    fn begun(shared: Arc<Shared>, threads: Option<Threads>) -> Self {
+        let Config { commands_in_flight, reads_in_flight, subscribers, tenant_share_percent, fair, .. } = shared.config;
+        let share = if fair { tenant_share_percent } else { 100 };
+        let places = |all| Places::new(all, share, shared.tenants.clone());
+        let (commands, reads, subscribers) = (places(commands_in_flight), places(reads_in_flight), places(subscribers));
         let runtime = Self {
             inner: Arc::new(Inner {
                 shared,
@@ -252,7 +260,7 @@ impl Runtime {
                 reads,
                 subscribers,
                 in_flight: Arc::default(),
-                threads: std::sync::Mutex::new(Some(threads)),
+                threads: std::sync::Mutex::new(threads),
             }),
         };
         let (shared, way) = (runtime.shared().clone(), runtime.downgrade());
@@ -260,15 +268,14 @@ impl Runtime {
         if shared.config.retells {
             return Ok(runtime);
         }
-        shared.engines.spawn(worker::recover(shared.clone(), way));
-        jobs.do_send(jobs::Begin(runtime.shared().clone(), runtime.downgrade()));
-        let (engines, closing) = (runtime.shared().engines.clone(), runtime.downgrade());
-        engines.spawn(async move {
-            if let Ok(runtime) = closing.get() {
+        shared.tasks.spawn(worker::recover(shared.clone(), way.clone()));
+        shared.jobs.do_send(jobs::Begin(shared.clone(), way.clone()));
+        shared.tasks.spawn(async move {
+            if let Ok(runtime) = way.get() {
                 runtime.finish_closing().await;
             }
         });
-        Ok(runtime)
+        runtime
     }
 
     /// A way back to the runtime that does not keep it.
@@ -358,8 +365,8 @@ impl Runtime {
         let saved = shared.store_handle.append(Write::Append(Append { fork, ..append }));
         // In a task of its own, so that the key stays taken until the store has answered, whoever still waits.
         let supervisor = shared.supervisor.clone();
-        let engines = shared.engines.clone();
-        let saved = engines.spawn(async move {
+        let tasks = shared.tasks.clone();
+        let saved = tasks.spawn(async move {
             let saved = saved.await;
             match (&saved, counted) {
                 (Ok(()), Some(counted)) => counted.keep(),
@@ -818,7 +825,7 @@ impl Runtime {
         let whats = ["the read queue", "the tenant's share of the read queue"];
         let place = self.inner.reads.take(of, None).map_err(|why| self.no_place(why, whats))?;
         let store = self.shared().store.clone();
-        let read = self.shared().engines.spawn_blocking(move || {
+        let read = self.shared().tasks.blocking(move || {
             let _place = place;
             read(&*store.view()?)
         });
@@ -904,7 +911,7 @@ impl Runtime {
     /// store rest, stops the actor threads. What is still open continues at the next start.
     pub async fn shutdown(&self, deadline: Duration) {
         let shared = self.shared();
-        let until = tokio::time::Instant::now() + deadline;
+        let until = Instant::now() + deadline;
         shared.draining.store(true, SeqCst);
         let resting = async {
             loop {

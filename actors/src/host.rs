@@ -21,6 +21,8 @@ use std::{
 };
 
 use actix::prelude::*;
+#[cfg(feature = "planted")]
+use raddle_domain::planted;
 use raddle_domain::{
     id::{Seq, ThreadKey},
     ports::{Chunk, StoreError, Write, WriteRefused},
@@ -311,6 +313,10 @@ impl<M: Machine> Host<M> {
         self.saving = true;
         self.gauge.set_pinned(true);
         waiting.iter_mut().for_each(|waiting| waiting.answer.submitted = true);
+        #[cfg(feature = "planted")]
+        if planted::is(planted::Fault::ReplyEarly) {
+            answer(std::mem::take(&mut waiting));
+        }
         let saved = self.shared.store_handle.append(write);
         ctx.spawn(saved.into_actor(self).map(move |saved, this, ctx| {
             this.saving = false;

@@ -9,6 +9,8 @@
 //!     └──▶ reads: short MVCC views   EventBusActor ──▶ Subscriptions
 //! ```
 //!
+//! That is how a server has it; a [`simulation`] has the same actors and tasks on one thread (`stage` says where things run).
+//!
 //! Actors only write. Every read is made from the store, whose last commit holds whatever was acknowledged.
 //!
 //! Absent on purpose: HTTP, and the name of any model provider.
@@ -41,6 +43,8 @@ mod retell;
 mod routing;
 mod run;
 mod runs;
+pub mod simulation;
+mod stage;
 pub mod store;
 mod subscription;
 mod supervisor;

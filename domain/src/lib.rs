@@ -24,6 +24,8 @@ pub mod thread;
 pub mod sound;
 pub mod trace;
 
+pub mod linear;
+
 pub mod history;
 pub mod hook;
 
@@ -44,5 +46,8 @@ pub mod ports;
 
 pub mod admission;
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "planted")]
 pub mod planted;

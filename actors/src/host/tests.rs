@@ -216,7 +216,7 @@ impl Crew<Counter> for Fetcher {
         } else if self.0.is_none() && !leaving {
             let outbox = Arc::new(Outbox::new(place.wake()));
             let told = outbox.clone();
-            let task = place.shared.engines.spawn(async move { told.end(FETCHED) });
+            let task = place.shared.tasks.spawn(async move { told.end(FETCHED) });
             self.0 = Some(Fetching { outbox, task: task.abort_handle() });
         }
     }
