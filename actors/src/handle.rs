@@ -266,7 +266,7 @@ impl Runtime {
         let (shared, way) = (runtime.shared().clone(), runtime.downgrade());
         drop(shared.way_to_runs.set(way.clone()));
         if shared.config.retells {
-            return Ok(runtime);
+            return runtime;
         }
         shared.tasks.spawn(worker::recover(shared.clone(), way.clone()));
         shared.jobs.do_send(jobs::Begin(shared.clone(), way.clone()));

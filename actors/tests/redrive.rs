@@ -14,12 +14,14 @@ use std::{
 use raddle_actors::{
     Call, Config, Error, ForkAt, Ports, RecordError, Recording, Runtime, Tape, Whose,
     redrive::{Progress, ReadError, Redrive, Replica, Report, Trace},
+    store::redb::RedbStore,
 };
 use raddle_domain::{
     command::{Command, Compact, Interrupt, Steer, ThreadPatch},
     id::ThreadKey,
     ports::{LogStore, StoreError},
     record::{Decision, Delivery, TurnStatus, Undelivered},
+    time::UnixMs,
     trace::{BadTrace, Came, Header, Line, Rerun, Told},
 };
 use testbed::*;
@@ -202,6 +204,31 @@ fn open() -> raddle_actors::RecordQuery {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_thread_whose_deltas_were_joined_is_given_as_many_as_there_were() {
+    let bed = Bed::new();
+    let store = Arc::new(RedbStore::open(&bed.config().store).unwrap());
+    let ports = Ports { store: Some(store.clone()), ..bed.ports_without_store() };
+    let runtime = Runtime::start(bed.config(), ports).await.unwrap();
+    let thread = create(&runtime).await;
+    start(&runtime, thread, "hold a").await;
+    answering(&runtime, thread).await;
+    bed.model.gate.add_permits(1);
+    rests(&runtime, thread).await;
+    let whole = log(&runtime, thread).await;
+    assert!(store.pack(UnixMs(u64::MAX), 9).unwrap() > 0);
+    assert!(log(&runtime, thread).await.len() < whole.len());
+
+    let scribe = Scribe::all(&runtime);
+    say(&runtime, thread, "b").await;
+    let file = scribe.ends(&runtime).await;
+    file.holds();
+    let Came::Events(given) = &file.lines[0].came else { panic!("a log") };
+    assert_eq!(given.len(), whole.len());
+    let report = told_again(&file.trace(), 3).await;
+    assert!(report.equal, "{:#?}", report.differences);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_actor_that_fails_is_recorded_as_its_thread_went_on() {
     let bed = Bed::new();
     let brittle = Arc::new(Brittle::default());
@@ -364,11 +391,11 @@ async fn what_was_refused_and_is_not_again_differs_and_a_quota_is_passed_over() 
 fn a_line_that_belongs_to_no_thread_is_named() {
     let key =
         ThreadKey { tenant: OWNER, thread: Replica(1).thread(raddle_domain::id::ThreadId::new(uuid::Uuid::now_v7())) };
-    let header = Header::new(raddle_domain::time::UnixMs(1), Default::default(), Default::default());
+    let header = Header::new(UnixMs(1), Default::default(), Default::default());
     let line = Line {
         tenant: key.tenant,
         thread: key.thread,
-        at: raddle_domain::time::UnixMs(1),
+        at: UnixMs(1),
         draining: false,
         minted: Vec::new(),
         told: Told::Command { command: Box::new(Command::Tick), if_match: None },
