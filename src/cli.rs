@@ -29,6 +29,7 @@ mod routing;
 mod runs;
 mod schedules;
 mod serve;
+mod simulate;
 mod tenants;
 mod threads;
 mod transfer;
@@ -88,6 +89,7 @@ enum Command {
     #[cfg(target_os = "linux")]
     #[command(name = crate::mcp::GUARD, hide = true)]
     McpGuard(mcp::Guard),
+    Simulate(simulate::Simulate),
     /// Print the OpenAPI document of this build
     Openapi,
     /// Print a completion script
@@ -254,6 +256,7 @@ impl Cli {
             Command::Restore(restore) => restore.run().await,
             Command::Export(export) => export.run().await,
             Command::Import(import) => import.run().await,
+            Command::Simulate(simulate) => simulate.run(),
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;
                 say(&document)
