@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use raddle_actors::{Ports, Runtime, store::redb::RedbConfig};
+use raddle_actors::{
+    Ports, Runtime,
+    store::{backend::Faults, redb::RedbConfig},
+};
 
 use self::inputs::Inputs;
 pub use self::{check::check, inputs::Finding};
@@ -62,7 +65,13 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     let jobs = Arc::new(Runner::new(tools.clone(), egress, signing));
     let files = files::past(&workspaces);
     let ports = Ports { prices, tools, jobs, hooks, files, ..Ports::with_models(Arc::new(models)) };
-    let runtime = Runtime::start(runtime(config), ports).await?;
+    let faults = Arc::new(Faults::new(config.store.faults_per_million));
+    let runtime = Runtime::start(runtime(config, &faults), ports).await?;
+    if config.store.faults_per_million > 0 {
+        let faults = config.store.faults_per_million;
+        tracing::warn!(faults, "of a million writes and syncs so many FAIL ON PURPOSE: `store.faults_per_million`");
+    }
+    faults.arm();
     // Tools are run by the runtime, so there was none to give them.
     drop(way.set(runtime.downgrade()));
     let auth = match known_by(config, auth, &runtime) {
@@ -162,13 +171,14 @@ fn tools(
     Ok(Toolbox::new(all, config.tools.ask_user)?.with_board(board::tools(way))?)
 }
 
-fn runtime(config: &Config) -> raddle_actors::Config {
+fn runtime(config: &Config, faults: &Arc<Faults>) -> raddle_actors::Config {
     let limits = &config.limits;
     raddle_actors::Config {
         store: RedbConfig {
             cache_bytes: config.store.cache_bytes,
             min_free_bytes: config.store.min_free_bytes,
             sync_delay: config.store.sync_delay,
+            faults: faults.clone(),
             ..RedbConfig::new(&config.data_dir)
         },
         limits: limits.thread,

@@ -1,4 +1,5 @@
-//! The command line: one file per subcommand, and what they share. All but `serve` speak HTTP to a server.
+//! The command line: one file per subcommand, and what they share. All but `serve` speak HTTP to a server;
+//! `stress` starts one first.
 //!
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by the
 //! server, 4 cannot reach the server; of `policy check` also 5 would be asked, 6 is denied.
@@ -30,6 +31,7 @@ mod runs;
 mod schedules;
 mod serve;
 mod simulate;
+mod stress;
 mod tenants;
 mod threads;
 mod transfer;
@@ -81,6 +83,7 @@ enum Command {
     Config(config::ConfigCommand),
     /// Check that a server is well
     Doctor(doctor::Doctor),
+    Stress(stress::Stress),
     Backup(backup::Backup),
     Restore(backup::Restore),
     Export(transfer::Export),
@@ -252,6 +255,7 @@ impl Cli {
             Command::Keys(keys) => keys.run().await,
             Command::Config(config) => config.run(),
             Command::Doctor(doctor) => doctor.run().await,
+            Command::Stress(stress) => stress.run().await,
             Command::Backup(backup) => backup.run().await,
             Command::Restore(restore) => restore.run().await,
             Command::Export(export) => export.run().await,

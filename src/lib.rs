@@ -11,6 +11,9 @@ pub mod client;
 pub mod config;
 pub mod egress;
 pub mod erase;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gateway;
 pub mod hooks;
 mod instant;
@@ -25,6 +28,7 @@ pub mod policy;
 pub mod prices;
 pub mod sandbox;
 pub mod sse;
+pub mod stress;
 pub mod tools;
 pub mod webhook;
 pub mod workspace;

@@ -49,6 +49,7 @@ use crate::{
     },
     supervisor::{Adopt, Load},
     system::{self, Shared, Threads},
+    tape::{Noted, Telling},
     thread::ThreadMachine,
     times::Figures,
 };
@@ -230,6 +231,8 @@ pub(crate) struct Begun<M: Machine> {
     pub machine: M,
     pub step: M::Step,
     pub fork: Option<Fork>,
+    /// It has a past, of which bills and records by id are somebody else's.
+    pub given: bool,
 }
 
 impl Runtime {
@@ -302,16 +305,23 @@ impl Runtime {
         let begin = async {
             let shared = self.shared();
             let limits = &shared.config.limits;
+            let thread = ThreadId::new(shared.ids.mint());
+            let ids = Noted::of(shared.ids.clone());
             let cx = Cx {
                 now: shared.clock.now(),
-                ids: &*shared.ids,
+                ids: &ids,
                 limits,
                 prices: &shared.prices,
                 draining: false,
                 room: &raddle_domain::ports::Boundless,
             };
-            let (state, step) = ThreadState::create(ThreadId::new(shared.ids.mint()), new, cx)?;
-            Ok(Begun::thread(tenant, state, step, None))
+            let telling = shared.tape.wants(ThreadKey { tenant, thread }).then(|| Telling::to_be(&new));
+            let (state, step) = ThreadState::create(thread, new, cx)?;
+            let mut begun = Begun::thread(tenant, state, step, None);
+            if let Some(telling) = telling {
+                begun.machine.unsaved.note(begun.key, telling, (cx.now, cx.draining), ids.minted(), Ok(&begun.step));
+            }
+            Ok(begun)
         };
         self.make(tenant, call, begin, thread_of).await
     }
@@ -330,26 +340,30 @@ impl Runtime {
             Known::New(in_flight) => in_flight,
         };
         let turn = self.turn_to_work(tenant).await?;
-        let Begun { key, mut machine, step, fork } = begin.await?;
+        let Begun { key, mut machine, step, fork, given } = begin.await?;
         let coming = self.room_to_store(tenant, machine.held_bytes()).await?;
         let counted = if key.is_run() { None } else { Some(self.room_for_thread(tenant)?) };
         let shared = self.shared().clone();
         let (now, fence) = (shared.clock.now(), shared.store.epoch());
         let mut steps = Steps::default();
-        let site = Site { key, now, shared: &shared };
+        let site = Site { key, now, world: None, shared: &shared };
         steps.receipts.extend(call.idempotency.and_then(|known| machine.receipt(&step, known, site)));
         let reply = machine.keep(step, &mut steps);
         if fork.is_some() {
             // A turn that is written again was its parent's.
             steps.spent.clear();
         }
+        if given {
+            steps = Steps { spent: Vec::new(), indexed: Vec::new(), documents: Vec::new(), ..steps };
+        }
         let seq = machine.version();
         let append = steps.append(&mut machine, key, fence, now);
-        let loaded = Loaded { machine, fence };
+        let mut loaded = Loaded { machine, fence };
         let saved = shared.store_handle.append(Write::Append(Append { fork, ..append }));
         // In a task of its own, so that the key stays taken until the store has answered, whoever still waits.
         let supervisor = shared.supervisor.clone();
-        let saved = shared.tasks.spawn(async move {
+        let tasks = shared.tasks.clone();
+        let saved = tasks.spawn(async move {
             let saved = saved.await;
             match (&saved, counted) {
                 (Ok(()), Some(counted)) => counted.keep(),
@@ -358,6 +372,7 @@ impl Runtime {
                 (_, _) => {}
             }
             if saved.is_ok() {
+                loaded.machine.saved(&shared, key);
                 // Before the reply, so that a command that follows it finds the machine.
                 supervisor.do_send(Adopt { key, loaded });
                 place.durable();
@@ -497,7 +512,8 @@ impl Runtime {
             let addr = ticket.actor().of::<M>().ok_or(Error::NotFound(M::WHAT))?.clone();
             let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, turn, coming, in_flight });
             let (by, cause) = (by.clone(), Span::current());
-            let envelope = Envelope { command: command.clone(), if_match, idempotency, by, answer, cause };
+            let command = command.clone();
+            let envelope = Envelope { command, if_match, idempotency, by, world: None, answer, cause };
             // Closed or full: the envelope comes back, or is dropped; either way it says that it did not run.
             if let Err(SendError::Closed(unsent) | SendError::Full(unsent)) = addr.try_send(envelope) {
                 drop(unsent);
@@ -558,7 +574,7 @@ impl Runtime {
     }
 
     /// Waits for a turn among the commands of all tenants; one that has the server to itself needs none.
-    async fn turn_to_work(&self, tenant: TenantId) -> Result<Option<Permit>, Error> {
+    pub(crate) async fn turn_to_work(&self, tenant: TenantId) -> Result<Option<Permit>, Error> {
         let shared = self.shared();
         if !shared.config.fair || !shared.tenants.are_several() {
             return Ok(None);
@@ -639,7 +655,7 @@ impl Runtime {
     }
 
     /// `asked`: whether the caller may be told that its tenant has as much loaded as it may.
-    async fn ticket<M: Machine>(&self, key: ThreadKey, asked: bool) -> Result<Ticket, Error> {
+    pub(crate) async fn ticket<M: Machine>(&self, key: ThreadKey, asked: bool) -> Result<Ticket, Error> {
         let ticket = match self.shared().registry.ticket(&key) {
             Some(ticket) => ticket,
             None => {

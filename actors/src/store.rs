@@ -18,6 +18,9 @@ pub mod backup;
 mod closed;
 mod codec;
 pub mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod keys;
 pub mod memory;
 mod packing;

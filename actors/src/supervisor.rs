@@ -423,7 +423,7 @@ impl Handler<Stopped> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, Stopped { key, owes }: Stopped, ctx: &mut Self::Context) {
-        if owes {
+        if owes && !self.shared().config.retells {
             self.want_later(key, ctx);
         }
     }
@@ -433,6 +433,9 @@ impl Handler<Sweep> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, _: Sweep, ctx: &mut Self::Context) {
+        if self.shared().config.retells {
+            return;
+        }
         match self.sweeping {
             Sweeping::No => {
                 self.sweeping = Sweeping::Yes;

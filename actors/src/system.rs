@@ -31,6 +31,7 @@ use crate::{
     stage::{On, Stage, Tasks},
     store::{StoreActor, StoreHandle, redb::RedbStore},
     supervisor::{self, Supervisor, Sweep},
+    tape::Tape,
     tenants::Tenants,
     timers::{self, Timers},
 };
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub config: Config,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
+    pub tape: Arc<Tape>,
     pub models: Arc<dyn Models>,
     pub tools: Arc<dyn Tools>,
     pub prices: Arc<Prices>,
@@ -247,6 +249,7 @@ fn tree(config: Config, ports: Ports, prepared: Prepared, stage: Stage, tasks: T
         config,
         clock: ports.clock,
         ids: ports.ids,
+        tape: ports.tape,
         models: ports.models,
         tools: ports.tools,
         prices: ports.prices,

@@ -160,6 +160,9 @@ impl Handler<Begin> for Timers {
     type Result = ();
 
     fn handle(&mut self, Begin(shared): Begin, ctx: &mut Self::Context) {
+        if shared.config.retells {
+            return;
+        }
         self.shared = Some(shared);
         self.ring(ctx);
         self.pack(ctx);

@@ -24,6 +24,8 @@ pub mod thread;
 pub mod sound;
 pub mod trace;
 
+pub mod linear;
+
 pub mod history;
 pub mod hook;
 
@@ -46,3 +48,6 @@ pub mod admission;
 
 #[cfg(feature = "planted")]
 pub mod planted;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;

@@ -277,7 +277,7 @@ impl Bed {
     async fn make(&self, key: ThreadKey, call: Call) -> Result<Done<u64>, Error> {
         let step = Counted { event: Some("counter.made"), count: 0 };
         let machine = Counter { seq: 1, ..Counter::default() };
-        let begun = async { Ok(Begun { key, machine, step, fork: None }) };
+        let begun = async { Ok(Begun { key, machine, step, fork: None, given: false }) };
         self.runtime.make(key.tenant, call, begun, Ok).await
     }
 
