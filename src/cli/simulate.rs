@@ -26,7 +26,7 @@ const NEWS: Duration = Duration::from_secs(10);
 /// code is 1. Asks no server, and leaves nothing behind.
 #[derive(Debug, Args)]
 pub struct Simulate {
-    /// Which seeds: from the first up to, and without, the last
+    /// Which seeds: from the first up to, and without, the last; or so many from 0 on
     #[arg(long, value_name = "A..B", value_parser = range, default_value = "0..200", conflicts_with = "seed")]
     seeds: Range<u64>,
     /// One seed
@@ -48,7 +48,8 @@ pub struct Simulate {
 }
 
 fn range(text: &str) -> Result<Range<u64>, String> {
-    let bounds = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    let bounds = text.split_once("..").unwrap_or(("0", text));
+    let bounds = bounds.0.parse().ok().zip(bounds.1.parse().ok()).map(|(from, to)| from..to);
     bounds.filter(|range: &Range<u64>| !range.is_empty()).ok_or_else(|| "is to be like 0..200".to_owned())
 }
 

@@ -16,6 +16,8 @@ pub struct Plan {
     /// Threads that may be loaded at once.
     pub(crate) loaded: usize,
     pub(crate) tenants: usize,
+    /// How long after its end a turn's log is packed.
+    pub(crate) pack_ms: u64,
     pub(crate) moves: Vec<Move>,
     pub(crate) faults: Vec<Fault>,
     /// What is wrong with the runtime itself.
@@ -235,6 +237,7 @@ impl Plan {
         let tenants = if numbers.chance(300) { 2 } else { 1 };
         let loaded = *numbers.pick(&[1, 1, 2, 2, 8]);
         let threads = numbers.within(1, 3) as usize;
+        let pack_ms = *numbers.pick(&[3_600_000, 3_600_000, 60_000, 15_000]);
         let span = numbers.within(2_000, 45_000);
         let moves = Drawn { numbers, threads, tenants }.moves(span);
         let faults = if numbers.chance(150) { Vec::new() } else { faults(numbers, span) };
@@ -244,6 +247,7 @@ impl Plan {
             manner,
             loaded,
             tenants,
+            pack_ms,
             moves,
             faults,
             #[cfg(feature = "planted")]
@@ -496,7 +500,11 @@ impl fmt::Display for Plan {
             Kept::Database => "the database on memory",
         };
         let order = if self.manner == Manner::CALM { "in order" } else { "in an order of its own" };
-        writeln!(f, "  {kept}; tasks run {order}; at most {} loaded at rest; tenants: {}", self.loaded, self.tenants)?;
+        let (loaded, tenants, pack) = (self.loaded, self.tenants, self.pack_ms);
+        writeln!(
+            f,
+            "  {kept}; tasks run {order}; at most {loaded} loaded at rest; tenants: {tenants}; packed after {pack} ms"
+        )?;
         for step in &self.moves {
             writeln!(f, "  {step}")?;
         }

@@ -36,6 +36,7 @@ fn shrink_by(plan: &Plan, violation: &Violation, budget: u32, run: &dyn Fn(&Plan
         }
         search.simpler(|plan| plan.kept = Kept::Memory);
         search.simpler(|plan| plan.tenants = 1);
+        search.simpler(|plan| plan.pack_ms = 3_600_000);
         if search.best == before || search.left == 0 {
             break;
         }

@@ -209,18 +209,12 @@ async fn tenants_session(
     loop {
         let next = watched.next().await?;
         for (_, stored) in next.events() {
-            let Some(Some((key, seq))) = world.witness(|witness| witness.fed(tenant, stored)) else { continue };
             let mut seen = lock(seen);
-            let after = seen.threads.insert(key, seq);
+            let Some(Some((key, seq))) = world.witness(|witness| witness.fed(tenant, &seen.threads, stored)) else {
+                continue;
+            };
+            seen.threads.insert(key, seq);
             world.note(format_args!("seen      {seq} {} of {tenant}", stored.name));
-            world.witness(|witness| {
-                let log = witness.log(key);
-                let (own, gone) = log.map_or((1, true), |log| (log.own, log.gone));
-                let follows = after.map_or(own, |after| after + 1);
-                unless(gone || seq == follows, STREAM, || {
-                    format!("the watcher of {tenant} at {after:?} of {} is told of {seq}", witness.name(key))
-                })
-            });
         }
         let after = watched.after();
         lock(seen).cursor = after;
