@@ -33,6 +33,7 @@ mod routing;
 mod runs;
 mod schedules;
 mod serve;
+mod simulate;
 mod stress;
 mod tenants;
 mod threads;
@@ -96,6 +97,7 @@ enum Command {
     #[cfg(target_os = "linux")]
     #[command(name = crate::mcp::GUARD, hide = true)]
     McpGuard(mcp::Guard),
+    Simulate(simulate::Simulate),
     /// Print the OpenAPI document of this build
     Openapi,
     /// Print a completion script
@@ -265,6 +267,7 @@ impl Cli {
             Command::Import(import) => import.run().await,
             Command::Record(record) => record.run().await,
             Command::Replay(replay) => replay.run().await,
+            Command::Simulate(simulate) => simulate.run(),
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;
                 say(&document)

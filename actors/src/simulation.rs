@@ -31,6 +31,7 @@ mod world;
 
 use std::{
     cell::{Cell, RefCell},
+    panic::resume_unwind,
     rc::Rc,
     sync::{
         Mutex, PoisonError,
@@ -84,7 +85,7 @@ pub fn each(plans: impl Iterator<Item = Plan> + Send, threads: usize, heard: imp
                 while goes_on.load(Relaxed) {
                     let next = plans.lock().unwrap_or_else(PoisonError::into_inner).next();
                     let Some(plan) = next else { break };
-                    let outcome = run(&plan, false);
+                    let outcome = on_this_thread(&plan, false);
                     if !heard(plan, outcome) {
                         goes_on.store(false, Relaxed);
                     }
@@ -94,8 +95,14 @@ pub fn each(plans: impl Iterator<Item = Plan> + Send, threads: usize, heard: imp
     });
 }
 
-/// Simulates a plan; `told`: with what happened, line by line. Blocks, and needs no runtime around it.
+/// Simulates a plan; `told`: with what happened, line by line. Blocks.
 pub fn run(plan: &Plan, told: bool) -> Outcome {
+    // On a thread of its own: whoever asks may be in a runtime, and another clock is not his.
+    let ran = thread::scope(|scope| scope.spawn(|| on_this_thread(plan, told)).join());
+    ran.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+fn on_this_thread(plan: &Plan, told: bool) -> Outcome {
     #[cfg(feature = "planted")]
     raddle_domain::planted::plant(plan.plant);
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();

@@ -52,6 +52,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 pub use self::queue::Weigh;
 pub(crate) use self::queue::tenant;
+pub(crate) use self::rename::rename;
 use self::{
     keys::{RowKey, StoreKey, TurnKey},
     queue::Queue,

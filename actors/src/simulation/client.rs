@@ -28,6 +28,9 @@ use crate::{Call, Done, Error, ForkAt, Idempotency, RecordQuery, Runtime, Starte
 
 /// How often something is asked again.
 const TRIES: u32 = 12;
+/// How often, and how long after each other, somebody looks for what he is to speak about.
+const LOOKS: u32 = 12;
+const LOOK: Duration = Duration::from_millis(350);
 /// The one name that a checkpoint gets.
 const CHECKPOINT: &str = "here";
 
@@ -135,7 +138,16 @@ pub(crate) async fn play(outside: Rc<Outside>, step: Move, tenants: usize) {
         }
         _ => {}
     }
-    let Some(request) = request(&outside, &step, tenants).await else {
+    let mut found = request(&outside, &step, tenants).await;
+    // A person waits for what he is to speak about.
+    for _ in 0..LOOKS {
+        if found.is_some() || outside.over.get() {
+            break;
+        }
+        sleep(LOOK).await;
+        found = request(&outside, &step, tenants).await;
+    }
+    let Some(request) = found else {
         outside.world.note(format_args!("move {number:<4} has nothing to be about"));
         return;
     };

@@ -89,7 +89,7 @@ impl Store {
 
     fn apply(&self, number: u32, writes: &[Write]) -> Committed {
         let results = self.inner.commit(writes)?;
-        self.world.committed(number, writes, &results, &*self.inner.view()?);
+        self.world.committed(number, writes, &results);
         for append in self.world.arrives_now() {
             let name = self.world.know(|witness| witness.name(append.key));
             let result = self.inner.commit(&[Write::Append(append)])?.remove(0);

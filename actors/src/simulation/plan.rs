@@ -16,6 +16,8 @@ pub struct Plan {
     /// Threads that may be loaded at once.
     pub(crate) loaded: usize,
     pub(crate) tenants: usize,
+    /// How long after its end a turn's log is packed.
+    pub(crate) pack_ms: u64,
     pub(crate) moves: Vec<Move>,
     pub(crate) faults: Vec<Fault>,
     /// What is wrong with the runtime itself.
@@ -235,6 +237,7 @@ impl Plan {
         let tenants = if numbers.chance(300) { 2 } else { 1 };
         let loaded = *numbers.pick(&[1, 1, 2, 2, 8]);
         let threads = numbers.within(1, 3) as usize;
+        let pack_ms = *numbers.pick(&[3_600_000, 3_600_000, 60_000, 15_000]);
         let span = numbers.within(2_000, 45_000);
         let moves = Drawn { numbers, threads, tenants }.moves(span);
         let faults = if numbers.chance(150) { Vec::new() } else { faults(numbers, span) };
@@ -244,6 +247,7 @@ impl Plan {
             manner,
             loaded,
             tenants,
+            pack_ms,
             moves,
             faults,
             #[cfg(feature = "planted")]
@@ -288,7 +292,9 @@ impl Drawn<'_> {
                 (true, Some((at, _))) => *at,
                 _ => self.numbers.below(span),
             };
-            verbs.push((at, self.verb(&mut to)));
+            let verb = self.verb(&mut to);
+            verbs.extend(self.follow(&verb).map(|then| (at + self.numbers.within(20, 5_000), then)));
+            verbs.push((at, verb));
         }
         verbs.sort_by_key(|(at, _)| *at);
         let moves = verbs.into_iter().zip(0..).map(|((at_ms, verb), number)| {
@@ -298,8 +304,51 @@ impl Drawn<'_> {
         moves.collect()
     }
 
+    /// What a person says to what comes of a prompt.
+    fn follow(&mut self, verb: &Verb) -> Option<Verb> {
+        let (Verb::Start { thread, script, .. } | Verb::EditLast { thread, script }) = verb else { return None };
+        let (thread, nth) = (*thread, self.numbers.below(2) as usize);
+        let asks = ["gated_", "person_"].iter().any(|gate| script.contains(gate));
+        if !self.numbers.chance(650) {
+            None
+        } else if asks {
+            Some(Verb::Decide { thread, nth, decision: self.decision() })
+        } else if script.contains("call ask") {
+            Some(Verb::Answer { thread, nth })
+        } else if script.contains("once") || script.contains("unknown") {
+            Some(Verb::Resolve { thread, nth, resolution: self.resolution() })
+        } else {
+            None
+        }
+    }
+
+    fn decision(&mut self) -> Decision {
+        match self.numbers.below(10) {
+            0..=5 => Decision::Approved,
+            6 => Decision::ApprovedForSession,
+            7 => Decision::ApprovedAlways,
+            8 => Decision::Denied,
+            _ => Decision::Abort,
+        }
+    }
+
+    fn resolution(&mut self) -> Resolution {
+        *self.numbers.pick(&[Resolution::Retry, Resolution::Retry, Resolution::Settle, Resolution::Abort])
+    }
+
     fn create(&mut self, to: usize) -> Verb {
         Verb::Create { to, auto_approve: self.numbers.chance(200), interrupts: self.numbers.chance(250) }
+    }
+
+    fn start(&mut self, thread: usize) -> Verb {
+        let delivery = match self.numbers.below(20) {
+            0..=11 => Delivery::Queue,
+            12..=14 => Delivery::Reject,
+            15 | 16 => Delivery::Steer,
+            17 | 18 => Delivery::Interrupt,
+            _ => Delivery::Rollback,
+        };
+        Verb::Start { thread, delivery, script: self.script(), requeue: self.numbers.chance(500) }
     }
 
     fn slow(&mut self) -> u64 {
@@ -310,16 +359,7 @@ impl Drawn<'_> {
         let thread = self.numbers.below(*forks as u64) as usize;
         let nth = self.numbers.below(3) as usize;
         match self.numbers.below(100) {
-            0..=31 => {
-                let delivery = match self.numbers.below(20) {
-                    0..=11 => Delivery::Queue,
-                    12..=14 => Delivery::Reject,
-                    15 | 16 => Delivery::Steer,
-                    17 | 18 => Delivery::Interrupt,
-                    _ => Delivery::Rollback,
-                };
-                Verb::Start { thread, delivery, script: self.script(), requeue: self.numbers.chance(500) }
-            }
+            0..=31 => self.start(thread),
             32..=36 => Verb::Steer { thread, script: self.script(), requeue: self.numbers.chance(500) },
             37..=39 => Verb::EditLast { thread, script: self.script() },
             40..=42 => {
@@ -333,21 +373,10 @@ impl Drawn<'_> {
                 let delivery = if self.numbers.chance(600) { Delivery::Queue } else { Delivery::Reject };
                 Verb::Compact { thread, delivery }
             }
-            55..=63 => {
-                let decision = match self.numbers.below(10) {
-                    0..=4 => Decision::Approved,
-                    5 => Decision::ApprovedForSession,
-                    6 => Decision::ApprovedAlways,
-                    7 | 8 => Decision::Denied,
-                    _ => Decision::Abort,
-                };
-                Verb::Decide { thread, nth, decision }
-            }
-            64 | 65 => Verb::Answer { thread, nth },
-            66..=70 => {
-                let resolution = *self.numbers.pick(&[Resolution::Retry, Resolution::Settle, Resolution::Abort]);
-                Verb::Resolve { thread, nth, resolution }
-            }
+            55..=58 => Verb::Decide { thread, nth, decision: self.decision() },
+            59 | 60 => Verb::Answer { thread, nth },
+            61 | 62 => Verb::Resolve { thread, nth, resolution: self.resolution() },
+            63..=70 => Verb::Watch { thread, from_start: self.numbers.chance(700), slow_ms: self.slow(), for_ms: None },
             71..=76 => {
                 let change = match self.numbers.below(8) {
                     0 | 1 => Change::Title,
@@ -372,10 +401,11 @@ impl Drawn<'_> {
             }
             85 => Verb::Delete { thread },
             86..=88 => Verb::Read { thread },
-            _ => {
-                let for_ms = self.numbers.chance(300).then(|| self.numbers.within(50, 8_000));
+            89..=91 => {
+                let for_ms = Some(self.numbers.within(50, 8_000));
                 Verb::Watch { thread, from_start: self.numbers.chance(700), slow_ms: self.slow(), for_ms }
             }
+            _ => self.start(thread),
         }
     }
 
@@ -470,7 +500,11 @@ impl fmt::Display for Plan {
             Kept::Database => "the database on memory",
         };
         let order = if self.manner == Manner::CALM { "in order" } else { "in an order of its own" };
-        writeln!(f, "  {kept}; tasks run {order}; at most {} loaded at rest; tenants: {}", self.loaded, self.tenants)?;
+        let (loaded, tenants, pack) = (self.loaded, self.tenants, self.pack_ms);
+        writeln!(
+            f,
+            "  {kept}; tasks run {order}; at most {loaded} loaded at rest; tenants: {tenants}; packed after {pack} ms"
+        )?;
         for step in &self.moves {
             writeln!(f, "  {step}")?;
         }

@@ -23,22 +23,23 @@ pub fn shrink(plan: &Plan, violation: &Violation, budget: u32) -> Shrunk {
 
 fn shrink_by(plan: &Plan, violation: &Violation, budget: u32, run: &dyn Fn(&Plan, bool) -> Outcome) -> Shrunk {
     let mut search = Search { best: plan.clone(), invariant: violation.invariant, left: budget, run };
+    search.simpler(|plan| plan.manner = Manner::CALM);
     loop {
-        let before = search.best.size();
+        let before = search.best.clone();
         search.thin(|plan| plan.faults.len(), |plan, part| drop(plan.faults.drain(part)));
         search.thin(|plan| plan.moves.len(), |plan, part| drop(plan.moves.drain(part)));
-        if search.best.size() == before || search.left == 0 {
+        for at in 0..search.best.moves.len() {
+            search.shorter(at, " / ");
+            search.shorter(at, "; ");
+            search.simpler(|plan| plan.moves[at].again = false);
+            search.simpler(|plan| plan.moves[at].insists = false);
+        }
+        search.simpler(|plan| plan.kept = Kept::Memory);
+        search.simpler(|plan| plan.tenants = 1);
+        search.simpler(|plan| plan.pack_ms = 3_600_000);
+        if search.best == before || search.left == 0 {
             break;
         }
-    }
-    search.simpler(|plan| plan.manner = Manner::CALM);
-    search.simpler(|plan| plan.kept = Kept::Memory);
-    search.simpler(|plan| plan.tenants = 1);
-    for at in 0..search.best.moves.len() {
-        search.shorter(at, " / ");
-        search.shorter(at, "; ");
-        search.simpler(|plan| plan.moves[at].again = false);
-        search.simpler(|plan| plan.moves[at].insists = false);
     }
     let Search { best, left, .. } = search;
     let told = run(&best, true);

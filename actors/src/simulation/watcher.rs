@@ -18,6 +18,9 @@ use super::{
 };
 use crate::{Error, Next, Runtime, TenantCursor, TenantNext};
 
+/// How long a watcher waits before it comes back: at first, and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
 /// A watcher, and what it has seen.
 pub(crate) struct Watcher {
     pub number: u32,
@@ -111,6 +114,7 @@ pub(crate) async fn watch(
     let cursor = Arc::new(Mutex::new(after));
     let watcher = enter(&outside, number, Of::Thread(key, cursor.clone()));
     let watching = async {
+        let mut pause = PAUSE.0;
         loop {
             let (world, cursor) = (outside.world.clone(), cursor.clone());
             let from = *lock(&cursor);
@@ -119,10 +123,12 @@ pub(crate) async fn watch(
                 outside.call(async move |runtime: Runtime| session(&runtime, &world, key, &cursor, slow_ms).await);
             match ended.await {
                 Some(Ok(Ended::Deleted)) | Some(Err(Error::NotFound(_))) => break,
-                Some(Ok(Ended::Cut)) | None => {}
+                Some(Ok(Ended::Cut)) => pause = PAUSE.0,
                 Some(Err(error)) => outside.world.note(format_args!("move {number:<4} cannot watch: {error}")),
+                None => {}
             }
-            sleep(Duration::from_millis(200)).await;
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
         }
     };
     match for_ms {
@@ -153,6 +159,7 @@ async fn session(
         match next {
             Next::Deleted => return Ok(Ended::Deleted),
             Next::Gap { after } | Next::Shutdown { after } => {
+                world.note(format_args!("watcher   is cut off after {after}"));
                 let seen = *lock(cursor);
                 world.witness(|_| cut_off_at(seen, after));
                 return Ok(Ended::Cut);
@@ -173,16 +180,20 @@ fn cut_off_at<C: PartialEq + std::fmt::Debug>(seen: C, after: C) -> Holds {
 pub(crate) async fn watch_tenant(outside: Rc<Outside>, number: u32, tenant: TenantId, slow_ms: u64) {
     let seen = Arc::new(Mutex::new(Seen::default()));
     let _watcher = enter(&outside, number, Of::Tenant(tenant, seen.clone()));
+    let mut pause = PAUSE.0;
     loop {
         let (world, seen) = (outside.world.clone(), seen.clone());
         let from = lock(&seen).cursor;
         world.note(format_args!("move {number:<4} watches {tenant} from {from:?}"));
         let ended =
             outside.call(async move |runtime: Runtime| tenants_session(&runtime, &world, tenant, &seen, slow_ms).await);
-        if let Some(Err(error)) = ended.await {
-            outside.world.note(format_args!("move {number:<4} cannot watch: {error}"));
+        match ended.await {
+            Some(Ok(())) => pause = PAUSE.0,
+            Some(Err(error)) => outside.world.note(format_args!("move {number:<4} cannot watch: {error}")),
+            None => {}
         }
-        sleep(Duration::from_millis(200)).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
     }
 }
 
@@ -198,18 +209,12 @@ async fn tenants_session(
     loop {
         let next = watched.next().await?;
         for (_, stored) in next.events() {
-            let Some(Some((key, seq))) = world.witness(|witness| witness.fed(tenant, stored)) else { continue };
             let mut seen = lock(seen);
-            let after = seen.threads.insert(key, seq);
+            let Some(Some((key, seq))) = world.witness(|witness| witness.fed(tenant, &seen.threads, stored)) else {
+                continue;
+            };
+            seen.threads.insert(key, seq);
             world.note(format_args!("seen      {seq} {} of {tenant}", stored.name));
-            world.witness(|witness| {
-                let log = witness.log(key);
-                let (own, gone) = log.map_or((1, true), |log| (log.own, log.gone));
-                let follows = after.map_or(own, |after| after + 1);
-                unless(gone || seq == follows, STREAM, || {
-                    format!("the watcher of {tenant} at {after:?} of {} is told of {seq}", witness.name(key))
-                })
-            });
         }
         let after = watched.after();
         lock(seen).cursor = after;

@@ -8,11 +8,13 @@ use std::{
 use raddle_domain::{
     event::{self, Event, Record},
     id::{OperationId, Seq, TenantId, ThreadId, ThreadKey},
-    ports::{Append, Invocation, StoredEvent, View, Write, WriteRefused},
+    ports::{Append, Invocation, StoredEvent, Write, WriteRefused},
     record::{ApprovalStatus, Effect, EffectClass, EffectStatus, Resolution, ResolvedBy},
     sound::Sound,
 };
 use serde::Deserialize;
+
+use crate::store::rename;
 
 /// Something that must hold and does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +123,28 @@ impl Log {
     pub fn head(&self) -> Seq {
         self.events.len() as Seq
     }
+
+    /// Whether it has this behind `after`: the next event; or the deltas of one item up to `seq`, joined.
+    pub fn has(&self, after: Seq, seq: Seq, stored: &StoredEvent) -> Holds<bool> {
+        let Some(known) = self.events.get(after as usize..seq as usize).filter(|known| !known.is_empty()) else {
+            // Of a log that is gone nobody can say.
+            return Ok(self.gone);
+        };
+        if let [next] = known
+            && next.json == stored.json
+        {
+            return Ok(true);
+        }
+        let Event::ItemDelta(joined) = decode(stored)?.event else { return Ok(false) };
+        let mut text = String::new();
+        for part in known {
+            match decode(part)?.event {
+                Event::ItemDelta(delta) if delta.item == joined.item => text.push_str(&delta.delta),
+                _ => return Ok(false),
+            }
+        }
+        Ok(text == joined.delta)
+    }
 }
 
 impl Witness {
@@ -138,9 +162,9 @@ impl Witness {
     }
 
     /// A write was stored, or refused.
-    pub fn committed(&mut self, write: &Write, result: &Result<u64, WriteRefused>, view: &dyn View) -> Holds {
+    pub fn committed(&mut self, write: &Write, result: &Result<u64, WriteRefused>) -> Holds {
         match (write, result) {
-            (Write::Append(append), Ok(position)) => self.appended(append, *position, view),
+            (Write::Append(append), Ok(position)) => self.appended(append, *position),
             (Write::Erase { key, .. }, Ok(_)) => {
                 if let Some(log) = self.logs.get_mut(key) {
                     log.gone = true;
@@ -151,15 +175,21 @@ impl Witness {
         }
     }
 
-    fn appended(&mut self, append: &Append, position: u64, view: &dyn View) -> Holds {
+    fn appended(&mut self, append: &Append, position: u64) -> Holds {
         let Append { key, chunk, fork, row, .. } = append;
+        // What it shares with its parent, under its own name.
+        let past: Vec<StoredEvent> =
+            match fork.and_then(|fork| self.logs.get(&ThreadKey { thread: fork.parent, ..*key })) {
+                Some(parent) => {
+                    parent.events.iter().take(append.expected as usize).map(|event| named(event, *key)).collect()
+                }
+                None => Vec::new(),
+            };
         let number = self.logs.len();
         let log = self.logs.entry(*key).or_insert_with(|| Log { number, own: 1, ..Log::default() });
         unless(!log.gone, WRITER, || format!("log {} is written to after it was deleted", log.number))?;
         if let Some(fork) = fork {
-            let past = view.events(*key, 0, usize::MAX, usize::MAX);
-            let past = past.map_err(|why| Violation { invariant: REPLAY, what: why.to_string() })?;
-            log.events = past.into_iter().flat_map(|chunk| chunk.events).take(fork.at as usize).collect();
+            log.events = past;
             log.own = fork.at + 1;
             for at in 0..log.events.len() {
                 let record = decode(&log.events[at])?;
@@ -320,17 +350,21 @@ impl Witness {
             return unless(log.gone, STREAM, || format!("a watcher hears that log {number} is deleted, and it is not"));
         }
         let place = place(stored)?;
-        unless(place.seq == seq && place.prev == after && seq == after + 1, STREAM, || {
-            format!("a watcher of log {number} at {after} is told of {seq}, {name}")
+        unless(place.seq == seq && place.prev == after, STREAM, || {
+            format!("a watcher of log {number} at {after} is told of {seq}, {name}, behind {}", place.prev)
         })?;
-        let known = log.events.get(seq as usize - 1);
-        unless(log.gone || known.is_some_and(|known| known.json == stored.json), STREAM, || {
-            format!("a watcher of log {number} is told of {seq}, {name}, which is not what is stored")
+        unless(log.has(after, seq, stored)?, STREAM, || {
+            format!("a watcher of log {number} at {after} is told of {seq}, {name}, which is not what is stored")
         })
     }
 
-    /// A watcher of a tenant is told of an event. Gives its thread and seq.
-    pub fn fed(&self, tenant: TenantId, stored: &StoredEvent) -> Holds<Option<(ThreadKey, Seq)>> {
+    /// A watcher of a tenant, who has seen `seen` of its threads, is told of an event. Gives its thread and seq.
+    pub fn fed(
+        &self,
+        tenant: TenantId,
+        seen: &BTreeMap<ThreadKey, Seq>,
+        stored: &StoredEvent,
+    ) -> Holds<Option<(ThreadKey, Seq)>> {
         let place = place(stored)?;
         let key = ThreadKey { tenant, thread: place.thread_id };
         let Some(log) = self.log(key) else {
@@ -339,9 +373,9 @@ impl Witness {
         if stored.name == "thread.deleted" {
             return Ok(None);
         }
-        let known = log.events.get(place.seq as usize - 1);
-        unless(log.gone || known.is_some_and(|known| known.json == stored.json), STREAM, || {
-            format!("{tenant} is told of {} of log {}, which is not what is stored", place.seq, log.number)
+        let after = seen.get(&key).copied().unwrap_or(log.own - 1);
+        unless(log.gone || log.has(after, place.seq, stored)?, STREAM, || {
+            format!("{tenant} has seen {after} of log {}, and is told of {}, {}", log.number, place.seq, stored.name)
         })?;
         Ok(Some((key, place.seq)))
     }
@@ -355,6 +389,13 @@ impl Witness {
 /// The number of the move whose words these are.
 fn label(text: &str) -> Option<u32> {
     text.strip_prefix('#')?.split(' ').next()?.parse().ok()
+}
+
+/// An event of a parent, as its fork has it.
+fn named(event: &StoredEvent, key: ThreadKey) -> StoredEvent {
+    let mut json = event.json.to_vec();
+    rename(&mut json, key.thread);
+    StoredEvent { json: json.into(), ..event.clone() }
 }
 
 fn place(stored: &StoredEvent) -> Holds<Place> {

@@ -12,7 +12,7 @@ use std::{
 
 use raddle_domain::{
     id::TurnId,
-    ports::{Append, Clock, Ids, Invocation, View, Write, WriteRefused},
+    ports::{Append, Clock, Ids, Invocation, Write, WriteRefused},
     time::UnixMs,
 };
 use sha2::{Digest, Sha256};
@@ -222,10 +222,10 @@ impl World {
 
     // ---- what is done ----------------------------------------------------------------------------
 
-    pub fn committed(&self, number: u32, writes: &[Write], results: &[Result<u64, WriteRefused>], view: &dyn View) {
+    pub fn committed(&self, number: u32, writes: &[Write], results: &[Result<u64, WriteRefused>]) {
         for (write, result) in writes.iter().zip(results) {
             self.trace_write(number, write, result);
-            self.witness(|witness| witness.committed(write, result, view));
+            self.witness(|witness| witness.committed(write, result));
         }
     }
 
