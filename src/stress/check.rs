@@ -370,3 +370,6 @@ fn effects(home: &Path, logs: &[Read]) -> Check {
     }
     finding.end()
 }
+
+#[cfg(test)]
+mod tests;

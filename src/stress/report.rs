@@ -202,7 +202,7 @@ fn legend(outcome: &Outcome) -> String {
                     done then"
         .to_owned();
     if !outcome.kills.is_empty() {
-        html.push_str(" <i class=\"kill\"></i>from a kill to the first command that was acknowledged after it");
+        html.push_str(" <i class=\"kill\"></i>from a kill to the next acknowledged command");
     }
     html + "</p>\n"
 }

@@ -159,7 +159,7 @@ pub async fn client(
             Deed::Start => talk.start(&mut dice, &style, Delivery::Reject).await,
             Deed::Queue => talk.start(&mut dice, &style, Delivery::Queue).await,
             Deed::Steer => talk.steer(&mut dice).await,
-            Deed::Interrupt => drop(talk.interrupt_open(&mut dice).await),
+            Deed::Interrupt => talk.interrupt_open(&mut dice).await,
             Deed::Withdraw => talk.withdraw(&mut dice).await,
             Deed::Look => drop(talk.look().await),
             Deed::Peek => {
