@@ -56,6 +56,9 @@ use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
 use self::follow::Place;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub use self::follow::followed;
 pub use self::{
     admin::{NewKey, QuotaLine, TenantUsage},
     follow::{Events, Follow, Told},

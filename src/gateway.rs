@@ -33,6 +33,8 @@ mod decisions;
 mod events;
 mod fork;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod hooks;
 mod inbox;
 mod jobs;

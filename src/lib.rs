@@ -11,6 +11,9 @@ pub mod client;
 pub mod config;
 pub mod egress;
 pub mod erase;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gateway;
 pub mod hooks;
 mod instant;

@@ -45,3 +45,9 @@ pub mod policy;
 pub mod ports;
 
 pub mod admission;
+
+#[cfg(feature = "planted")]
+pub mod planted;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;

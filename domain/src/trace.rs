@@ -9,6 +9,7 @@
 //! What is absent on purpose: how commands were grouped into appends, which changes no event.
 
 mod canon;
+mod derive;
 mod rerun;
 
 use std::fmt;
@@ -27,6 +28,7 @@ use crate::{
 
 pub use self::{
     canon::{Canon, Deltas, Difference},
+    derive::{BadLog, Derived, derive, prices},
     rerun::{Differs, Minted, Rerun, Why},
 };
 

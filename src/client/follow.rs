@@ -286,3 +286,22 @@ fn is_farewell(name: &str) -> bool {
 fn text(bytes: Vec<u8>) -> Result<String, ClientError> {
     String::from_utf8(bytes).map_err(|_| ClientError::Failed("an event is not UTF-8".to_owned()))
 }
+
+/// A stream as a client follows it, for targets of `fuzz/`: what it hands out follows what it had.
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub fn followed(data: &[u8]) {
+    let (mut parser, mut events) = (Parser::new(BOUNDS), Vec::new());
+    let _ = parser.push(data, &mut events);
+    let mut log = Place::Log { after: 0, last_word: "thread.deleted" };
+    let mut feed = Place::Feed { after: None };
+    for event in events {
+        let before = log.query();
+        if let Ok(Some(told)) = log.take(event.clone()) {
+            assert_ne!(log.query(), before, "it moved on");
+            let _ = (log.is_last(&told.name), told.read::<serde_json::Value>());
+        }
+        let _ = feed.take(event);
+        feed.said(parser.last_id());
+    }
+}

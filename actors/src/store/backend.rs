@@ -280,7 +280,7 @@ pub enum Op {
     Sync,
 }
 
-/// When operations fail. An operation that fails changes nothing.
+/// When operations fail. An operation that fails changes nothing, unless it is a write that was made short.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
@@ -305,6 +305,8 @@ struct Cells {
     bytes: Mutex<Vec<u8>>,
     ops: Mutex<Option<Vec<Op>>>,
     fault: Mutex<Option<Fault>>,
+    /// Whether the first half of a write that fails is done nevertheless.
+    short: AtomicBool,
     /// Operations since the fault was set.
     done: AtomicU64,
     syncs: AtomicU64,
@@ -315,7 +317,8 @@ impl Default for Cells {
     fn default() -> Self {
         let free = AtomicU64::new(u64::MAX);
         let [done, syncs] = [AtomicU64::new(0), AtomicU64::new(0)];
-        Self { bytes: Mutex::default(), ops: Mutex::default(), fault: Mutex::default(), done, syncs, free }
+        let short = AtomicBool::new(false);
+        Self { bytes: Mutex::default(), ops: Mutex::default(), fault: Mutex::default(), short, done, syncs, free }
     }
 }
 
@@ -351,6 +354,10 @@ impl MemoryMedium {
         self.0.done.store(0, Ordering::Relaxed);
         *lock(&self.0.fault) = fault;
     }
+    /// From now on the first half of a write that fails is done, or nothing of it again.
+    pub fn set_short(&self, short: bool) {
+        self.0.short.store(short, Ordering::Relaxed);
+    }
     /// Operations since the last `set_fault`.
     pub fn operations(&self) -> u64 {
         self.0.done.load(Ordering::Relaxed)
@@ -362,6 +369,14 @@ impl MemoryMedium {
     /// What `free_bytes` answers.
     pub fn set_free(&self, bytes: u64) {
         self.0.free.store(bytes, Ordering::Relaxed);
+    }
+
+    fn put(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut bytes = lock(&self.0.bytes);
+        let start = usize::try_from(offset).map_err(io::Error::other)?;
+        let into = bytes.get_mut(start..).and_then(|rest| rest.get_mut(..data.len()));
+        into.ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(data);
+        Ok(())
     }
 
     fn step(&self, op: impl FnOnce() -> Op) -> io::Result<()> {
@@ -423,11 +438,12 @@ impl StorageBackend for MemoryMedium {
         Ok(())
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.step(|| Op::Write { offset, data: data.to_vec() })?;
-        let mut bytes = lock(&self.0.bytes);
-        let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let into = bytes.get_mut(start..).and_then(|rest| rest.get_mut(..data.len()));
-        into.ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(data);
-        Ok(())
+        if let Err(failed) = self.step(|| Op::Write { offset, data: data.to_vec() }) {
+            if self.0.short.load(Ordering::Relaxed) {
+                self.put(offset, &data[..data.len() / 2])?;
+            }
+            return Err(failed);
+        }
+        self.put(offset, data)
     }
 }

@@ -20,6 +20,7 @@ use raddle_domain::{
     sound::Sound,
     thread::{Cx, ForkPoint, Rest, Settled, Snapshot, Step, ThreadState},
     time::UnixMs,
+    trace::{self, Header, Rerun},
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -569,6 +570,24 @@ impl Host {
     pub fn finish(&self) {
         assert_eq!(fold(&self.log), self.state);
         assert_eq!(self.restored(), self.state);
+        self.check_derived();
+    }
+
+    /// What the log says that the thread was told leads to the same log again.
+    fn check_derived(&self) {
+        let header = Header::new(UnixMs(0), self.limits, self.prices.clone());
+        let derived = trace::derive(&header, TenantId::DEFAULT, &self.log).unwrap();
+        let forked = self.log.iter().rev().find(|record| matches!(record.event, Event::ThreadForked(_)));
+        let known = forked.map_or(0, |record| record.seq);
+        let unexplained = || self.log[derived.given as usize - 1].clone();
+        assert_eq!(derived.given, known, "nothing explains {:?}", unexplained());
+        let mut rerun = Rerun::default();
+        for line in &derived.lines {
+            let line = trace::Line::read(1, &line.to_string()).unwrap();
+            rerun.tell(&header, &line).unwrap();
+        }
+        assert_eq!(rerun.log(), self.log);
+        assert_eq!(rerun.state(), Some(&self.state));
     }
 }
 
