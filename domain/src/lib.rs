@@ -46,8 +46,8 @@ pub mod ports;
 
 pub mod admission;
 
-#[cfg(feature = "planted")]
-pub mod planted;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "planted")]
+pub mod planted;
