@@ -198,11 +198,10 @@ fn checks(checks: &[Check]) -> String {
 
 fn legend(outcome: &Outcome) -> String {
     let mut html = "<p class=\"legend\"><i class=\"done\"></i>done <i class=\"refused\"></i>refused: by the rules, or \
-                    because it was too much <i class=\"failed\"></i>not answered, or not to be \
-                    done then"
+                    too much at once <i class=\"failed\"></i>no answer, or a failure"
         .to_owned();
     if !outcome.kills.is_empty() {
-        html.push_str(" <i class=\"kill\"></i>from a kill to the next acknowledged command");
+        html.push_str(" <i class=\"kill\"></i>killed, until a command is acknowledged");
     }
     html + "</p>\n"
 }
