@@ -65,7 +65,9 @@ pub fn derive(header: &Header, tenant: TenantId, log: &[Record]) -> Result<Deriv
     }
     let mut at = 1;
     while let Some(next) = log.get(at) {
-        match (Place { header, state: &state, next: &log[at..] }).found() {
+        // One step is of one moment.
+        let moment = log[at..].iter().take_while(|record| record.ts == next.ts).count();
+        match (Place { header, state: &state, next: &log[at..at + moment] }).found() {
             Some(Found { command, draining, minted, after, events }) => {
                 let told = Told::Command { command: Box::new(command), if_match: None };
                 lines.push(line(next.ts, minted, draining, told, &log[at..at + events]));
