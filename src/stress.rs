@@ -24,7 +24,7 @@ use raddle_actors::SystemClock;
 use raddle_domain::ports::Clock;
 use tokio::{task::JoinSet, time::Instant};
 
-use self::{dice::Dice, journal::Journal, server::Child, talk::Slots, tally::Tally, world::Who};
+use self::{dice::Dice, server::Child, talk::Slots, world::Who};
 pub use self::{
     outcome::{Check, Holds, Outcome},
     scenario::Scenario,
@@ -222,9 +222,4 @@ impl World {
             _ => Ok(vec![Arc::new(Who::default())]),
         }
     }
-}
-
-/// What is known before anybody talks.
-fn blank() -> (Tally, Journal) {
-    (Tally::new(), Journal::default())
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::{Arc, PoisonError},
 };
 
@@ -191,7 +192,7 @@ fn judge(world: &World, logs: &[Read]) -> Vec<Check> {
     let mut checks = vec![acknowledged(logs), once(logs), sound(logs), linearizable(logs)];
     if world.plan.scenario == Scenario::Approvals {
         checks.push(decisions(world, logs));
-        checks.push(effects(world, logs));
+        checks.extend(world.home.as_deref().map(|home| effects(home, logs)));
     }
     checks
 }
@@ -333,10 +334,9 @@ fn decisions(world: &World, logs: &[Read]) -> Check {
 }
 
 /// What must not be done twice was done at most once, and where the log says that it was done, it was.
-fn effects(world: &World, logs: &[Read]) -> Check {
+fn effects(home: &Path, logs: &[Read]) -> Check {
     let says = "an effect that must not be repeated happens once, with approval, and not without";
     let mut finding = Finding::new("effects", says, "effects");
-    let Some(home) = &world.home else { return finding.end() };
     let ledger = std::fs::read_to_string(home.join("demo/.ledger")).unwrap_or_default();
     let mut done: BTreeMap<&str, u32> = BTreeMap::new();
     for line in ledger.lines().filter(|line| line.ends_with(" demo_append")) {
@@ -370,3 +370,6 @@ fn effects(world: &World, logs: &[Read]) -> Check {
     }
     finding.end()
 }
+
+#[cfg(test)]
+mod tests;

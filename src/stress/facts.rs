@@ -28,7 +28,7 @@ pub struct Facts {
     /// Effects of class `once` as the log left them.
     pub effects: BTreeMap<String, Effect>,
     /// The turn that began, until its prompt is known.
-    opening: Option<(String, Seq)>,
+    pub(super) opening: Option<(String, Seq)>,
 }
 
 /// The text that a prompt is known by. It is its last line.

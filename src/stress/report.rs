@@ -140,7 +140,7 @@ fn figures(outcome: &Outcome) -> String {
     let of = |name: &str| outcome.operations.iter().find(|of| of.name == name).and_then(|of| of.latency_ms);
     let main = if plan.scenario == Scenario::Board { "task.claim" } else { "start" };
     let mut all = vec![
-        (number(done), "requests done".to_owned()),
+        (number(done), "requests".to_owned()),
         (number((done as f64 / seconds).round() as u64), "a second".to_owned()),
     ];
     let main = [main, "queue"].into_iter().find_map(|name| Some((name, of(name)?)));
@@ -153,7 +153,7 @@ fn figures(outcome: &Outcome) -> String {
         all.push((time(recovery.p99), "recovery, p99".to_owned()));
     }
     all.push((plan.clients.to_string(), "clients".to_owned()));
-    let things = if plan.scenario == Scenario::Board { "runs at a time" } else { "threads at a time" };
+    let things = if plan.scenario == Scenario::Board { "runs" } else { "threads" };
     all.push((plan.threads.to_string(), things.to_owned()));
     let mut html = "<div class=\"figures\">\n".to_owned();
     for (figure, of) in all {
@@ -198,11 +198,10 @@ fn checks(checks: &[Check]) -> String {
 
 fn legend(outcome: &Outcome) -> String {
     let mut html = "<p class=\"legend\"><i class=\"done\"></i>done <i class=\"refused\"></i>refused: by the rules, or \
-                    because it was too much <i class=\"failed\"></i>not answered, or not to be \
-                    done then"
+                    too much at once <i class=\"failed\"></i>no answer, or a failure"
         .to_owned();
     if !outcome.kills.is_empty() {
-        html.push_str(" <i class=\"kill\"></i>from a kill to the first command that was acknowledged after it");
+        html.push_str(" <i class=\"kill\"></i>killed, until a command is acknowledged");
     }
     html + "</p>\n"
 }

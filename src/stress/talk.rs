@@ -21,12 +21,20 @@ use super::{
     watch,
     world::{Answer, Who, World},
 };
-use crate::client::{NewThread, Refusal, StartTurn, Started};
+use crate::{
+    client::{NewThread, Refusal, StartTurn, Started},
+    models::SCRIPTED,
+};
 
 /// After so many calls a thread is left alone and another takes its place: histories stay short.
 const CALLS_PER_THREAD: u32 = 60;
 /// How long somebody waits for the end of a turn before doing something else.
 const AWAITS: Duration = Duration::from_secs(2);
+
+/// What a thread is made with: it is a script that answers, whatever else a server has. Others want to be paid.
+const fn new_thread() -> NewThread<'static> {
+    NewThread { model: Some(SCRIPTED), workspace: None, allow_shell: false, run_id: None }
+}
 
 /// The threads that are talked to at a time.
 pub struct Slots {
@@ -44,7 +52,7 @@ impl Slots {
     pub async fn make(world: &Arc<World>, who: &Arc<Who>, count: usize) -> Result<Self, StressError> {
         let mut slots = Vec::new();
         for _ in 0..count {
-            let new = NewThread::default();
+            let new = new_thread();
             let thread = world.read(who, |client| {
                 let new = &new;
                 async move { client.create_thread(new).await }
@@ -151,7 +159,7 @@ pub async fn client(
             Deed::Start => talk.start(&mut dice, &style, Delivery::Reject).await,
             Deed::Queue => talk.start(&mut dice, &style, Delivery::Queue).await,
             Deed::Steer => talk.steer(&mut dice).await,
-            Deed::Interrupt => drop(talk.interrupt_open(&mut dice).await),
+            Deed::Interrupt => talk.interrupt_open(&mut dice).await,
             Deed::Withdraw => talk.withdraw(&mut dice).await,
             Deed::Look => drop(talk.look().await),
             Deed::Peek => {
@@ -170,7 +178,7 @@ pub async fn client(
 
 /// Puts another thread in a place.
 async fn replace(world: &Arc<World>, slots: &Slots, place: usize, tired: &str) {
-    let new = NewThread::default();
+    let new = new_thread();
     let made = world.ask(&slots.who, "create", false, |client| {
         let new = &new;
         async move { client.create_thread(new).await }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    Plan, Scenario, StressError, blank,
+    Plan, Scenario, StressError,
     journal::Journal,
     tally::{DONE, Tally, UNREACHABLE},
     watch::Watchers,
@@ -72,11 +72,10 @@ pub struct World {
 
 impl World {
     pub(super) fn new(plan: Plan, client: Client, home: Option<PathBuf>) -> Self {
-        let (tally, journal) = blank();
         Self {
             plan,
-            tally,
-            journal,
+            tally: Tally::new(),
+            journal: Journal::default(),
             stop: CancellationToken::new(),
             watchers: Watchers::default(),
             home,

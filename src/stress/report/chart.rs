@@ -249,7 +249,8 @@ fn spread(heights: &mut [f64; BARS], scale: Log, bar: &Bar) {
 /// left.
 pub fn percentiles(of: &OfOperation) -> String {
     let Some(latency) = of.latency_ms else { return String::new() };
-    let nines = (latency.count as f64).log10().clamp(1.0, 5.0);
+    // The slowest stands a little behind the last that others were slower than.
+    let nines = (latency.count as f64).log10().clamp(1.0, 5.0) + 0.15;
     let scale = Log::around(latency.min, latency.max);
     let mut frame = Frame::new(470.0, 180.0, &format!("percentiles of {}", of.name));
     for tick in scale.ticks() {
