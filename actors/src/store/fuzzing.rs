@@ -71,7 +71,7 @@ fn chunk(key: &LogKey, bytes: &[u8]) -> Result<(), Corrupt> {
     let mut places = Vec::new();
     for place in sealed.places(&raw) {
         let place = place?;
-        for after in place.first.saturating_sub(1)..=place.last().min(place.first + 3) {
+        for after in place.first.saturating_sub(1)..=place.last().min(place.first.saturating_add(3)) {
             let _ = place.rest(&sealed, after);
         }
         places.push(place.packed());
