@@ -42,7 +42,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use tokio::{runtime::Builder, task::LocalSet};
+use tokio::{runtime::Builder, task::LocalSet, time::sleep};
 
 use self::client::Outside;
 pub(crate) use self::scheduler::Scheduler;
@@ -51,6 +51,9 @@ pub use self::{
     shrink::{Shrunk, shrink},
     witness::Violation,
 };
+
+/// Longer than any history.
+const LONG: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// What came of a seed.
 #[derive(Debug, Clone)]
@@ -142,6 +145,11 @@ async fn history(plan: &Plan, told: bool) -> Outcome {
         biased;
         () = world.broken.notified() => {}
         () = played => {}
+        // Where nothing is left to happen, time passes in no time.
+        () = sleep(LONG) => {
+            let what = format!("{} hours pass and nothing happens", LONG.as_secs() / 3_600);
+            world.violated(Violation { invariant: witness::RESTS, what });
+        }
     }
     let time = world.elapsed();
     tasks.iter().for_each(tokio::task::JoinHandle::abort);

@@ -50,7 +50,7 @@ fn file() -> PathBuf {
 fn every_planted_fault_is_found_and_told_shortly() {
     let mut table = String::from(
         "# Planted faults\n\n\
-         What simulation finds when the runtime is wrong on purpose (`raddle-domain/src/planted.rs` says what each fault is).\n\
+         What simulation finds when the runtime is wrong on purpose (`domain/src/planted.rs` says what each fault is).\n\
          The parts of a story are what clients do and what goes wrong in it. Written by\n\
          `RADDLE_WRITE=1 cargo test -p raddle-actors --features planted --test planted`.\n\n\
          | fault | first seed that finds it | what it breaks | parts of its plan | parts of the shortest story |\n\

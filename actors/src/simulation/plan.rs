@@ -205,8 +205,8 @@ pub(crate) enum Fault {
     Stalls { commit: u32, ms: u64 },
     /// Some reads fail.
     Reads { at_ms: u64, count: u32 },
-    /// The process dies with a commit that it does not hear of, applied or not; or applied, by the disk, when the next
-    /// process is there already.
+    /// The process dies with a commit that it does not hear of, applied or not; or one that comes to the disk late, when
+    /// the next process has written there.
     Dies { commit: u32, how: Death, down_ms: u64 },
     /// The process dies between two steps.
     Killed { at_ms: u64, down_ms: u64 },

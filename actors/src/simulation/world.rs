@@ -187,10 +187,14 @@ impl World {
         fails
     }
 
-    /// Decides what becomes of the process that is there, unless that is decided.
+    /// Decides what becomes of the process that is there. Who is to die does, whatever else was decided.
     pub fn decide(&self, fate: Fate) {
         self.note(format_args!("fate      {fate:?}"));
-        self.inner().fate.get_or_insert(fate);
+        let mut inner = self.inner();
+        if !matches!(inner.fate, Some(Fate::Dies { .. })) {
+            inner.fate = Some(fate);
+        }
+        drop(inner);
         self.fate.notify_one();
     }
 
