@@ -8,8 +8,11 @@ use super::{
 };
 use crate::sse::Parser;
 
+/// The fragments of an answer, and how it ended; `None`: not as a stream of events.
+type Heard = (Vec<Fragment>, Option<Result<Option<Vec<Fragment>>, ModelError>>);
+
 /// What is read of an answer that comes in these pieces, as the provider's client reads it.
-fn read<R: Reader>(pieces: &[&[u8]]) -> (Vec<Fragment>, Option<Result<Option<Vec<Fragment>>, ModelError>>) {
+fn read<R: Reader>(pieces: &[&[u8]]) -> Heard {
     let (mut parser, mut reader, secrets) = (Parser::default(), R::default(), Secrets::default());
     let mut fragments = Vec::new();
     for piece in pieces {
