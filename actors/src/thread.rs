@@ -4,6 +4,7 @@
 //! A thread's row holds a snapshot of the last moment at rest; what came after is folded from the log.
 
 mod crew;
+mod past;
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
@@ -16,9 +17,10 @@ use raddle_domain::{
     time::UnixMs,
 };
 
-use self::crew::ThreadCrew;
 use serde_json::json;
 
+pub(crate) use self::past::Before;
+use self::{crew::ThreadCrew, past::Kept};
 use crate::{
     admin::Deed,
     config::Config,
@@ -42,6 +44,8 @@ pub(crate) struct ThreadMachine {
     rest: Option<SavedRest>,
     /// The newer one, if there is one that is not in a row.
     newer: Option<Rest>,
+    /// What of the conversation need not be read for the next model call.
+    kept: Kept,
     counted: Counted,
 }
 
@@ -118,11 +122,13 @@ impl Machine for ThreadMachine {
             }
         }
         let rest = SavedRest { seq: row.head.snapshot_seq, json: row.snapshot };
-        let machine = Self { state, rest: Some(rest), newer: None, counted: Counted::default() };
+        let kept = Kept::nothing(&state);
+        let machine = Self { state, rest: Some(rest), newer: None, kept, counted: Counted::default() };
         Ok(Some(Loaded { machine, fence: row.head.fence }))
     }
 
     fn keep(&mut self, step: Step, steps: &mut Steps) -> Reply {
+        self.kept.step(&step, &self.state);
         steps.events.extend(step.records.iter().map(disk::stored));
         steps.settled.extend(step.settled.iter().map(disk::settled));
         steps.reverted.extend(step.reverted);
@@ -329,7 +335,7 @@ impl Machine for ThreadMachine {
     }
 
     fn held_bytes(&self) -> usize {
-        self.state.held_bytes() + self.rest.as_ref().map_or(0, |rest| rest.json.len())
+        self.state.held_bytes() + self.rest.as_ref().map_or(0, |rest| rest.json.len()) + self.kept.held_bytes()
     }
 }
 
@@ -337,6 +343,8 @@ impl Begun<ThreadMachine> {
     /// A thread, and the step that made it.
     pub fn thread(tenant: TenantId, state: ThreadState, step: Step, fork: Option<Fork>) -> Self {
         let key = ThreadKey { tenant, thread: state.view().id };
-        Self { key, machine: ThreadMachine { state, rest: None, newer: None, counted: Counted::default() }, step, fork }
+        let kept = Kept::nothing(&state);
+        let machine = ThreadMachine { state, rest: None, newer: None, kept, counted: Counted::default() };
+        Self { key, machine, step, fork }
     }
 }

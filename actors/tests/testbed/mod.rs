@@ -1,6 +1,7 @@
 //! A runtime with a model, tools and a clock that the test holds in its hand.
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
+mod life;
 mod model;
 mod store;
 mod tools;
@@ -28,6 +29,7 @@ use raddle_domain::{
 };
 
 pub use self::{
+    life::{LIFE, compacted, edited, live},
     model::{OnCall, Registry, TestModel, choice},
     store::{Hooked, OnCommit, holds},
     tools::{Act, Shared, TestTools, acts},
