@@ -2,9 +2,9 @@
 ci:
     bash .ci/run
 
-# The figures of benches/README.md.
-bench:
-    cargo bench --bench append --bench dispatch --bench fanout --bench history --bench hooks --bench resume --bench runs --bench http
+# All benches, and benches/RESULTS.md with its plots: about 25 minutes, with --quick about five and rougher.
+bench-page *how:
+    benches/run {{how}}
 
 # A server on the embedded store with the offline model.
 run:
