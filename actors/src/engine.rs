@@ -243,11 +243,13 @@ async fn drive(
         top_p: settings.top_p,
         max_tokens: settings.max_tokens,
     };
+    // Counted once: it goes through the schema of every tool.
+    let bytes = request.bytes();
     // Until the answer is whole, or nobody waits for it.
-    let _place = doors.models.enter(fair::tokens(&request)).await;
+    let _place = doors.models.enter(fair::tokens(bytes)).await;
     let verdicts = stream::unfold(decided, |mut decided| async move { Some((decided.recv().await?, decided)) });
     let errand = Errand { key, turn, workspace: workspace.clone(), verdicts: Box::pin(verdicts) };
-    let mut metering = tab.begin(&request).await?;
+    let mut metering = tab.begin(bytes, request.max_tokens).await?;
     let (mut asked, mut answer) = (Some(Instant::now()), model.act(request, errand));
     let mut rest = Rest { room: tool_bytes, ..Rest::default() };
     while let Some(fragment) = answer.next().await {
