@@ -6,6 +6,10 @@ ci:
 bench-page *how:
     benches/run {{how}}
 
+# The bars of a long run, see tests/README.md. Hours.
+long *words:
+    tests/long {{words}}
+
 # A server on the embedded store with the offline model.
 run:
     cargo run --release -- serve

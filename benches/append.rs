@@ -41,7 +41,7 @@ impl Growing {
         let store = RedbStore::open(&side.config(dir).store).expect("it opens");
         let fence = store.epoch();
         let arbiter = actix::Arbiter::new().handle();
-        let store = StoreActor::start_in(&arbiter, Arc::new(store), Arc::new(|_| {}), Arc::new(|| {}));
+        let store = StoreActor::start_in(&arbiter, Arc::new(store), Arc::new(|_| {}), Arc::new(|_| {}));
         let mut growing = Self { store, fence, threads: Vec::new(), row: vec![b'r'; ROW].into() };
         growing.more(threads);
         growing

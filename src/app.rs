@@ -3,7 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use raddle_actors::{Ports, Runtime, store::redb::RedbConfig};
+use raddle_actors::{
+    Ports, Runtime, Tape,
+    store::{backend::Faults, redb::RedbConfig},
+};
+use raddle_domain::policy::Policy;
 
 use self::inputs::Inputs;
 pub use self::{check::check, inputs::Finding};
@@ -48,6 +52,11 @@ impl App {
 /// names its pid. The sandbox starts this program again: its `main` begins with [`sandbox::helper::main`], or
 /// `sandbox.kind` is `off`.
 pub async fn start(config: &Config) -> anyhow::Result<App> {
+    start_heard(config, Arc::default()).await
+}
+
+/// The same, with a tape that hears what threads are told.
+pub async fn start_heard(config: &Config, tape: Arc<Tape>) -> anyhow::Result<App> {
     let Inputs { prices, policy, mcp, models, signing, egress, hooks, auth, secrets } =
         Inputs::read(config).map_err(all)?;
     // Before anybody has anything to say about them.
@@ -61,8 +70,14 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     let tools = Arc::new(tools.with(Arc::new(mcp.clone())));
     let jobs = Arc::new(Runner::new(tools.clone(), egress, signing));
     let files = files::past(&workspaces);
-    let ports = Ports { prices, tools, jobs, hooks, files, ..Ports::with_models(Arc::new(models)) };
-    let runtime = Runtime::start(runtime(config), ports).await?;
+    let ports = Ports { prices, tools, jobs, hooks, files, tape, ..Ports::with_models(Arc::new(models)) };
+    let faults = Arc::new(Faults::new(config.store.faults_per_million));
+    let runtime = Runtime::start(runtime(config, &faults), ports).await?;
+    if config.store.faults_per_million > 0 {
+        let faults = config.store.faults_per_million;
+        tracing::warn!(faults, "of a million writes and syncs so many FAIL ON PURPOSE: `store.faults_per_million`");
+    }
+    faults.arm();
     // Tools are run by the runtime, so there was none to give them.
     drop(way.set(runtime.downgrade()));
     let auth = match known_by(config, auth, &runtime) {
@@ -76,6 +91,13 @@ pub async fn start(config: &Config) -> anyhow::Result<App> {
     mcp.start();
     tokio::spawn(erase::go_on(runtime.clone(), workspaces.clone()));
     Ok(App { runtime, workspaces, mcp, sandbox, auth })
+}
+
+/// The configured tools, but for those that come and go, under another policy of the installation: to ask what would be
+/// decided about calls. Nothing is run.
+pub async fn judges(config: &Config, policy: Policy) -> anyhow::Result<Toolbox> {
+    let (workspaces, sandbox) = (workspaces(config)?, sandbox(config).await);
+    Ok(tools(config, &workspaces, &sandbox, &board::Way::default())?.with_policy(policy))
 }
 
 /// Who callers are known by. Others can reach a server only if it asks them who they are.
@@ -162,13 +184,14 @@ fn tools(
     Ok(Toolbox::new(all, config.tools.ask_user)?.with_board(board::tools(way))?)
 }
 
-fn runtime(config: &Config) -> raddle_actors::Config {
+fn runtime(config: &Config, faults: &Arc<Faults>) -> raddle_actors::Config {
     let limits = &config.limits;
     raddle_actors::Config {
         store: RedbConfig {
             cache_bytes: config.store.cache_bytes,
             min_free_bytes: config.store.min_free_bytes,
             sync_delay: config.store.sync_delay,
+            faults: faults.clone(),
             ..RedbConfig::new(&config.data_dir)
         },
         limits: limits.thread,

@@ -1,7 +1,9 @@
-//! The command line: one file per subcommand, and what they share. All but `serve` speak HTTP to a server.
+//! The command line: one file per subcommand, and what they share. All but `serve` speak HTTP to a server;
+//! `stress` starts one first.
 //!
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by the
-//! server, 4 cannot reach the server; of `policy check` also 5 would be asked, 6 is denied.
+//! server, 4 cannot reach the server; of `policy check` also 5 would be asked, 6 is denied. Of `replay`: 0 equal, 1
+//! different, 2 not a trace.
 
 use std::io::{self, Write};
 
@@ -25,10 +27,14 @@ mod jobs;
 mod mcp;
 mod policy;
 mod questions;
+mod record;
+mod replay;
 mod routing;
 mod runs;
 mod schedules;
 mod serve;
+mod simulate;
+mod stress;
 mod tenants;
 mod threads;
 mod transfer;
@@ -80,14 +86,18 @@ enum Command {
     Config(config::ConfigCommand),
     /// Check that a server is well
     Doctor(doctor::Doctor),
+    Stress(stress::Stress),
     Backup(backup::Backup),
     Restore(backup::Restore),
     Export(transfer::Export),
     Import(transfer::Import),
+    Record(record::Record),
+    Replay(replay::Replay),
     /// What `serve` runs MCP servers with; of no use to anybody else
     #[cfg(target_os = "linux")]
     #[command(name = crate::mcp::GUARD, hide = true)]
     McpGuard(mcp::Guard),
+    Simulate(simulate::Simulate),
     /// Print the OpenAPI document of this build
     Openapi,
     /// Print a completion script
@@ -250,10 +260,14 @@ impl Cli {
             Command::Keys(keys) => keys.run().await,
             Command::Config(config) => config.run(),
             Command::Doctor(doctor) => doctor.run().await,
+            Command::Stress(stress) => stress.run().await,
             Command::Backup(backup) => backup.run().await,
             Command::Restore(restore) => restore.run().await,
             Command::Export(export) => export.run().await,
             Command::Import(import) => import.run().await,
+            Command::Record(record) => record.run().await,
+            Command::Replay(replay) => replay.run().await,
+            Command::Simulate(simulate) => simulate.run(),
             Command::Openapi => {
                 let document = gateway::openapi().map_err(|err| Failure::Failed(err.to_string()))?;
                 say(&document)

@@ -56,6 +56,9 @@ use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
 use self::follow::Place;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub use self::follow::followed;
 pub use self::{
     admin::{NewKey, QuotaLine, TenantUsage},
     follow::{Events, Follow, Told},
@@ -272,6 +275,8 @@ pub struct Client {
     http: reqwest::Client,
     server: Url,
     key: Option<String>,
+    /// The idempotency key of every POST, instead of one of its own.
+    once: Option<String>,
     retries: u32,
 }
 
@@ -288,7 +293,20 @@ impl Client {
         }
         let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build();
         let http = http.map_err(|err| ClientError::Failed(format!("no HTTP client: {err}")))?;
-        Ok(Self { http, server: url, key, retries: 0 })
+        Ok(Self { http, server: url, key, once: None, retries: 0 })
+    }
+
+    /// The same client, for somebody with this key.
+    #[must_use]
+    pub fn keyed(&self, key: Option<String>) -> Self {
+        Self { key, ..self.clone() }
+    }
+
+    /// The same client for one POST that is to be done once, however often it is made, and by whichever process of the
+    /// server: every POST of it has this idempotency key.
+    #[must_use]
+    pub fn once(&self, key: impl Into<String>) -> Self {
+        Self { once: Some(key.into()), ..self.clone() }
     }
 
     /// The same client, which repeats a request up to so many times: after `Retry-After` where the server says 429 or
@@ -403,9 +421,32 @@ impl Client {
             .map_err(|err| ClientError::Failed(format!("the answer is not as expected: {err}")))
     }
 
+    /// A request for which there is no function here: with a key of its own, and a body where the method has one.
+    pub async fn verb(&self, method: Method, path: &[&str], body: &Value) -> Result<Value, ClientError> {
+        let keyed = method == Method::POST;
+        let request = self.request(method.clone(), path, &[]);
+        let request = if keyed { request.header("idempotency-key", Uuid::now_v7().to_string()) } else { request };
+        let request = if method == Method::GET || method == Method::DELETE { request } else { request.json(body) };
+        let response = self.send(request.timeout(PATIENCE)).await?;
+        let body = response.bytes().await.map_err(|err| ClientError::Failed(cause(&err)))?;
+        Ok(serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    /// What threads are told, as lines of a trace: of the caller's tenant, or of `all`.
+    pub async fn trace(&self, all: bool, query: &[(&str, String)]) -> Result<Pieces, ClientError> {
+        let path: &[&str] = if all { &["v1", "admin", "trace"] } else { &["v1", "trace"] };
+        self.pieces(self.request(Method::GET, path, query)).await
+    }
+
+    /// What a stored thread must have been told, as a trace.
+    pub async fn thread_trace(&self, thread: &str) -> Result<Pieces, ClientError> {
+        self.pieces(self.request(Method::GET, &["v1", "threads", thread, "trace"], &[])).await
+    }
+
     /// A POST that may be repeated: it carries a key of its own.
     fn post(&self, path: &[&str]) -> RequestBuilder {
-        self.request(Method::POST, path, &[]).header("idempotency-key", Uuid::now_v7().to_string())
+        let key = self.once.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
+        self.request(Method::POST, path, &[]).header("idempotency-key", key)
     }
 
     /// Whether the server says it is ready, and if not, why.
@@ -872,6 +913,7 @@ mod tests {
             seen.push(told.read::<Value>().unwrap()["seq"].as_u64().unwrap());
         }
         assert_eq!(seen, [1, 2, 3, 9]);
+        assert_eq!(events.gaps(), 1);
         assert_eq!(*asked.lock().unwrap(), ["after=0", "after=1", "after=9"]);
     }
 
@@ -908,6 +950,13 @@ mod tests {
         client.json::<Value>(client.post(&["v1", "threads"]).json(&json!({}))).await.unwrap();
         let keys = asked.lock().unwrap().clone();
         assert!(keys.len() == 3 && keys.iter().all(|key| *key == keys[0] && key.len() == 36), "{keys:?}");
+
+        let (client, asked) = server(vec![done.clone(), done.clone()]).await;
+        for client in [client.once("mine"), client.clone()] {
+            client.json::<Value>(client.post(&["v1", "threads"]).json(&json!({}))).await.unwrap();
+        }
+        let keys = asked.lock().unwrap().clone();
+        assert!(keys[0] == "mine" && keys[1].len() == 36, "{keys:?}");
 
         let (client, asked) = server(vec![problem(503, "busy"), done]).await;
         let ClientError::Refused(refusal) = client.info().await.unwrap_err() else { panic!("not a refusal") };

@@ -200,6 +200,8 @@ pub enum Secret {
 pub struct StoreConfig {
     /// Added to every sync: a slow disk, for tests.
     pub sync_delay: Duration,
+    /// Of a million writes and syncs, those that fail: a bad disk, for `raddle stress`. It is in no list of keys.
+    pub faults_per_million: u32,
     /// Memory for pages.
     pub cache_bytes: usize,
     /// Space that must stay free on the disk.
@@ -350,6 +352,7 @@ impl Config {
             },
             store: StoreConfig {
                 sync_delay: keys.millis("store.sync_delay_ms", 0, 0)?,
+                faults_per_million: faults(keys)?,
                 cache_bytes: keys.size("store.cache_bytes", 64 * MIB, MIB)?,
                 min_free_bytes: keys.number("store.min_free_bytes", 16 * MIB, 0, u64::MAX)?,
                 pack_after: keys.millis("store.pack_after_ms", 60 * 60 * 1000, 0)?,
@@ -380,6 +383,16 @@ impl Config {
             secrets: Vec::new(),
         })
     }
+}
+
+/// A key that nobody may find who looks for keys to set, and everybody sees who looks at what is set.
+fn faults(keys: &mut Keys) -> Result<u32, ConfigError> {
+    let key = "store.faults_per_million";
+    let faults = keys.number(key, 0, 0, 1_000_000)?;
+    if faults == 0 {
+        keys.passes_over(key);
+    }
+    Ok(faults as u32)
 }
 
 fn listen(keys: &mut Keys) -> Result<SocketAddr, ConfigError> {

@@ -33,6 +33,8 @@ mod decisions;
 mod events;
 mod fork;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod hooks;
 mod inbox;
 mod jobs;
@@ -51,6 +53,7 @@ mod service;
 mod shed;
 mod tenant_events;
 mod threads;
+mod trace;
 mod turns;
 mod usage;
 mod wire;
@@ -209,6 +212,8 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(decisions::resolve_effect))
         .routes(routes!(events::list_events))
         .routes(routes!(tenant_events::list_tenant_events))
+        .routes(routes!(trace::record_tenant))
+        .routes(routes!(trace::derive_trace))
         .routes(routes!(usage::get_usage))
         .routes(routes!(usage::get_budgets))
         .routes(routes!(hooks::list_hooks))
@@ -218,6 +223,7 @@ fn table() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(policy::delete_permit))
         .routes(routes!(policy::check_policy))
         .routes(routes!(mcp::get_mcp))
+        .routes(routes!(trace::record_all))
         .routes(routes!(archive::backup))
         .routes(routes!(archive::export_tenant))
         .routes(routes!(archive::import_tenant))

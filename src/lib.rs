@@ -11,6 +11,9 @@ pub mod client;
 pub mod config;
 pub mod egress;
 pub mod erase;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gateway;
 pub mod hooks;
 mod instant;
@@ -23,8 +26,11 @@ pub mod models;
 pub mod otel;
 pub mod policy;
 pub mod prices;
+pub mod record;
+pub mod replay;
 pub mod sandbox;
 pub mod sse;
+pub mod stress;
 pub mod tools;
 pub mod webhook;
 pub mod workspace;

@@ -7,6 +7,8 @@
 
 pub mod acp;
 pub mod anthropic;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod openai;
 pub mod provider;
 pub mod scripted;

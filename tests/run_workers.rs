@@ -132,6 +132,17 @@ async fn a_turn_that_ends_without_finishing_gives_its_task_back() {
 
 #[tokio::test]
 async fn a_lease_is_kept_while_its_turn_goes_on_also_by_the_process_after_a_kill() {
+    // On a machine on which the next process takes longer to come than a lease lasts there is nothing to keep.
+    for _ in 0..5 {
+        if is_kept_over_a_kill().await {
+            return;
+        }
+    }
+    panic!("no process came before the lease was over");
+}
+
+/// Whether it was kept; not so only where it was over before the next process was there.
+async fn is_kept_over_a_kill() -> bool {
     let mut crew = Crew::new().await;
     crew.tasks(&["a"]).await;
     let thread = crew.thread("desk").await;
@@ -146,7 +157,24 @@ async fn a_lease_is_kept_while_its_turn_goes_on_also_by_the_process_after_a_kill
     let fence = crew.task("a").await["lease"]["fence"].clone();
     crew.happens("context.task.heartbeat", OVER_A_LEASE).await;
     crew.crash().await;
-    crew.happens("context.task.heartbeat", 2 * OVER_A_LEASE).await;
+    let goes_on = async {
+        loop {
+            let events = crew.events().await;
+            let named = |name: &'static str| events.iter().filter(move |event| event["event"] == name);
+            if let Some(requeued) = named("context.task.stale_requeued").next() {
+                let heard = named("context.task.heartbeat").next_back().unwrap();
+                let over = text(&heard["payload"]["task"]["lease"]["expires_at"]);
+                assert!(text(&requeued["ts"]) >= over, "it was taken back before it was over: {requeued} {heard}");
+                return false;
+            }
+            if named("context.task.heartbeat").count() >= 2 * OVER_A_LEASE {
+                return true;
+            }
+        }
+    };
+    if !timeout(LOST, goes_on).await.expect("nobody keeps the lease, and nobody takes it back") {
+        return false;
+    }
     let task = crew.task("a").await;
     assert_eq!((&task["status"], &task["lease"]["fence"]), (&json!("in_progress"), &fence));
     let owner = format!("{thread}/{turn}");
@@ -156,6 +184,7 @@ async fn a_lease_is_kept_while_its_turn_goes_on_also_by_the_process_after_a_kill
     assert_eq!(crew.api().wait(&thread, &turn).await["status"], "completed");
     assert_eq!(crew.task("a").await["status"], "done");
     assert_eq!((crew.count("context.task.claimed").await, crew.count("context.task.stale_requeued").await), (1, 0));
+    true
 }
 
 #[tokio::test]

@@ -28,12 +28,12 @@ use raddle_domain::{
     tenant::{Budgets, TenantStatus},
     time::UnixMs,
 };
-use tokio::runtime::Handle;
 
 use crate::{
     batch::Batch,
     handle::{Error, Runtime},
     receipts::Idempotency,
+    stage::Tasks,
     system::Shared,
     tenants::Account,
     thread::ThreadMachine,
@@ -178,7 +178,7 @@ impl Books {
             ledger.kept().state = State::Reading(Vec::new());
             let store = place.store.clone();
             let read = move || sums(&*store.view()?, tenant, since, now);
-            let read = place.readers.spawn_blocking(read).await;
+            let read = place.tasks.blocking(read).await;
             match read.map_err(|why| StoreError::Unavailable(why.to_string())).flatten() {
                 Ok((book, head)) => ledger.read(book, head),
                 Err(error) => {
@@ -195,12 +195,12 @@ impl Books {
 struct Counter {
     store: Arc<dyn LogStore>,
     clock: Arc<dyn Clock>,
-    readers: Handle,
+    tasks: Tasks,
 }
 
 impl Counter {
     fn of(shared: &Shared) -> Self {
-        Self { store: shared.store.clone(), clock: shared.clock.clone(), readers: shared.engines.clone() }
+        Self { store: shared.store.clone(), clock: shared.clock.clone(), tasks: shared.tasks.clone() }
     }
 }
 

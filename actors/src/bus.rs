@@ -4,6 +4,9 @@
 //! was committed together as one piece, because a large commit would overflow a channel of batches by itself. One that falls behind is let go, and knows it by its channel's end; it resumes
 //! from the log. So a watcher never slows a thread and never makes the server grow. A batch is shared, not copied.
 //!
+//! After a commit that failed all watches end: it may be stored, and nobody would say so. Who watches has missed nothing by
+//! his own fault then: he watches anew, and reads the log.
+//!
 //! Absent on purpose: anything that is not in the log, but the last word of a deleted thread.
 
 use std::{
@@ -11,12 +14,14 @@ use std::{
     hash::Hash,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::SeqCst},
     },
 };
 
 use actix::prelude::*;
 use raddle_domain::id::{TenantId, ThreadKey};
+#[cfg(feature = "planted")]
+use raddle_domain::planted;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{batch::Batch, registry::Registry};
@@ -37,6 +42,8 @@ pub(crate) struct EventBusActor {
     limit: usize,
     registry: Arc<Registry>,
     inlet: Arc<Inlet>,
+    #[cfg(feature = "planted")]
+    messages: u64,
 }
 
 /// Who watches what.
@@ -46,7 +53,16 @@ struct Watcher<T> {
     id: u64,
     pieces: mpsc::Sender<(T, usize)>,
     held: Arc<AtomicUsize>,
-    lagged: Arc<AtomicBool>,
+    ended: Arc<AtomicU8>,
+}
+
+/// Why a watch has ended before its bus.
+#[derive(Clone, Copy)]
+enum End {
+    /// The watcher was too slow, or the bus.
+    Lagged = 1,
+    /// Something is stored that was not published.
+    Missed = 2,
 }
 
 /// A watcher's end of the bus. Dropping it ends the watch.
@@ -56,7 +72,7 @@ pub(crate) struct Watch<T> {
     /// Each with its size.
     pieces: mpsc::Receiver<(T, usize)>,
     held: Arc<AtomicUsize>,
-    lagged: Arc<AtomicBool>,
+    ended: Arc<AtomicU8>,
     bus: Addr<EventBusActor>,
 }
 
@@ -93,6 +109,11 @@ pub(crate) struct SubscribeTenant {
 #[rtype(result = "()")]
 pub(crate) struct Barrier(pub oneshot::Sender<()>);
 
+/// Something may be in the log that was not published: whoever watches has to read it there.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Missed;
+
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Unsubscribe {
@@ -103,11 +124,20 @@ struct Unsubscribe {
 impl EventBusActor {
     pub fn new(limit: usize, registry: Arc<Registry>, inlet: Arc<Inlet>) -> Self {
         let (threads, tenants) = (Watchers(HashMap::new()), Watchers(HashMap::new()));
-        Self { threads, tenants, next: 0, limit, registry, inlet }
+        Self {
+            threads,
+            tenants,
+            next: 0,
+            limit,
+            registry,
+            inlet,
+            #[cfg(feature = "planted")]
+            messages: 0,
+        }
     }
 
     fn let_all_go(&mut self) {
-        let watchers = self.threads.let_go() + self.tenants.let_go();
+        let watchers = self.threads.let_go(End::Lagged) + self.tenants.let_go(End::Lagged);
         tracing::warn!(watchers, "events are committed faster than they fan out; watchers are let go");
         self.dropped(watchers);
     }
@@ -121,9 +151,9 @@ impl EventBusActor {
         self.next += 1;
         let id = self.next;
         let (sender, pieces) = mpsc::channel(QUEUE);
-        let (held, lagged) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        let watcher = Watcher { id, pieces: sender, held: held.clone(), lagged: lagged.clone() };
-        (watcher, Watch { of, id, pieces, held, lagged, bus })
+        let (held, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU8::new(0)));
+        let watcher = Watcher { id, pieces: sender, held: held.clone(), ended: ended.clone() };
+        (watcher, Watch { of, id, pieces, held, ended, bus })
     }
 
     /// To those who watch whole tenants: what of `batches` is theirs, as one piece.
@@ -168,9 +198,11 @@ impl<K: Eq + Hash, T: Clone> Watchers<K, T> {
     }
 
     /// Lets everyone go; how many there were.
-    fn let_go(&mut self) -> usize {
-        let watchers: Vec<Watcher<T>> = self.0.drain().flat_map(|(_, watchers)| watchers).collect();
-        watchers.iter().for_each(|watcher| watcher.lagged.store(true, SeqCst));
+    fn let_go(&mut self, end: End) -> usize {
+        let mut watchers: Vec<Watcher<T>> = self.0.drain().flat_map(|(_, watchers)| watchers).collect();
+        // Those who came first hear of it first.
+        watchers.sort_by_key(|watcher| watcher.id);
+        watchers.iter().for_each(|watcher| watcher.ended.store(end as u8, SeqCst));
         watchers.len()
     }
 }
@@ -204,6 +236,13 @@ impl Handler<Publish> for EventBusActor {
 
     fn handle(&mut self, Publish(batches): Publish, _: &mut Self::Context) {
         self.inlet.batches.fetch_sub(batches.len(), SeqCst);
+        #[cfg(feature = "planted")]
+        if planted::is(planted::Fault::DropMessage) {
+            self.messages += 1;
+            if self.messages.is_multiple_of(8) {
+                return;
+            }
+        }
         if self.inlet.overflowed.swap(false, SeqCst) {
             self.let_all_go();
             return;
@@ -222,7 +261,7 @@ impl<T: Clone> Watcher<T> {
         let held = self.held.fetch_add(size, SeqCst);
         let taken = (held == 0 || held + size <= limit) && self.pieces.try_send((piece.clone(), size)).is_ok();
         if !taken {
-            self.lagged.store(true, SeqCst);
+            self.ended.store(End::Lagged as u8, SeqCst);
         }
         taken
     }
@@ -259,6 +298,15 @@ impl Handler<Barrier> for EventBusActor {
     }
 }
 
+impl Handler<Missed> for EventBusActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Missed, _: &mut Self::Context) {
+        let watchers = self.threads.let_go(End::Missed) + self.tenants.let_go(End::Missed);
+        tracing::info!(watchers, "the store failed, and may hold what was not published: watchers read it");
+    }
+}
+
 impl Handler<Unsubscribe> for EventBusActor {
     type Result = ();
 
@@ -285,9 +333,14 @@ impl<T> Watch<T> {
         Some(piece)
     }
 
-    /// Whether it missed something.
-    pub fn lagged(&self) -> bool {
-        self.lagged.load(SeqCst)
+    /// Whether it was let go.
+    pub fn was_let_go(&self) -> bool {
+        self.ended.load(SeqCst) != 0
+    }
+
+    /// Whether that is because of what was stored and not published.
+    pub fn has_missed(&self) -> bool {
+        self.ended.load(SeqCst) == End::Missed as u8
     }
 }
 

@@ -13,6 +13,7 @@ use crate::{
     clock::{SystemClock, UuidIds},
     hooks::Hook,
     store::redb::{OpenError, RedbConfig},
+    tape::Tape,
 };
 
 /// How a runtime is set up.
@@ -61,6 +62,9 @@ pub struct Config {
     pub fair: bool,
     /// What holds for a tenant whose own record does not say otherwise.
     pub quotas: Quotas,
+    /// Whether threads do nothing by themselves, because they are told again everything that others were told, see
+    /// [`crate::Runtime::tell`]: no engine, no tool, no timer, and nothing that was left is taken up.
+    pub retells: bool,
     /// How long after its end a turn's log is packed: its deltas are joined, and what is stored is compressed.
     pub pack_after: Duration,
 }
@@ -88,6 +92,7 @@ impl Config {
             tenant_share_percent: 50,
             fair: true,
             quotas: Quotas::default(),
+            retells: false,
             pack_after: Duration::from_secs(60 * 60),
             arbiters: std::thread::available_parallelism().map_or(2, usize::from),
         }
@@ -107,6 +112,8 @@ pub struct Ports {
     pub hooks: Vec<Hook>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
+    /// Hears what threads are told.
+    pub tape: Arc<Tape>,
     /// A store other than the one in `data_dir`, which is then not opened.
     pub store: Option<Arc<dyn LogStore>>,
 }
@@ -123,6 +130,7 @@ impl Ports {
             hooks: Vec::new(),
             clock: Arc::new(SystemClock),
             ids: Arc::new(UuidIds),
+            tape: Arc::default(),
             store: None,
         }
     }

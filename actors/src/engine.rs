@@ -23,7 +23,6 @@ use raddle_domain::{
     thread::INSTRUCTION,
 };
 use tokio::{
-    runtime::Handle,
     sync::mpsc::{self, UnboundedReceiver, UnboundedSender},
     task::AbortHandle,
 };
@@ -33,6 +32,7 @@ use crate::{
     budgets::{Tab, charged},
     disk,
     fair::{self, CallDoors},
+    stage::Tasks,
     thread::Before,
     times::Calls,
 };
@@ -67,6 +67,8 @@ pub(crate) struct EngineCall {
     pub calls: Arc<Calls>,
     /// What it may spend.
     pub tab: Arc<Tab>,
+    /// Where it runs, and reads.
+    pub tasks: Tasks,
 }
 
 /// A running call. Dropping it cancels the call.
@@ -139,18 +141,17 @@ impl Engine {
         self.told = self.told.max(all.len());
     }
 
-    /// Starts a call on `runtime`; `wake` is called when the outbox has something and the thread does not know it.
+    /// Starts a call; `wake` is called when the outbox has something and the thread does not know it.
     pub fn start(
         call: EngineCall,
         store: Arc<dyn LogStore>,
         models: Arc<dyn Models>,
         tools: Arc<dyn Tools>,
         doors: CallDoors,
-        runtime: &Handle,
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let (turn, number, span, calls) = (call.turn, call.call, call.span.clone(), call.calls.clone());
-        let tab = call.tab.clone();
+        let (tab, tasks) = (call.tab.clone(), call.tasks.clone());
         let outbox = Arc::new(Outbox::new(wake));
         let told = outbox.clone();
         let (verdicts, decided) = mpsc::unbounded_channel();
@@ -162,7 +163,7 @@ impl Engine {
             note(&driven, began.elapsed(), &calls);
             told.end(driven);
         };
-        let task = runtime.spawn(work.instrument(span));
+        let task = tasks.spawn(work.instrument(span));
         Self { turn, call: number, outbox, tab, verdicts, told: 0, task: task.abort_handle() }
     }
 }
@@ -198,7 +199,7 @@ async fn drive(
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
     let EngineCall { key, turn, settings, system_prompt, workspace, policy, items, tool_bytes, .. } = call;
-    let EngineCall { before, context_seq, compaction, run, calls, tab, .. } = call;
+    let EngineCall { before, context_seq, compaction, run, calls, tab, tasks, .. } = call;
     let scene = Scene { key, workspace: workspace.as_deref(), policy: policy.as_ref(), run, settings: &settings };
     let model = models.engine(&settings.engine).ok_or_else(|| {
         let message = format!("the engine `{}` is not configured", settings.engine);
@@ -217,7 +218,7 @@ async fn drive(
             before.learn(past);
             Ok(seen)
         };
-        let seen = tokio::task::spawn_blocking(read).await.map_err(|why| broken(why.to_string()))?;
+        let seen = tasks.blocking(read).await.map_err(|why| broken(why.to_string()))?;
         seen.map_err(|why| unreadable("the conversation", &why))?
     };
     // The turn may end while the answer is awaited, and whoever adds it then need not copy what was before.
@@ -264,7 +265,7 @@ async fn drive(
             Fragment::ToolCall { index, call_id, name, arguments } => {
                 rest.tool_call(index, call_id, name, &arguments)?;
             }
-            Fragment::Act(act) => tell_act(act, &store, &*tools, scene, outbox).await?,
+            Fragment::Act(act) => tell_act(act, (&tasks, &store), &*tools, scene, outbox).await?,
             Fragment::Usage(usage) => {
                 metering.reported(&usage);
                 rest.usage = Some(usage);
@@ -278,14 +279,15 @@ async fn drive(
         let message = "the model's answer was cut off".to_owned();
         return Err(ModelError { kind: ModelErrorKind::CutOff, message, retry_after: None });
     };
-    let rules = if tool_calls.is_empty() { TenantRules::default() } else { rules_of(&store, key.tenant).await? };
+    let rules =
+        if tool_calls.is_empty() { TenantRules::default() } else { rules_of((&tasks, &store), key.tenant).await? };
     let requested = |call: ToolCall| Requested { judgement: tools.judge(&call, scene, &rules), call };
     Ok(Answered { reason, usage, tool_calls: tool_calls.into_values().map(requested).collect() })
 }
 
 async fn tell_act(
     mut act: Act,
-    store: &Arc<dyn LogStore>,
+    from: (&Tasks, &Arc<dyn LogStore>),
     tools: &dyn Tools,
     scene: Scene<'_>,
     outbox: &Outbox,
@@ -299,7 +301,7 @@ async fn tell_act(
             return Ok(());
         }
         ActStep::Asks(planned) => {
-            let (planned, rules) = (Planned::clone(planned), rules_of(store, scene.key.tenant).await?);
+            let (planned, rules) = (Planned::clone(planned), rules_of(from, scene.key.tenant).await?);
             act.step = match tools.judge_act(&act.tool, planned.clone(), scene, &rules) {
                 Judgement::Run(planned) => ActStep::Asks(planned),
                 Judgement::Forbidden { reason, rule } => {
@@ -322,9 +324,9 @@ async fn tell_act(
     Ok(())
 }
 
-async fn rules_of(store: &Arc<dyn LogStore>, tenant: TenantId) -> Result<TenantRules, ModelError> {
+async fn rules_of((tasks, store): (&Tasks, &Arc<dyn LogStore>), tenant: TenantId) -> Result<TenantRules, ModelError> {
     let store = store.clone();
-    let read = tokio::task::spawn_blocking(move || disk::rules(&*store.view()?, tenant));
+    let read = tasks.blocking(move || disk::rules(&*store.view()?, tenant));
     let read = read.await.map_err(|why| broken(why.to_string()))?;
     read.map_err(|why| unreadable("the tenant's policy", &why))
 }

@@ -61,7 +61,12 @@ impl Runtime {
             };
             let fork = raddle_domain::ports::Fork { parent: parent.thread, at: point.at };
             let (state, step) = ThreadState::fork(ThreadId::new(shared.ids.mint()), ForkPoint { title, ..point }, cx)?;
-            Ok(Begun::thread(parent.tenant, state, step, Some(fork)))
+            let seq = state.seq();
+            let mut begun = Begun::thread(parent.tenant, state, step, Some(fork));
+            if shared.tape.wants(begun.key) {
+                begun.machine.unsaved.begins_at(begun.key, seq);
+            }
+            Ok(begun)
         };
         self.make(parent.tenant, call, begin, thread_of).await
     }

@@ -10,7 +10,7 @@ use std::{
         Arc, Weak,
         atomic::Ordering::{Relaxed, SeqCst},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use actix::dev::SendError;
@@ -24,7 +24,7 @@ use raddle_domain::{
     tenant::{Attribution, TenantRefused},
     thread::{Cx, ThreadState},
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
@@ -41,13 +41,15 @@ use crate::{
     receipts::{Idempotency, Recalled},
     registry::{Health, Ticket},
     runs::{journal, worker},
+    simulation::Scheduler,
     store::AppendError,
     subscription::{
         Follow, Next, OfTenant, OfThread, Subscription, TenantCursor, TenantPage, TenantSubscription, Wanted,
         tenant_now, tenant_page,
     },
     supervisor::{Adopt, Load},
-    system::{Shared, Threads},
+    system::{self, Shared, Threads},
+    tape::{Noted, Telling},
     thread::ThreadMachine,
     times::Figures,
 };
@@ -229,19 +231,28 @@ pub(crate) struct Begun<M: Machine> {
     pub machine: M,
     pub step: M::Step,
     pub fork: Option<Fork>,
+    /// It has a past, of which bills and records by id are somebody else's.
+    pub given: bool,
 }
 
 impl Runtime {
     /// Opens the store, starts the actor threads, and continues every turn that was open. Call it in any tokio
     /// runtime; the actors have threads of their own.
     pub async fn start(config: Config, ports: Ports) -> Result<Self, StartError> {
-        let (commands, reads, subscribers) = (config.commands_in_flight, config.reads_in_flight, config.subscribers);
         let (threads, shared) = Threads::start(config, ports).await?;
-        let jobs = shared.jobs.clone();
-        let (share, tenants) = (shared.config.tenant_share_percent, &shared.tenants);
-        let share = if shared.config.fair { share } else { 100 };
-        let places = |all| Places::new(all, share, tenants.clone());
-        let (commands, reads, subscribers) = (places(commands), places(reads), places(subscribers));
+        Ok(Self::begun(shared, Some(threads)))
+    }
+
+    /// The same on the current thread, inside a `LocalSet`. `ports.store` is there.
+    pub(crate) fn start_here(config: Config, ports: Ports, scheduler: Arc<Scheduler>) -> Result<Self, StartError> {
+        Ok(Self::begun(system::here(config, ports, scheduler)?, None))
+    }
+
+    fn begun(shared: Arc<Shared>, threads: Option<Threads>) -> Self {
+        let Config { commands_in_flight, reads_in_flight, subscribers, tenant_share_percent, fair, .. } = shared.config;
+        let share = if fair { tenant_share_percent } else { 100 };
+        let places = |all| Places::new(all, share, shared.tenants.clone());
+        let (commands, reads, subscribers) = (places(commands_in_flight), places(reads_in_flight), places(subscribers));
         let runtime = Self {
             inner: Arc::new(Inner {
                 shared,
@@ -249,20 +260,22 @@ impl Runtime {
                 reads,
                 subscribers,
                 in_flight: Arc::default(),
-                threads: std::sync::Mutex::new(Some(threads)),
+                threads: std::sync::Mutex::new(threads),
             }),
         };
         let (shared, way) = (runtime.shared().clone(), runtime.downgrade());
         drop(shared.way_to_runs.set(way.clone()));
-        shared.engines.spawn(worker::recover(shared.clone(), way));
-        jobs.do_send(jobs::Begin(runtime.shared().clone(), runtime.downgrade()));
-        let (engines, closing) = (runtime.shared().engines.clone(), runtime.downgrade());
-        engines.spawn(async move {
-            if let Ok(runtime) = closing.get() {
+        if shared.config.retells {
+            return runtime;
+        }
+        shared.tasks.spawn(worker::recover(shared.clone(), way.clone()));
+        shared.jobs.do_send(jobs::Begin(shared.clone(), way.clone()));
+        shared.tasks.spawn(async move {
+            if let Ok(runtime) = way.get() {
                 runtime.finish_closing().await;
             }
         });
-        Ok(runtime)
+        runtime
     }
 
     /// A way back to the runtime that does not keep it.
@@ -295,16 +308,23 @@ impl Runtime {
         let begin = async {
             let shared = self.shared();
             let limits = &shared.config.limits;
+            let thread = ThreadId::new(shared.ids.mint());
+            let ids = Noted::of(shared.ids.clone());
             let cx = Cx {
                 now: shared.clock.now(),
-                ids: &*shared.ids,
+                ids: &ids,
                 limits,
                 prices: &shared.prices,
                 draining: false,
                 room: &raddle_domain::ports::Boundless,
             };
-            let (state, step) = ThreadState::create(ThreadId::new(shared.ids.mint()), new, cx)?;
-            Ok(Begun::thread(tenant, state, step, None))
+            let telling = shared.tape.wants(ThreadKey { tenant, thread }).then(|| Telling::to_be(&new));
+            let (state, step) = ThreadState::create(thread, new, cx)?;
+            let mut begun = Begun::thread(tenant, state, step, None);
+            if let Some(telling) = telling {
+                begun.machine.unsaved.note(begun.key, telling, (cx.now, cx.draining), ids.minted(), Ok(&begun.step));
+            }
+            Ok(begun)
         };
         self.make(tenant, call, begin, thread_of).await
     }
@@ -323,26 +343,30 @@ impl Runtime {
             Known::New(in_flight) => in_flight,
         };
         let turn = self.turn_to_work(tenant).await?;
-        let Begun { key, mut machine, step, fork } = begin.await?;
+        let Begun { key, mut machine, step, fork, given } = begin.await?;
         let coming = self.room_to_store(tenant, machine.held_bytes()).await?;
         let counted = if key.is_run() { None } else { Some(self.room_for_thread(tenant)?) };
         let shared = self.shared().clone();
         let (now, fence) = (shared.clock.now(), shared.store.epoch());
         let mut steps = Steps::default();
-        let site = Site { key, now, shared: &shared };
+        let site = Site { key, now, world: None, shared: &shared };
         steps.receipts.extend(call.idempotency.and_then(|known| machine.receipt(&step, known, site)));
         let reply = machine.keep(step, &mut steps);
         if fork.is_some() {
             // A turn that is written again was its parent's.
             steps.spent.clear();
         }
+        if given {
+            steps = Steps { spent: Vec::new(), indexed: Vec::new(), documents: Vec::new(), ..steps };
+        }
         let seq = machine.version();
         let append = steps.append(&mut machine, key, fence, now);
-        let loaded = Loaded { machine, fence };
+        let mut loaded = Loaded { machine, fence };
         let saved = shared.store_handle.append(Write::Append(Append { fork, ..append }));
         // In a task of its own, so that the key stays taken until the store has answered, whoever still waits.
         let supervisor = shared.supervisor.clone();
-        let saved = shared.engines.spawn(async move {
+        let tasks = shared.tasks.clone();
+        let saved = tasks.spawn(async move {
             let saved = saved.await;
             match (&saved, counted) {
                 (Ok(()), Some(counted)) => counted.keep(),
@@ -351,6 +375,7 @@ impl Runtime {
                 (_, _) => {}
             }
             if saved.is_ok() {
+                loaded.machine.saved(&shared, key);
                 // Before the reply, so that a command that follows it finds the machine.
                 supervisor.do_send(Adopt { key, loaded });
                 place.durable();
@@ -490,7 +515,8 @@ impl Runtime {
             let addr = ticket.actor().of::<M>().ok_or(Error::NotFound(M::WHAT))?.clone();
             let (answer, outcome) = Answer::new(Held { _ticket: ticket, place, turn, coming, in_flight });
             let (by, cause) = (by.clone(), Span::current());
-            let envelope = Envelope { command: command.clone(), if_match, idempotency, by, answer, cause };
+            let command = command.clone();
+            let envelope = Envelope { command, if_match, idempotency, by, world: None, answer, cause };
             // Closed or full: the envelope comes back, or is dropped; either way it says that it did not run.
             if let Err(SendError::Closed(unsent) | SendError::Full(unsent)) = addr.try_send(envelope) {
                 drop(unsent);
@@ -551,7 +577,7 @@ impl Runtime {
     }
 
     /// Waits for a turn among the commands of all tenants; one that has the server to itself needs none.
-    async fn turn_to_work(&self, tenant: TenantId) -> Result<Option<Permit>, Error> {
+    pub(crate) async fn turn_to_work(&self, tenant: TenantId) -> Result<Option<Permit>, Error> {
         let shared = self.shared();
         if !shared.config.fair || !shared.tenants.are_several() {
             return Ok(None);
@@ -561,11 +587,11 @@ impl Runtime {
     }
 
     /// A place among those who watch.
-    fn place_to_watch(&self, tenant: TenantId) -> Result<Hold, Error> {
-        let tenants = &self.shared().tenants;
-        let quota = tenants.quotas(&tenants.account(tenant)).subscribers;
+    pub(crate) fn place_to_watch(&self, tenant: impl Into<Option<TenantId>>) -> Result<Hold, Error> {
+        let (tenant, tenants) = (tenant.into(), &self.shared().tenants);
+        let quota = tenant.and_then(|tenant| tenants.quotas(&tenants.account(tenant)).subscribers);
         let whats = ["the list of watchers", "the tenant's share of the list of watchers"];
-        self.inner.subscribers.take(Some(tenant), quota).map_err(|why| self.no_place(why, whats))
+        self.inner.subscribers.take(tenant, quota).map_err(|why| self.no_place(why, whats))
     }
 
     /// Watchers of a tenant.
@@ -632,7 +658,7 @@ impl Runtime {
     }
 
     /// `asked`: whether the caller may be told that its tenant has as much loaded as it may.
-    async fn ticket<M: Machine>(&self, key: ThreadKey, asked: bool) -> Result<Ticket, Error> {
+    pub(crate) async fn ticket<M: Machine>(&self, key: ThreadKey, asked: bool) -> Result<Ticket, Error> {
         let ticket = match self.shared().registry.ticket(&key) {
             Some(ticket) => ticket,
             None => {
@@ -799,7 +825,7 @@ impl Runtime {
         let whats = ["the read queue", "the tenant's share of the read queue"];
         let place = self.inner.reads.take(of, None).map_err(|why| self.no_place(why, whats))?;
         let store = self.shared().store.clone();
-        let read = self.shared().engines.spawn_blocking(move || {
+        let read = self.shared().tasks.blocking(move || {
             let _place = place;
             read(&*store.view()?)
         });
@@ -885,7 +911,7 @@ impl Runtime {
     /// store rest, stops the actor threads. What is still open continues at the next start.
     pub async fn shutdown(&self, deadline: Duration) {
         let shared = self.shared();
-        let until = tokio::time::Instant::now() + deadline;
+        let until = Instant::now() + deadline;
         shared.draining.store(true, SeqCst);
         let resting = async {
             loop {

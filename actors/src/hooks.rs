@@ -47,6 +47,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     batch::Batch,
+    stage::Tasks,
     store::AppendError,
     subscription::{TenantCursor, TenantPage, Wanted, tenant_now, tenant_page},
 };
@@ -343,18 +344,12 @@ impl Hooks {
     }
 
     /// Begins to carry.
-    pub fn start(
-        &self,
-        runtime: &tokio::runtime::Handle,
-        store: &Arc<dyn LogStore>,
-        clock: &Arc<dyn Clock>,
-        save: &Save,
-    ) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn start(&self, tasks: &Tasks, store: &Arc<dyn LogStore>, clock: &Arc<dyn Clock>, save: &Save) {
+        let mut running = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         for board in &self.boards {
             let (board, store, clock, save) = (board.clone(), store.clone(), clock.clone(), save.clone());
-            let courier = Courier { board, store, clock, save, draining: self.draining.clone() };
-            tasks.push(runtime.spawn(courier.run(self.stop.clone())));
+            let courier = Courier { board, store, tasks: tasks.clone(), clock, save, draining: self.draining.clone() };
+            running.push(tasks.spawn(courier.run(self.stop.clone())));
         }
     }
 
@@ -553,6 +548,7 @@ fn put(tenant: TenantId, hook: &Hook, progress: &Progress) -> Write {
 struct Courier {
     board: Arc<Board>,
     store: Arc<dyn LogStore>,
+    tasks: Tasks,
     clock: Arc<dyn Clock>,
     save: Save,
     draining: CancellationToken,
@@ -596,10 +592,12 @@ impl Courier {
             sleep(LINGER).await;
         };
         tokio::select! {
+            // What comes all the time is behind what comes now and then.
+            biased;
+            () = self.draining.cancelled() => {}
+            () = sleep_until(alarm) => if alarm == look { self.look().await },
             () = self.board.now.notified() => {}
             () = soon => {}
-            () = sleep_until(alarm) => if alarm == look { self.look().await },
-            () = self.draining.cancelled() => {}
         }
     }
 
@@ -609,7 +607,7 @@ impl Courier {
         read: impl FnOnce(&dyn View) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let store = self.store.clone();
-        let read = tokio::task::spawn_blocking(move || read(&*store.view()?)).await;
+        let read = self.tasks.blocking(move || read(&*store.view()?)).await;
         read.unwrap_or_else(|why| Err(StoreError::Unavailable(why.to_string())))
     }
 

@@ -21,6 +21,8 @@ use std::{
 };
 
 use actix::prelude::*;
+#[cfg(feature = "planted")]
+use raddle_domain::planted;
 use raddle_domain::{
     id::{Seq, ThreadKey},
     ports::{Chunk, StoreError, Write, WriteRefused},
@@ -30,6 +32,7 @@ use raddle_domain::{
 use tokio::sync::oneshot;
 use tracing::Span;
 
+pub use self::machine::World;
 pub(crate) use self::machine::{Crew, Loaded, Machine, Place, Said, Site, Steps};
 use crate::{
     batch::Batch,
@@ -79,6 +82,8 @@ pub(crate) struct Envelope<M: Machine> {
     pub idempotency: Option<Idempotency>,
     /// See [`crate::Call`].
     pub by: Option<Arc<Attribution>>,
+    /// The world in which it is judged, where that is not this one.
+    pub world: Option<Box<World>>,
     pub answer: Answer<M::Reply>,
     /// What asks for it.
     pub cause: Span,
@@ -150,7 +155,7 @@ impl<M: Machine> Envelope<M> {
     /// One that nobody waits for.
     fn internal(command: M::Command) -> Self {
         let (answer, cause) = (Answer::nobody(), Span::none());
-        Self { command, if_match: None, idempotency: None, by: None, answer, cause }
+        Self { command, if_match: None, idempotency: None, by: None, world: None, answer, cause }
     }
 }
 
@@ -209,7 +214,10 @@ impl dyn Hosted {
 impl<M: Machine> Host<M> {
     pub fn new(key: ThreadKey, shared: Arc<Shared>, gauge: Arc<Gauge>, loaded: Loaded<M>) -> Self {
         let Loaded { machine, fence } = loaded;
-        let first = machine.first(fence != shared.store.epoch());
+        let first = match shared.config.retells {
+            true => Vec::new(),
+            false => machine.first(fence != shared.store.epoch()),
+        };
         let owes = machine.owes_since().is_some();
         Self {
             key,
@@ -279,9 +287,11 @@ impl<M: Machine> Host<M> {
     }
 
     fn step(&mut self, envelope: Envelope<M>, steps: &mut Steps, waiting: &mut Vec<Waiting<M>>) {
-        let Envelope { command, if_match, idempotency, by, answer, cause } = envelope;
+        let Envelope { command, if_match, idempotency, by, world, answer, cause } = envelope;
         self.crew.told(&command, &cause);
-        let site = Site { key: self.key, now: self.shared.clock.now(), shared: &self.shared };
+        let world = world.as_deref();
+        let now = world.map_or_else(|| self.shared.clock.now(), |world| world.at);
+        let site = Site { key: self.key, now, world, shared: &self.shared };
         let deed = M::deed(&command, self.key);
         let outcome = self.machine.step(command, if_match, site).map(|step| {
             steps.documents.extend(deed.map(|deed| deed.document(by.as_deref(), &self.shared)));
@@ -303,6 +313,10 @@ impl<M: Machine> Host<M> {
         self.saving = true;
         self.gauge.set_pinned(true);
         waiting.iter_mut().for_each(|waiting| waiting.answer.submitted = true);
+        #[cfg(feature = "planted")]
+        if planted::is(planted::Fault::ReplyEarly) {
+            answer(std::mem::take(&mut waiting));
+        }
         let saved = self.shared.store_handle.append(write);
         ctx.spawn(saved.into_actor(self).map(move |saved, this, ctx| {
             this.saving = false;
@@ -385,7 +399,7 @@ impl<M: Machine> Host<M> {
 
     /// What is to be said to the machine without anybody having asked, unless it is about to leave.
     fn next(&self) -> Option<M::Command> {
-        if self.park.is_some() { None } else { self.machine.next() }
+        if self.park.is_some() || self.shared.config.retells { None } else { self.machine.next() }
     }
 
     /// Nothing is to be saved now.
@@ -409,6 +423,9 @@ impl<M: Machine> Host<M> {
 
     /// Starts, or stops, what the state demands, or no longer demands.
     fn pay(&mut self, ctx: &mut Context<Self>) {
+        if self.shared.config.retells {
+            return;
+        }
         let place = Place { key: self.key, shared: &self.shared, ctx };
         self.crew.pay(&self.machine, self.park.is_some(), &place);
         // What is about to be started runs too.

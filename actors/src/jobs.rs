@@ -160,7 +160,7 @@ impl Jobs {
         let now = shared.clock.now();
         let limit = SCAN + self.known.len() + self.working.len() + self.broken.len();
         let store = shared.store.clone();
-        let read = shared.engines.spawn_blocking(move || {
+        let read = shared.tasks.blocking(move || {
             let view = store.view()?;
             Ok::<_, StoreError>((view.due_jobs(now, limit)?, view.next_job(now)?))
         });
@@ -212,10 +212,10 @@ impl Jobs {
         let counters = &desk.shared.registry.counters.jobs;
         let number = counters.tasks.fetch_add(1, Relaxed) + 1;
         let desk = Desk { number, ..desk };
-        let (jobs, engines) = (desk.shared.jobs.clone(), desk.shared.engines.clone());
-        let task = engines.spawn(run::tend(desk));
+        let (jobs, tasks) = (desk.shared.jobs.clone(), desk.shared.tasks.clone());
+        let task = tasks.spawn(run::tend(desk));
         let abort = task.abort_handle();
-        engines.spawn(async move {
+        tasks.spawn(async move {
             let how = match task.await {
                 Ok(how) => how,
                 // Whoever aborted it has something else to be done about the log.

@@ -9,6 +9,8 @@
 //!     └──▶ reads: short MVCC views   EventBusActor ──▶ Subscriptions
 //! ```
 //!
+//! That is how a server has it; a [`simulation`] has the same actors and tasks on one thread (`stage` says where things run).
+//!
 //! Actors only write. Every read is made from the store, whose last commit holds whatever was acknowledged.
 //!
 //! Absent on purpose: HTTP, and the name of any model provider.
@@ -20,6 +22,7 @@ mod budgets;
 mod bus;
 mod clock;
 mod config;
+pub mod derived;
 mod disk;
 mod engine;
 mod fair;
@@ -34,14 +37,19 @@ mod policy;
 mod quotas;
 mod reads;
 mod receipts;
+pub mod redrive;
 mod registry;
+mod retell;
 mod routing;
 mod run;
 mod runs;
+pub mod simulation;
+mod stage;
 pub mod store;
 mod subscription;
 mod supervisor;
 mod system;
+mod tape;
 mod tenants;
 mod thread;
 mod timers;
@@ -59,18 +67,21 @@ pub use self::{
     fork::ForkAt,
     handle::{Call, Done, Error, Runtime, Started, WeakRuntime},
     hooks::{Hook, HookFigures, HookStatus, TWICE},
+    host::World,
     jobs::{JobFigures, JobQuery},
     policy::Wondered,
     quotas::QuotaStatus,
     reads::{Archived, Events, ItemPlace, ItemQuery, Page, Snapshot, ThreadPage, ThreadQuery},
     receipts::Idempotency,
     registry::Health,
+    retell::Again,
     routing::{MAX_RULE_BYTES, MAX_RULES, RoutingRule, RulesError},
     runs::{
         Board, Exported, LedgerEntry, LedgerPage, Replayed, RollbackAsked, RollbackEnded, RollbackEntry, RollbackWhat,
         RunPage, RunQuery, RunWhole, TaskQuery, WorkEnd,
     },
     subscription::{Next, Subscription, TenantCursor, TenantNext, TenantPage, TenantSubscription},
+    tape::{Ear, RecordError, Recording, Tape, Whose},
     tenants::HeldKey,
     times::{BOUNDS, Distribution, EngineFigures, Figures},
     usage::{GroupBy, UsageKey, UsageQuery, UsageReport},

@@ -265,9 +265,12 @@ impl Registry {
         self.running.load(SeqCst)
     }
 
-    /// The loaded threads, now.
+    /// The loaded threads, now, by their last use.
     pub fn all(&self) -> Vec<Arc<dyn Hosted>> {
-        self.slots.iter().map(|entry| entry.actor.clone()).collect()
+        let slots = self.slots.iter().map(|slot| (slot.gauge.used.load(Relaxed), slot.actor.clone()));
+        let mut slots: Vec<_> = slots.collect();
+        slots.sort_by_key(|(used, _)| *used);
+        slots.into_iter().map(|(_, actor)| actor).collect()
     }
 
     /// Those of one tenant.

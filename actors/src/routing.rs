@@ -70,7 +70,7 @@ impl Runtime {
         let place = self.admit(crate::store::tenant(&write))?;
         let saved = self.shared().store_handle.append(write);
         // In a task of its own: the place is taken until the store has answered, whoever still waits.
-        let saved = self.shared().engines.spawn(async move {
+        let saved = self.shared().tasks.spawn(async move {
             let saved = saved.await;
             drop(place);
             saved

@@ -252,7 +252,7 @@ impl Restoring {
         let restore = Restore { tenant: place.key.tenant, operation, workspace, files };
         let ended = Arc::<Mutex<Option<RestoreReport>>>::default();
         let told = ended.clone();
-        let task = place.shared.engines.spawn(async move {
+        let task = place.shared.tasks.spawn(async move {
             let refused = restored(&*port, restore, run).await;
             *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(RestoreReport { operation, refused });
             wake();

@@ -117,7 +117,7 @@ impl Runtime {
     ) -> Result<Done<Run>, Error> {
         let begin = async {
             let (state, step) = begin.await?;
-            Ok(Begun { key: id.log(tenant), machine: RunMachine::new(state), step, fork: None })
+            Ok(Begun { key: id.log(tenant), machine: RunMachine::new(state), step, fork: None, given: false })
         };
         self.make(tenant, call, begin, reply!(Reply::Run(run) => *run)).await
     }

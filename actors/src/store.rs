@@ -18,6 +18,9 @@ pub mod backup;
 mod closed;
 mod codec;
 pub mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod keys;
 pub mod memory;
 mod packing;
@@ -36,7 +39,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message};
@@ -45,15 +48,20 @@ use raddle_domain::{
     id::{Seq, ThreadKey},
     ports::{Append, Document, LogStore, StoreError, Write, WriteRefused},
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 pub use self::queue::Weigh;
 pub(crate) use self::queue::tenant;
+pub(crate) use self::rename::rename;
 use self::{
     keys::{RowKey, StoreKey, TurnKey},
     queue::Queue,
 };
-use crate::{batch::Batch, times::Times};
+use crate::{
+    batch::Batch,
+    stage::{On, Stage},
+    times::Times,
+};
 
 /// About the most bytes in one commit; one write may be larger.
 const BATCH_BYTES: usize = 1 << 20;
@@ -66,8 +74,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 
 /// Told of every commit: the appended batches, in order. Called on the store's thread; must not block.
 pub type OnCommit = Arc<dyn Fn(Vec<Arc<Batch>>) + Send + Sync>;
-/// Told when the store is writable again after it was not.
-pub type OnRecovered = Arc<dyn Fn() + Send + Sync>;
+/// Told when the store is writable again after it was not, and whether something may be stored of which nobody was told.
+pub type OnRecovered = Arc<dyn Fn(bool) + Send + Sync>;
 
 /// Why an append did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -129,7 +137,7 @@ impl StoreHandle {
     pub fn write(&self, write: Write) -> impl Future<Output = Result<u64, AppendError>> + Send + 'static {
         let (reply, replied) = oneshot::channel();
         // Not `send`: dropping its future would take the write back. Admission is bounded before a write gets here.
-        self.actor.do_send(Submit { write, waiter: (reply, tokio::time::Instant::now()) });
+        self.actor.do_send(Submit { write, waiter: (reply, Instant::now()) });
         async move { replied.await.unwrap_or(Err(AppendError::Closed)) }
     }
 
@@ -203,27 +211,36 @@ impl StoreActor {
         bus: OnCommit,
         on_recovered: OnRecovered,
     ) -> StoreHandle {
-        Self::start_weighed(arbiter, Some(equal()), store, bus, on_recovered)
+        let start = |actor| Self::start_in_arbiter(arbiter, |_| actor);
+        Self::start_as(start, Some(equal()), store, bus, on_recovered)
     }
 
-    /// The same, with the tenants' weights; without them tenants are not told apart.
-    pub fn start_weighed(
-        arbiter: &ArbiterHandle,
+    /// Starts where the store has its place, with the tenants' weights; without them tenants are not told apart.
+    pub(crate) fn start_on(
+        stage: &Stage,
+        weigh: Option<Weigh>,
+        store: Arc<dyn LogStore>,
+        bus: OnCommit,
+        on_recovered: OnRecovered,
+    ) -> StoreHandle {
+        Self::start_as(|actor| stage.start(On::Store, |_| actor), weigh, store, bus, on_recovered)
+    }
+
+    /// Starts on the current thread, inside a `LocalSet`: for tests.
+    pub fn start_here(store: Arc<dyn LogStore>, bus: OnCommit, on_recovered: OnRecovered) -> StoreHandle {
+        Self::start_as(Actor::start, Some(equal()), store, bus, on_recovered)
+    }
+
+    fn start_as(
+        start: impl FnOnce(Self) -> Addr<Self>,
         weigh: Option<Weigh>,
         store: Arc<dyn LogStore>,
         bus: OnCommit,
         on_recovered: OnRecovered,
     ) -> StoreHandle {
         let stats = Arc::new(StoreStats::default());
-        let actor = Self::new(store.clone(), bus, on_recovered, stats.clone(), weigh);
-        StoreHandle { actor: Self::start_in_arbiter(arbiter, |_| actor), store, stats }
-    }
-
-    /// Starts on the current thread, inside a `LocalSet`: for simulation.
-    pub fn start_here(store: Arc<dyn LogStore>, bus: OnCommit, on_recovered: OnRecovered) -> StoreHandle {
-        let stats = Arc::new(StoreStats::default());
-        let actor = Self::new(store.clone(), bus, on_recovered, stats.clone(), Some(equal()));
-        StoreHandle { actor: actor.start(), store, stats }
+        let actor = start(Self::new(store.clone(), bus, on_recovered, stats.clone(), weigh));
+        StoreHandle { actor, store, stats }
     }
 
     fn new(
@@ -365,12 +382,13 @@ impl StoreActor {
     }
 
     fn recovered(&mut self) {
-        if !matches!(self.state, State::Healthy) {
+        let in_doubt = matches!(self.state, State::Down { .. });
+        if in_doubt || matches!(self.state, State::Full) {
             self.state = State::Healthy;
             self.stats.writable.store(true, Ordering::Relaxed);
             self.stats.full.store(false, Ordering::Relaxed);
             tracing::info!("the store is writable again");
-            (self.on_recovered)();
+            (self.on_recovered)(in_doubt);
         }
     }
 

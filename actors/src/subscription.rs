@@ -143,7 +143,7 @@ impl<S: Source> Follow<S> {
                         Rest::Some => {}
                         Rest::Much => {
                             let next = self.source.clone().read(self.runtime.clone(), self.after);
-                            self.ahead = Some(self.runtime.shared().engines.spawn(next));
+                            self.ahead = Some(self.runtime.shared().tasks.spawn(next));
                         }
                     }
                     if let Some(page) = read.page {
@@ -151,8 +151,8 @@ impl<S: Source> Follow<S> {
                     }
                 }
                 Phase::Joining => {
-                    // It was the backlog, not the watcher, that took long: watch anew and read the rest.
-                    if self.watch.lagged() {
+                    // It was the backlog, not the watcher, that took long; or the store failed: watch anew and read the rest.
+                    if self.watch.was_let_go() {
                         self.watch = match self.source.watch(&self.runtime).await {
                             Err(Error::Draining) => return Ok(Told::Shutdown(self.after)),
                             watch => watch?,
@@ -200,8 +200,12 @@ impl<S: Source> Follow<S> {
             },
         };
         let Some(piece) = piece else {
-            // A watch that ends without having missed anything lost its bus, which may end before the signal is seen.
-            return Some(if self.watch.lagged() { Told::Gap(self.after) } else { Told::Shutdown(self.after) });
+            if self.watch.has_missed() {
+                self.phase = Phase::Joining;
+                return None;
+            }
+            // A watch that was not let go lost its bus, which may end before the signal is seen.
+            return Some(if self.watch.was_let_go() { Told::Gap(self.after) } else { Told::Shutdown(self.after) });
         };
         let heard = self.source.hear(&mut self.after, piece);
         self.phase = heard.then;

@@ -27,6 +27,7 @@ use crate::{
     quotas::most_loaded,
     registry::{Gauge, Slot, Ticket},
     run::RunMachine,
+    stage::On,
     system::Shared,
     thread::ThreadMachine,
     timers::Rearm,
@@ -42,7 +43,7 @@ const BACKOFF_CAP: Duration = Duration::from_secs(30);
 
 pub(crate) struct Supervisor {
     shared: Option<Arc<Shared>>,
-    arbiters: Vec<ArbiterHandle>,
+    /// Which of the places for hosts is next.
     next: usize,
     loading: HashMap<ThreadKey, Vec<oneshot::Sender<Result<Ticket, Error>>>>,
     /// Loads that are under way, by tenant.
@@ -111,10 +112,9 @@ pub(crate) struct Stopped {
 pub(crate) struct Sweep;
 
 impl Supervisor {
-    pub fn new(arbiters: Vec<ArbiterHandle>) -> Self {
+    pub fn new() -> Self {
         Self {
             shared: None,
-            arbiters,
             next: 0,
             loading: HashMap::new(),
             loading_of: HashMap::new(),
@@ -143,7 +143,7 @@ impl Supervisor {
     fn load_as<M: Machine>(&mut self, key: ThreadKey, ctx: &mut Context<Self>) {
         let shared = self.shared();
         let store = shared.store.clone();
-        let read = shared.engines.spawn_blocking(move || M::load(&*store.view()?, key));
+        let read = shared.tasks.blocking(move || M::load(&*store.view()?, key));
         ctx.spawn(read.into_actor(self).map(move |read, this, ctx| {
             let loaded = match read {
                 Ok(Ok(Some(loaded))) => Ok(loaded),
@@ -190,10 +190,9 @@ impl Supervisor {
 
     fn start<M: Machine>(&mut self, key: ThreadKey, loaded: Loaded<M>, shared: &Arc<Shared>) -> Ticket {
         let gauge = Gauge::new();
-        let arbiter = &self.arbiters[self.next % self.arbiters.len()];
-        self.next += 1;
+        self.next = self.next.wrapping_add(1);
         let (theirs, ours) = (shared.clone(), gauge.clone());
-        let addr = Host::start_in_arbiter(arbiter, move |_| Host::new(key, theirs, ours, loaded));
+        let addr = shared.stage.start(On::Hosts(self.next), move |_| Host::new(key, theirs, ours, loaded));
         let ticket = shared.registry.insert(key, Slot { actor: Arc::new(addr), gauge });
         if let Some(used) = shared.registry.last_use(&key) {
             self.order.insert(used, key);
@@ -256,7 +255,7 @@ impl Supervisor {
     fn sweep(&mut self, after: Option<OwingPlace>, ctx: &mut Context<Self>) {
         let shared = self.shared();
         let store = shared.store.clone();
-        let read = shared.engines.spawn_blocking(move || store.view()?.owing(after, SWEEP));
+        let read = shared.tasks.blocking(move || store.view()?.owing(after, SWEEP));
         ctx.spawn(read.into_actor(self).map(move |read, this, ctx| {
             let places = match read {
                 Ok(Ok(places)) => places,
@@ -424,7 +423,7 @@ impl Handler<Stopped> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, Stopped { key, owes }: Stopped, ctx: &mut Self::Context) {
-        if owes {
+        if owes && !self.shared().config.retells {
             self.want_later(key, ctx);
         }
     }
@@ -434,6 +433,9 @@ impl Handler<Sweep> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, _: Sweep, ctx: &mut Self::Context) {
+        if self.shared().config.retells {
+            return;
+        }
         match self.sweeping {
             Sweeping::No => {
                 self.sweeping = Sweeping::Yes;

@@ -14,15 +14,12 @@ use raddle_domain::{
     ports::{Clock, Files, Ids, JobRunner, LogStore, Models, Tools},
     price::Prices,
 };
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, SetOnce, oneshot},
-};
+use tokio::sync::{Semaphore, SetOnce, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     budgets::Books,
-    bus::{EventBusActor, Inlet},
+    bus::{EventBusActor, Inlet, Missed},
     config::{Config, Ports, StartError},
     fair::Gates,
     handle::WeakRuntime,
@@ -30,8 +27,11 @@ use crate::{
     jobs::{Jobs, Locks, Look},
     registry::Registry,
     runs::journal,
+    simulation::Scheduler,
+    stage::{On, Stage, Tasks},
     store::{StoreActor, StoreHandle, redb::RedbStore},
     supervisor::{self, Supervisor, Sweep},
+    tape::Tape,
     tenants::Tenants,
     timers::{self, Timers},
 };
@@ -47,6 +47,7 @@ pub(crate) struct Shared {
     pub config: Config,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
+    pub tape: Arc<Tape>,
     pub models: Arc<dyn Models>,
     pub tools: Arc<dyn Tools>,
     pub prices: Arc<Prices>,
@@ -71,8 +72,10 @@ pub(crate) struct Shared {
     pub books: Arc<Books>,
     /// A place for each view that may be open for long: it holds room on the disk.
     pub backups: Arc<Semaphore>,
-    /// Where engines run and blocking reads are made.
-    pub engines: Handle,
+    /// Where actors run.
+    pub stage: Stage,
+    /// Where everything else does.
+    pub tasks: Tasks,
     /// Set when a shutdown was announced.
     pub leaving: AtomicBool,
     pub draining: AtomicBool,
@@ -136,25 +139,21 @@ fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
         Ok(engines) => engines,
         Err(error) => return drop(started.send(Err(error.into()))),
     };
-    let store: Result<Arc<dyn LogStore>, StartError> = match ports.store.clone() {
-        Some(store) => Ok(store),
-        None => RedbStore::open(&config.store).map(|store| Arc::new(store) as _).map_err(Into::into),
-    };
-    // Before anybody writes, so that a new hook begins with whatever this process does.
-    let (ledger, way) = journal::hook(ports.files.clone());
-    let prepared = store.and_then(|store| {
-        let hooks = Hooks::prepare(&*store, ports.hooks.iter().cloned().chain([ledger]).collect())?;
-        let tenants = Arc::new(Tenants::load(&*store.view()?, config.quotas)?);
-        Ok((store, hooks, tenants))
-    });
-    let (store, hooks, tenants) = match prepared {
+    let prepared = match Prepared::read(&config, &ports) {
         Ok(prepared) => prepared,
         Err(error) => return drop(started.send(Err(error))),
     };
     let runner = System::new();
     let system = System::current();
-    let engines_of = engines.handle().clone();
-    let (shared, arbiters) = runner.block_on(async { tree(config, ports, store, tenants, (hooks, way), engines_of) });
+    let pool = engines.handle().clone();
+    let (shared, arbiters) = runner.block_on(async {
+        let mut hosts: Vec<Arbiter> = (0..config.arbiters.max(1)).map(|_| Arbiter::new()).collect();
+        let (front, back) = (Arbiter::new(), Arbiter::new());
+        let threads = hosts.iter().map(Arbiter::handle).collect();
+        let stage = Stage::Arbiters { hosts: threads, front: front.handle(), store: back.handle() };
+        hosts.extend([front, back]);
+        (tree(config, ports, prepared, stage, Tasks::Pool(pool)), hosts)
+    });
     if started.send(Ok((system, shared.clone()))).is_err() {
         return;
     }
@@ -176,35 +175,54 @@ fn run(config: Config, ports: Ports, started: oneshot::Sender<Started>) {
     engines.shutdown_timeout(LETTING_GO);
 }
 
-/// Starts the actors, each on its arbiter.
-fn tree(
-    config: Config,
-    ports: Ports,
+/// The same tree on the current thread.
+pub(crate) fn here(config: Config, ports: Ports, scheduler: Arc<Scheduler>) -> Result<Arc<Shared>, StartError> {
+    let prepared = Prepared::read(&config, &ports)?;
+    Ok(tree(config, ports, prepared, Stage::Here(scheduler.clone()), Tasks::Here(scheduler)))
+}
+
+/// What is known before any actor starts.
+struct Prepared {
     store: Arc<dyn LogStore>,
+    hooks: Hooks,
+    way: Arc<SetOnce<WeakRuntime>>,
     tenants: Arc<Tenants>,
-    (hooks, way): (Hooks, Arc<SetOnce<WeakRuntime>>),
-    engines: Handle,
-) -> (Arc<Shared>, Vec<Arbiter>) {
+}
+
+impl Prepared {
+    fn read(config: &Config, ports: &Ports) -> Result<Self, StartError> {
+        let store: Arc<dyn LogStore> = match ports.store.clone() {
+            Some(store) => store,
+            None => Arc::new(RedbStore::open(&config.store)?),
+        };
+        // Before anybody writes, so that a new hook begins with whatever this process does.
+        let (ledger, way) = journal::hook(ports.files.clone());
+        let hooks = Hooks::prepare(&*store, ports.hooks.iter().cloned().chain([ledger]).collect())?;
+        let tenants = Arc::new(Tenants::load(&*store.view()?, config.quotas)?);
+        Ok(Self { store, hooks, way, tenants })
+    }
+}
+
+/// Starts the actors.
+fn tree(config: Config, ports: Ports, prepared: Prepared, stage: Stage, tasks: Tasks) -> Arc<Shared> {
+    let Prepared { store, hooks, way, tenants } = prepared;
     let hooks = Arc::new(hooks);
     let registry = Arc::new(Registry::default());
-    let mut arbiters: Vec<Arbiter> = (0..config.arbiters.max(1)).map(|_| Arbiter::new()).collect();
-    let threads = arbiters.iter().map(Arbiter::handle).collect();
-    let (front, back) = (Arbiter::new(), Arbiter::new());
-
     let inlet = Arc::new(Inlet::default());
     let (limit, counts, outlet) = (config.subscriber_bytes, registry.clone(), inlet.clone());
-    let bus = EventBusActor::start_in_arbiter(&front.handle(), move |_| EventBusActor::new(limit, counts, outlet));
-    let supervisor = Supervisor::start_in_arbiter(&front.handle(), move |_| Supervisor::new(threads));
-    let timers = Timers::start_in_arbiter(&front.handle(), |_| Timers::default());
-    let jobs = Jobs::start_in_arbiter(&front.handle(), |_| Jobs::default());
+    let bus = stage.start(On::Front, move |_| EventBusActor::new(limit, counts, outlet));
+    let supervisor = stage.start(On::Front, |_| Supervisor::new());
+    let timers = stage.start(On::Front, |_| Timers::default());
+    let jobs = stage.start(On::Front, |_| Jobs::default());
 
     let (to_bus, to_inlet, to_supervisor, to_jobs) = (bus.clone(), inlet.clone(), supervisor.clone(), jobs.clone());
+    let to_watchers = bus.clone();
     let to_hooks = hooks.clone();
     let weights = tenants.clone();
     let books = Arc::new(Books::default());
-    let (to_books, in_doubt) = (books.clone(), books.clone());
-    let store_handle = StoreActor::start_weighed(
-        &back.handle(),
+    let (to_books, books_in_doubt) = (books.clone(), books.clone());
+    let store_handle = StoreActor::start_on(
+        &stage,
         config.fair.then(|| Arc::new(move |tenant| weights.account(tenant).tenant().weight) as _),
         store.clone(),
         Arc::new(move |batches| {
@@ -212,8 +230,11 @@ fn tree(
             to_hooks.committed(&batches);
             to_inlet.publish(&to_bus, batches);
         }),
-        Arc::new(move || {
-            in_doubt.doubt();
+        Arc::new(move |in_doubt| {
+            books_in_doubt.doubt();
+            if in_doubt {
+                to_watchers.do_send(Missed);
+            }
             to_supervisor.do_send(Sweep);
             to_jobs.do_send(Look);
         }),
@@ -222,12 +243,13 @@ fn tree(
         let store = store_handle.clone();
         Arc::new(move |write| Box::pin(store.append(write)))
     };
-    hooks.start(&engines, &store, &ports.clock, &save);
+    hooks.start(&tasks, &store, &ports.clock, &save);
     let shared = Arc::new(Shared {
         gates: Gates::new(&config, &tenants),
         config,
         clock: ports.clock,
         ids: ports.ids,
+        tape: ports.tape,
         models: ports.models,
         tools: ports.tools,
         prices: ports.prices,
@@ -248,7 +270,8 @@ fn tree(
         tenants,
         backups: Arc::new(Semaphore::new(BACKUPS)),
         books,
-        engines,
+        stage,
+        tasks,
         leaving: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         parking: AtomicBool::new(false),
@@ -256,6 +279,5 @@ fn tree(
     });
     shared.supervisor.do_send(supervisor::Begin(shared.clone()));
     shared.timers.do_send(timers::Begin(shared.clone()));
-    arbiters.extend([front, back]);
-    (shared, arbiters)
+    shared
 }

@@ -29,7 +29,9 @@ use crate::{
     host::{Loaded, Machine, Site, Steps},
     quotas::{Reserved, Seat, StepRoom, What},
     receipts::{self, Idempotency, Recalled},
+    retell,
     system::Shared,
+    tape::{Noted, Telling, Unsaved},
 };
 
 /// Events read from the log at a time while a state is rebuilt.
@@ -47,6 +49,8 @@ pub(crate) struct ThreadMachine {
     /// What of the conversation need not be read for the next model call.
     kept: Kept,
     counted: Counted,
+    /// For the tape.
+    pub unsaved: Unsaved,
 }
 
 /// What of the thread counts against its tenant's quotas.
@@ -66,6 +70,13 @@ struct Counted {
 struct SavedRest {
     seq: Seq,
     json: Arc<[u8]>,
+}
+
+impl ThreadMachine {
+    fn of(state: ThreadState) -> Self {
+        let kept = Kept::nothing(&state);
+        Self { state, rest: None, newer: None, kept, counted: Counted::default(), unsaved: Unsaved::default() }
+    }
 }
 
 /// The state of a thread as the store holds it.
@@ -122,8 +133,7 @@ impl Machine for ThreadMachine {
             }
         }
         let rest = SavedRest { seq: row.head.snapshot_seq, json: row.snapshot };
-        let kept = Kept::nothing(&state);
-        let machine = Self { state, rest: Some(rest), newer: None, kept, counted: Counted::default() };
+        let machine = Self { rest: Some(rest), ..Self::of(state) };
         Ok(Some(Loaded { machine, fence: row.head.fence }))
     }
 
@@ -169,18 +179,17 @@ impl Machine for ThreadMachine {
     }
 
     fn step(&mut self, command: Command, if_match: Option<Seq>, site: Site<'_>) -> Result<Step, Refused> {
-        let Site { key, now, shared } = site;
+        let Site { key, now, world, shared } = site;
         let room = StepRoom::new(shared, key.tenant, self.counted.seat.is_some());
-        let cx = Cx {
-            now,
-            ids: &*shared.ids,
-            limits: &shared.config.limits,
-            prices: &shared.prices,
-            draining: shared.draining(),
-            room: &room,
-        };
+        let telling = shared.tape.wants(key).then(|| Telling::command(&command, if_match, self.state.seq()));
+        let noted = Noted::of(retell::ids(world, shared));
+        let draining = world.map_or_else(|| shared.draining(), |world| world.draining);
+        let cx = Cx { now, ids: &noted, limits: &shared.config.limits, prices: &shared.prices, draining, room: &room };
         let queued = self.state.view().queued;
         let step = self.state.step(Request { command, if_match }, cx);
+        if let Some(telling) = telling {
+            self.unsaved.note(key, telling, (now, draining), noted.minted(), step.as_ref());
+        }
         let (seat, coming) = room.taken();
         let step = match step {
             Ok(step) => step,
@@ -206,6 +215,7 @@ impl Machine for ThreadMachine {
     }
 
     fn saved(&mut self, shared: &Shared, key: ThreadKey) {
+        self.unsaved.saved(&shared.tape);
         let Counted { coming, going, erasing, .. } = &mut self.counted;
         coming.drain(..).for_each(Reserved::keep);
         let (going, erased) = (std::mem::take(going), std::mem::take(erasing));
@@ -343,8 +353,6 @@ impl Begun<ThreadMachine> {
     /// A thread, and the step that made it.
     pub fn thread(tenant: TenantId, state: ThreadState, step: Step, fork: Option<Fork>) -> Self {
         let key = ThreadKey { tenant, thread: state.view().id };
-        let kept = Kept::nothing(&state);
-        let machine = ThreadMachine { state, rest: None, newer: None, kept, counted: Counted::default() };
-        Self { key, machine, step, fork }
+        Self { key, machine: ThreadMachine::of(state), step, fork, given: false }
     }
 }

@@ -9,6 +9,8 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use actix::prelude::*;
+#[cfg(feature = "planted")]
+use raddle_domain::planted;
 use raddle_domain::{id::ThreadKey, ports::StoreError, time::UnixMs};
 use tokio::sync::oneshot;
 
@@ -73,7 +75,7 @@ impl Timers {
         let now = shared.clock.now();
         let store = shared.store.clone();
         let batch = BATCH + self.rung.len();
-        let read = shared.engines.spawn_blocking(move || {
+        let read = shared.tasks.blocking(move || {
             let view = store.view()?;
             let (due, next) = (view.due(now, batch)?, view.next_wake()?);
             drop(view);
@@ -111,6 +113,10 @@ impl Timers {
                     None
                 }
             };
+            #[cfg(feature = "planted")]
+            if planted::is(planted::Fault::ForgetTimer) && !this.rung.is_empty() {
+                return;
+            }
             this.arm(next.unwrap_or(now.after(LONGEST)), SHORTEST, ctx);
         }));
     }
@@ -122,7 +128,7 @@ impl Timers {
         let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         let before = UnixMs(shared.clock.now().0.saturating_sub(age_ms));
         let (store, restless) = (shared.store.clone(), self.packed);
-        let packed = shared.engines.spawn_blocking(move || {
+        let packed = shared.tasks.blocking(move || {
             let packed = store.pack(before, PORTION)?;
             if packed == 0 && restless {
                 // Nobody else may write for a long time, and the next start is to be quick.
@@ -154,6 +160,9 @@ impl Handler<Begin> for Timers {
     type Result = ();
 
     fn handle(&mut self, Begin(shared): Begin, ctx: &mut Self::Context) {
+        if shared.config.retells {
+            return;
+        }
         self.shared = Some(shared);
         self.ring(ctx);
         self.pack(ctx);

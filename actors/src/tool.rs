@@ -16,7 +16,7 @@ use raddle_domain::{
 use tokio::{task::AbortHandle, time::Instant};
 use tracing::{Instrument, Span};
 
-use crate::{disk, system::Shared};
+use crate::{disk, stage::Tasks, system::Shared};
 
 /// What the tool says.
 pub(crate) type Outbox = crate::outbox::Outbox<(), ToolEnd>;
@@ -55,11 +55,12 @@ impl ToolTask {
         let outbox = Arc::new(Outbox::new(wake));
         let told = outbox.clone();
         let (store, tools, registry) = (shared.store.clone(), shared.tools.clone(), shared.registry.clone());
+        let tasks = shared.tasks.clone();
         let door = shared.gates.tools.door(&shared.tenants.account(invocation.key.tenant));
         let work = async move {
             let _place = door.enter(1).await;
             let began = Instant::now();
-            let invocation = confined(invocation, store).await;
+            let invocation = confined(invocation, &tasks, store).await;
             let end = attempt(due, class, invocation, &*tools, told.clone()).await;
             registry.counters.tool.took(began.elapsed());
             match &end {
@@ -70,7 +71,7 @@ impl ToolTask {
             }
             told.end(end);
         };
-        let task = shared.engines.spawn(work.instrument(span));
+        let task = shared.tasks.spawn(work.instrument(span));
         Self { due, outbox, spoke: None, task: task.abort_handle() }
     }
 
@@ -85,9 +86,9 @@ impl ToolTask {
 
 /// The invocation with what the tenant says of the sandbox and of paths. Where that cannot be read, nothing may be
 /// changed.
-async fn confined(mut invocation: Invocation, store: Arc<dyn LogStore>) -> Invocation {
+async fn confined(mut invocation: Invocation, tasks: &Tasks, store: Arc<dyn LogStore>) -> Invocation {
     let tenant = invocation.key.tenant;
-    let read = tokio::task::spawn_blocking(move || Ok::<_, StoreError>(disk::rules(&*store.view()?, tenant)?.policy));
+    let read = tasks.blocking(move || Ok::<_, StoreError>(disk::rules(&*store.view()?, tenant)?.policy));
     let policy = match read.await {
         Ok(Ok(policy)) => policy,
         _ => Policy { sandbox: Some(SandboxMode::ReadOnly), ..Policy::default() },

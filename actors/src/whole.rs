@@ -20,7 +20,10 @@ use raddle_domain::{
     ports::{Closing, Document, DocumentKind, Figures, Raw, StoreError, View, Write},
     time::UnixMs,
 };
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
+};
 
 use crate::{
     handle::{Error, PARKING, Runtime, append_error},
@@ -59,7 +62,7 @@ struct Outlet {
 impl Outlet {
     /// Waits until the piece is taken. Whether somebody did.
     fn put(&self, piece: Bytes) -> Result<(), Error> {
-        let sent = self.shared.engines.block_on(async {
+        let sent = Handle::current().block_on(async {
             tokio::select! {
                 sent = tokio::time::timeout(STALLED, self.to.send(piece)) => sent.is_ok_and(|sent| sent.is_ok()),
                 () = self.shared.stopping.cancelled() => false,
@@ -129,7 +132,7 @@ impl Runtime {
     fn written(&self, write: impl FnOnce(&dyn View, &Outlet) -> Result<(), Error> + Send + 'static) -> Pieces {
         let (to, pieces) = mpsc::channel(PIECES);
         let shared = self.shared().clone();
-        let written = self.shared().engines.spawn_blocking(move || {
+        let written = self.shared().tasks.blocking(move || {
             let store = shared.store.clone();
             let outlet = Outlet { to, shared };
             let done = store.view().map_err(Error::from).and_then(|view| write(&*view, &outlet));
@@ -298,7 +301,7 @@ impl Runtime {
             return Ok(figures);
         }
         let store = self.shared().store.clone();
-        let counted = self.shared().engines.spawn_blocking(move || store.figures(tenant)).await;
+        let counted = self.shared().tasks.blocking(move || store.figures(tenant)).await;
         Ok(counted.map_err(|why| Error::Internal(why.to_string()))??)
     }
 
@@ -344,7 +347,7 @@ impl Runtime {
         if self.shared().draining.load(SeqCst) {
             return Err(Error::Draining);
         }
-        match self.shared().engines.spawn(work).await {
+        match self.shared().tasks.spawn(work).await {
             Ok(done) => done,
             Err(why) if why.is_cancelled() => Err(Error::Draining),
             Err(why) => Err(Error::Internal(why.to_string())),

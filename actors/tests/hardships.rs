@@ -56,6 +56,53 @@ async fn a_full_disk_takes_neither_a_running_tool_nor_what_it_said() {
     runtime.shutdown(LONG).await;
 }
 
+#[tokio::test]
+async fn what_a_commit_stored_that_failed_reaches_those_who_watch_already() {
+    let bed = Bed::new();
+    let config = bed.config();
+    let fails = AtomicBool::new(true);
+    let lossy: OnCommit = Box::new(move |writes, commit| {
+        let stored = commit();
+        match holds(writes, "turn.completed") && fails.swap(false, SeqCst) {
+            true => Err(StoreError::Unavailable("the reply is lost".into())),
+            false => stored,
+        }
+    });
+    let store = Hooked::open(&config.store, lossy);
+    let runtime = Runtime::start(config, Ports { store: Some(Arc::new(store)), ..bed.ports() }).await.unwrap();
+    let key = create(&runtime).await;
+    let mut watch = runtime.subscribe(key, 0).await.unwrap();
+    let mut all = runtime.subscribe_tenant(OWNER, None, None).await.unwrap();
+    start(&runtime, key, "hello").await;
+    // Nobody writes to the thread again. Both are told, and not cut off.
+    let told = async {
+        let mut after = 0;
+        loop {
+            let next = watch.next().await.unwrap();
+            assert!(!next.is_last(), "{next:?}");
+            for (seq, event) in next.events() {
+                assert_eq!(seq, after + 1);
+                after = seq;
+                if event.name == "turn.completed" {
+                    return;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(LONG, told).await.expect("the thread's watcher is told of the end");
+    let told = async {
+        loop {
+            let next = all.next().await.unwrap();
+            assert!(!next.is_last(), "{next:?}");
+            if next.events().any(|(_, event)| event.name == "turn.completed") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(LONG, told).await.expect("the tenant's watcher is told of the end");
+    runtime.shutdown(LONG).await;
+}
+
 /// Waits until the runtime takes no new work.
 async fn drains(runtime: &Runtime) {
     let draining = async {

@@ -86,7 +86,7 @@ fn scene_with(start: impl FnOnce(Arc<dyn LogStore>, OnCommit, OnRecovered) -> St
     let handle = start(
         store.clone(),
         Arc::new(move |batches| told.lock().unwrap().push(batches)),
-        Arc::new(move || woken.notify_one()),
+        Arc::new(move |_| woken.notify_one()),
     );
     Scene { medium, store, handle, published, recovered }
 }
@@ -244,7 +244,7 @@ fn low_space_refuses_writes_and_is_over_without_a_write() {
         let store = raddle_actors::store::redb::RedbStore::open_medium(Arc::new(medium.clone()), 1 << 20, 1000);
         let recovered = Arc::new(Notify::new());
         let woken = recovered.clone();
-        let on_recovered: OnRecovered = Arc::new(move || woken.notify_one());
+        let on_recovered: OnRecovered = Arc::new(move |_| woken.notify_one());
         let handle = StoreActor::start_here(Arc::new(store.unwrap()), Arc::new(|_| {}), on_recovered);
         for room_comes_by_append in [true, false] {
             medium.set_free(999);

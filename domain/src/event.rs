@@ -534,6 +534,9 @@ impl Record {
             return Err(BadRecord::Newer(schema));
         }
         let envelope: Envelope<'_> = serde_json::from_slice(json).map_err(|why| BadRecord::Json(why.to_string()))?;
+        if envelope.seq == 0 {
+            return Err(BadRecord::Json("the seqs of a log begin with 1".to_owned()));
+        }
         let event = envelope.read()?;
         Ok(Self { seq: envelope.seq, ts: envelope.ts, thread: envelope.thread_id, event })
     }

@@ -29,6 +29,11 @@ macro_rules! ids {
                 Self(uuid)
             }
 
+            /// The name without its kind.
+            pub const fn uuid(&self) -> Uuid {
+                self.0
+            }
+
             /// The sixteen bytes used in storage keys.
             pub const fn as_bytes(&self) -> &[u8; 16] {
                 self.0.as_bytes()

@@ -21,7 +21,10 @@ pub mod command;
 
 pub mod thread;
 
+pub mod sound;
 pub mod trace;
+
+pub mod linear;
 
 pub mod history;
 pub mod hook;
@@ -42,3 +45,9 @@ pub mod policy;
 pub mod ports;
 
 pub mod admission;
+
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(feature = "planted")]
+pub mod planted;

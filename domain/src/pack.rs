@@ -105,6 +105,24 @@ pub fn beginning(
     Ok(stored(&record, prev))
 }
 
+/// The same log without the places that are empty because deltas were joined: so many deltas as there were, and the text
+/// in the last of them.
+pub fn spread(log: Vec<Record>) -> Vec<Record> {
+    let mut all = Vec::with_capacity(log.len());
+    let mut next = 1;
+    for record in log {
+        if let Event::ItemDelta(delta) = &record.event {
+            for seq in next..record.seq {
+                let part = ItemDelta { delta: String::new(), ..delta.clone() };
+                all.push(Record { seq, event: Event::ItemDelta(part), ..record.clone() });
+            }
+        }
+        next = record.seq + 1;
+        all.push(record);
+    }
+    all
+}
+
 /// Deltas that are being joined.
 struct Joining {
     first: Seq,

@@ -255,6 +255,24 @@ impl ModelErrorKind {
         }
     }
 
+    /// Every one of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [
+            Self::Unreachable,
+            Self::Timeout,
+            Self::RateLimited,
+            Self::Unavailable,
+            Self::CutOff,
+            Self::Malformed,
+            Self::Rejected,
+            Self::TooLarge,
+            Self::Engine,
+            Self::Budget,
+            Self::Suspended,
+        ]
+        .into_iter()
+    }
+
     /// The code a failed turn carries.
     pub const fn code(self) -> &'static str {
         match self {

@@ -35,8 +35,10 @@
 mod agent;
 mod apply;
 mod budget;
+mod causes;
 mod compaction;
 mod fork;
+mod given;
 mod inbox;
 mod settings;
 mod start;

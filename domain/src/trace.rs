@@ -8,6 +8,10 @@
 //!
 //! What is absent on purpose: how commands were grouped into appends, which changes no event.
 
+mod canon;
+mod derive;
+mod rerun;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize, de::Error as _};
@@ -20,6 +24,12 @@ use crate::{
     id::{Seq, TenantId, ThreadId, ThreadKey},
     price::Prices,
     time::UnixMs,
+};
+
+pub use self::{
+    canon::{Canon, Deltas, Difference},
+    derive::{BadLog, Derived, derive, prices},
+    rerun::{Differs, Minted, Rerun, Why},
 };
 
 /// The version of the format that this build writes, and the newest that it reads.

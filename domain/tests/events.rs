@@ -512,6 +512,8 @@ fn what_no_schema_wrote_is_refused_by_name() {
     assert_eq!(refusal(2, first), "written by schema 2, this build reads up to 1");
     assert_eq!(refusal(1, &first.replace("thread.created", "thread.invented")), "unknown event `thread.invented`");
     assert!(refusal(1, &first[..40]).starts_with("not a record"));
+    assert!(first.contains("\"seq\":1,"));
+    assert!(refusal(1, &first.replace("\"seq\":1,", "\"seq\":0,")).ends_with("the seqs of a log begin with 1"));
     let delta = FIRST.lines().find(|line| line.contains("item.delta")).unwrap();
     assert_eq!(refusal(1, &delta.replace("\"item_id\"", "\"other_id\"")), "`item.delta` names no item");
 }

@@ -5,9 +5,10 @@
 //! unless it is configured. Then it has one deadline: the runtime takes what it needs for open turns and ends every
 //! stream, replies that are under way get the rest. A second signal does not wait.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
+use raddle_actors::{Ear, Runtime, Tape, Whose};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
@@ -25,10 +26,14 @@ use crate::{
     listener,
     log::{self, LogError},
     otel::Otel,
+    record::{self, Written},
 };
 
 /// What replies under way get at least, however much of the deadline the runtime took.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How long a recording may take to be written to its end.
+const RECORDING: Duration = Duration::from_secs(10);
 
 /// Flags win over the environment, which wins over the file.
 #[derive(Debug, Args)]
@@ -39,6 +44,23 @@ pub struct Serve {
     /// Once ready, start a thread with this prompt and show its answer as it streams
     #[arg(long = "try", value_name = "PROMPT")]
     first_prompt: Option<String>,
+    /// Write everything that threads are told to this file, for `raddle replay`; it must not be there yet
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+}
+
+/// Writes what is heard from the start on. That it ends early is worth a line, not the server.
+async fn recorded(runtime: Runtime, ear: Ear, mut file: tokio::fs::File) {
+    let header = runtime.trace_header();
+    let recording = runtime.record_from(ear);
+    drop(runtime);
+    match record::write(&header, recording, &mut file).await {
+        Ok(Written { lines, left_out: 0 }) => tracing::info!(lines, "the recording is complete"),
+        Ok(Written { lines, left_out }) => {
+            tracing::error!(lines, left_out, "the recording is complete but for threads of which something was missed");
+        }
+        Err(why) => tracing::error!(%why, "the recording has ended, and the server goes on without it"),
+    }
 }
 
 /// What `--try` asks for; that it fails is worth a line, not the server.
@@ -55,7 +77,17 @@ impl Serve {
         let otel = begin_to_log(&config)?;
         // Before anything is announced: a signal that arrives from here on is a shutdown, not a death.
         let mut signals = Signals::new()?;
-        let app = app::start(&config).await.map_err(|err| Failure::Failed(format!("{err:#}")))?;
+        let tape = Arc::<Tape>::default();
+        let recorder = match &self.record {
+            None => None,
+            Some(path) => {
+                let file = record::create(path).await;
+                let file = file.map_err(|why| Failure::Failed(format!("{}: {why}", path.display())))?;
+                Some((tape.listen(Whose::default()), file))
+            }
+        };
+        let app = app::start_heard(&config, tape).await.map_err(|err| Failure::Failed(format!("{err:#}")))?;
+        let recorder = recorder.map(|(ear, file)| tokio::spawn(recorded(app.runtime.clone(), ear, file)));
         let (listener, operators) = match listeners(&config).await {
             Ok(listeners) => listeners,
             Err(failure) => {
@@ -120,6 +152,9 @@ impl Serve {
             let until = until.max(Instant::now() + LAST_WORDS);
             if tokio::time::timeout_at(until, &mut server).await.is_err() {
                 tracing::warn!("the deadline has passed: connections are cut");
+            }
+            if let Some(recorder) = recorder {
+                drop(tokio::time::timeout(RECORDING, recorder).await);
             }
             if let Some(otel) = otel {
                 otel.end().await;

@@ -131,6 +131,8 @@ pub struct Follow {
     over: bool,
     /// The last word was said.
     gone: bool,
+    /// Times that an event did not follow the last one.
+    gaps: u64,
 }
 
 impl Follow {
@@ -147,12 +149,18 @@ impl Follow {
             failures: 0,
             over: false,
             gone: false,
+            gaps: 0,
         }
     }
 
     /// Whether the connection is lost, for whoever waits for what it brings.
     pub fn lost(&self) -> Arc<AtomicBool> {
         self.lost.clone()
+    }
+
+    /// How often an event came that did not follow the last one, so that another connection had to bring what was missing.
+    pub fn gaps(&self) -> u64 {
+        self.gaps
     }
 
     /// The same, read as records of one kind.
@@ -175,6 +183,7 @@ impl Follow {
                     Ok(None) => {}
                     // Something is missing: another connection may bring it.
                     Err(err) => {
+                        self.gaps += 1;
                         self.ready.clear();
                         self.open = None;
                         if self.failures >= RECONNECTS {
@@ -276,4 +285,23 @@ fn is_farewell(name: &str) -> bool {
 
 fn text(bytes: Vec<u8>) -> Result<String, ClientError> {
     String::from_utf8(bytes).map_err(|_| ClientError::Failed("an event is not UTF-8".to_owned()))
+}
+
+/// A stream as a client follows it, for targets of `fuzz/`: what it hands out follows what it had.
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub fn followed(data: &[u8]) {
+    let (mut parser, mut events) = (Parser::new(BOUNDS), Vec::new());
+    let _ = parser.push(data, &mut events);
+    let mut log = Place::Log { after: 0, last_word: "thread.deleted" };
+    let mut feed = Place::Feed { after: None };
+    for event in events {
+        let before = log.query();
+        if let Ok(Some(told)) = log.take(event.clone()) {
+            assert_ne!(log.query(), before, "it moved on");
+            let _ = (log.is_last(&told.name), told.read::<serde_json::Value>());
+        }
+        let _ = feed.take(event);
+        feed.said(parser.last_id());
+    }
 }

@@ -67,6 +67,8 @@ const EXCEPTIONS: &[(Method, &str, Access)] = &[
     (Method::POST, "/v1/policy/check", Access::Tenant(Scope::Read)),
     // For everybody of the tenant.
     (Method::PUT, "/v1/routing-rules", Access::Tenant(Scope::Admin)),
+    // Everything that anybody of the tenant says.
+    (Method::GET, "/v1/trace", Access::Tenant(Scope::Admin)),
     (Method::GET, "/v1/admin/tenants/{tenant}", Access::Keeper),
     (Method::GET, "/v1/admin/tenants/{tenant}/usage", Access::Keeper),
     (Method::POST, "/v1/admin/tenants/{tenant}/keys", Access::Keeper),

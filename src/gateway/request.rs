@@ -439,7 +439,7 @@ async fn drain(body: Body) {
 }
 
 /// A JSON object; no body at all is an empty one.
-fn object(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
+pub(super) fn object(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Map::new());
     }
@@ -451,7 +451,7 @@ fn object(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
 }
 
 /// The body as `B`, or the name of what is wrong with it.
-fn typed<B: DeserializeOwned>(object: Map<String, Value>) -> Result<B, Problem> {
+pub(super) fn typed<B: DeserializeOwned>(object: Map<String, Value>) -> Result<B, Problem> {
     let known = fields_of::<B>();
     if let Some(unknown) = object.keys().find(|name| !known.contains(&name.as_str())) {
         let detail = format!("`{unknown}` is not a field of this request");

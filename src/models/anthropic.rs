@@ -4,7 +4,7 @@
 //! Absent on purpose: extended thinking. It is read where a provider sends it, and never asked for: with tools it has
 //! to go back signed, and a log that any model can continue holds no signatures.
 
-mod answer;
+pub(super) mod answer;
 mod request;
 
 use raddle_domain::ports::{Model, ModelRequest, ModelStream};

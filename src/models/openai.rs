@@ -3,7 +3,7 @@
 //!
 //! A missing `[DONE]` is no failure behind a finish reason, and `[DONE]` without one is no end.
 
-mod answer;
+pub(super) mod answer;
 mod request;
 
 use raddle_domain::ports::{Model, ModelRequest, ModelStream};

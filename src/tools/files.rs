@@ -24,7 +24,7 @@ mod edit;
 mod grep;
 mod list;
 mod past;
-mod patch;
+pub(crate) mod patch;
 mod place;
 mod read;
 mod shown;

@@ -82,6 +82,13 @@ def before_call(context, case, kwargs):
         if str(asked).isdigit() and 1 < int(asked) <= 300_000:
             asked = 1
         case.query["timeout_ms"] = asked
+    # A recording goes on as long as its reader, or the seconds that it asks for.
+    if case.operation.path in ("/v1/trace", "/v1/admin/trace"):
+        case.query = {**(case.query or {})}
+        asked = case.query.get("seconds", 1)
+        if str(asked).isdigit() and 1 < int(asked) <= 86_400:
+            asked = 1
+        case.query["seconds"] = asked
 
 
 @schemathesis.serializer("application/x-ndjson")

@@ -148,7 +148,7 @@ impl Bed {
             Box::pin(async move { stored })
         });
         let clock: Arc<dyn Clock> = Arc::new(Fixed);
-        hooks.start(&tokio::runtime::Handle::current(), &self.store, &clock, &save);
+        hooks.start(&Tasks::Pool(tokio::runtime::Handle::current()), &self.store, &clock, &save);
         self.hooks = Arc::new(hooks);
     }
 

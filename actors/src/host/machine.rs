@@ -12,6 +12,7 @@ use raddle_domain::{
     time::UnixMs,
 };
 use tracing::Span;
+use uuid::Uuid;
 
 use super::{Host, Spoke};
 use crate::{
@@ -192,7 +193,18 @@ pub(crate) struct Loaded<M> {
 pub(crate) struct Site<'a> {
     pub key: ThreadKey,
     pub now: UnixMs,
+    /// The world in which it is made, if that is another one.
+    pub world: Option<&'a World>,
     pub shared: &'a Shared,
+}
+
+/// A world that was: what is told again is judged as it was in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct World {
+    pub at: UnixMs,
+    pub draining: bool,
+    /// The ids that the rules got, in order.
+    pub minted: Vec<Uuid>,
 }
 
 /// Where a crew works.

@@ -216,7 +216,7 @@ impl Crew<Counter> for Fetcher {
         } else if self.0.is_none() && !leaving {
             let outbox = Arc::new(Outbox::new(place.wake()));
             let told = outbox.clone();
-            let task = place.shared.engines.spawn(async move { told.end(FETCHED) });
+            let task = place.shared.tasks.spawn(async move { told.end(FETCHED) });
             self.0 = Some(Fetching { outbox, task: task.abort_handle() });
         }
     }
@@ -277,7 +277,7 @@ impl Bed {
     async fn make(&self, key: ThreadKey, call: Call) -> Result<Done<u64>, Error> {
         let step = Counted { event: Some("counter.made"), count: 0 };
         let machine = Counter { seq: 1, ..Counter::default() };
-        let begun = async { Ok(Begun { key, machine, step, fork: None }) };
+        let begun = async { Ok(Begun { key, machine, step, fork: None, given: false }) };
         self.runtime.make(key.tenant, call, begun, Ok).await
     }
 

@@ -86,7 +86,7 @@ pub(super) async fn read<T: Send + 'static>(
     read: impl FnOnce(&dyn View) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, Error> {
     let store = shared.store.clone();
-    match shared.engines.spawn_blocking(move || read(&*store.view()?)).await {
+    match shared.tasks.blocking(move || read(&*store.view()?)).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(StoreError::Corrupt(corrupt))) => Err(Error::ThreadUnavailable(corrupt.to_string())),
         Ok(Err(error)) => Err(error.into()),

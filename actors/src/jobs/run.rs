@@ -372,7 +372,7 @@ pub(super) async fn follow(desk: &Desk, job: &Job, work: &TurnWork, token: Token
                     break;
                 }
             }
-            if watch.lagged() {
+            if watch.was_let_go() {
                 break;
             }
         }

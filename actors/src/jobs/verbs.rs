@@ -94,7 +94,7 @@ impl Runtime {
             call.idempotency.map(|known| book::Stub { event: 1, job: Some(id), schedule: None }.receipt(known, now));
         let made = job.clone();
         // In a task of its own, so that it is stored, or not, whoever still waits.
-        let saved = shared.engines.clone().spawn(async move {
+        let saved = shared.tasks.clone().spawn(async move {
             let saved = book::create(&shared, id.log(tenant), &made, vec![book::queued(&made)], now, receipt).await;
             drop((place, coming, in_flight));
             saved
@@ -195,7 +195,7 @@ impl Runtime {
         }
         self.job(tenant, job).await?;
         let shared = self.shared().clone();
-        let done = shared.engines.clone().spawn(async move {
+        let done = shared.tasks.clone().spawn(async move {
             let done = book::update(&shared, job.log(tenant), verb, call).await;
             drop((place, in_flight));
             done
@@ -226,7 +226,7 @@ impl Runtime {
         let schedule = Schedule { job, ..schedule };
         let write = self.schedule_write(tenant, &schedule, 0, ScheduleEvent::Created, now, call.idempotency);
         let store = shared.store_handle.clone();
-        let saved = shared.engines.spawn(async move {
+        let saved = shared.tasks.clone().spawn(async move {
             let saved = store.append(write).await;
             drop((place, coming, in_flight));
             saved

@@ -392,7 +392,7 @@ impl Runtime {
             Replayed { image, from, events: upto - after, drift }
         };
         // Thousands of tasks take a while to compare.
-        let compared = self.shared().engines.spawn_blocking(drift).await;
+        let compared = self.shared().tasks.blocking(drift).await;
         compared.map_err(|why| Error::Internal(why.to_string()))
     }
 

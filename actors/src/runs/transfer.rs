@@ -67,7 +67,7 @@ impl Runtime {
         let shared = self.shared().clone();
         let id = RunId::new(shared.ids.mint());
         let begin = async {
-            let read = shared.engines.spawn_blocking(move || read(&lines)).await;
+            let read = shared.tasks.blocking(move || read(&lines)).await;
             let state = read.map_err(|why| Error::Internal(why.to_string()))?;
             let state = state.map_err(|bad| raddle_domain::run::Refused::Invalid {
                 field: "body".to_owned(),

@@ -119,7 +119,7 @@ impl Runtime {
         self.before_a_word(tenant, worker).await;
         let runtime = self.clone();
         // In a task of its own: a claim that was sent is kept, or given back, whether or not its caller still waits.
-        let work = self.shared().engines.spawn(async move {
+        let work = self.shared().tasks.spawn(async move {
             let shared = runtime.shared();
             let command = Command::Work(worker, Claim { lease_ms: Some(lease_ms(shared)), ..claim });
             let expect = |reply| match reply {
@@ -196,7 +196,7 @@ impl Runtime {
 /// Keeps the lease of a turn until the turn has ended, then gives back what it has not completed.
 fn keep(shared: &Arc<Shared>, runtime: WeakRuntime, shift: Shift) {
     if let WorkBy::Turn(turn) = shift.worker.by {
-        shared.engines.spawn(kept(shared.clone(), runtime, shift, turn));
+        shared.tasks.spawn(kept(shared.clone(), runtime, shift, turn));
     }
 }
 
@@ -232,7 +232,7 @@ async fn ends_before(shared: &Arc<Shared>, key: ThreadKey, turn: TurnId, deadlin
                     // A thread that is gone has no turn. An open turn is in its thread's log alone.
                     Ok::<_, StoreError>(view.row(key)?.is_none() || view.turn(key, turn)?.is_some())
                 };
-                match shared.engines.spawn_blocking(has_ended).await {
+                match shared.tasks.blocking(has_ended).await {
                     Ok(Ok(true)) => return,
                     Ok(Ok(false)) => {}
                     // Nothing was seen: what would tell of the end may have passed.
@@ -263,7 +263,7 @@ async fn ends_before(shared: &Arc<Shared>, key: ThreadKey, turn: TurnId, deadlin
 /// Finds the tasks that turns held in the process before this one, and keeps them.
 pub(crate) async fn recover(shared: Arc<Shared>, runtime: WeakRuntime) {
     let store = shared.store.clone();
-    let read = shared.engines.spawn_blocking(move || held_by_turns(&*store.view()?)).await;
+    let read = shared.tasks.blocking(move || held_by_turns(&*store.view()?)).await;
     match read {
         Ok(Ok(shifts)) => shifts.into_iter().for_each(|shift| keep(&shared, runtime.clone(), shift)),
         failed => tracing::warn!(?failed, "cannot find the tasks that turns hold; their leases may run out"),

@@ -45,6 +45,42 @@ pub struct FileMedium {
     pub sync_delay: Duration,
     /// `false` leaves out every sync: for benches that ask what durability costs. Loses data in a power cut.
     pub durable: bool,
+    /// What it does wrong, on purpose.
+    pub faults: Arc<Faults>,
+}
+
+/// A disk that refuses a write or a sync now and then: for whoever wants to see what becomes of a server on one.
+#[derive(Debug, Default)]
+pub struct Faults {
+    /// Of a million writes and syncs, those that fail.
+    per_million: u64,
+    armed: AtomicBool,
+    asked: AtomicU64,
+}
+
+impl Faults {
+    pub fn new(per_million: u32) -> Self {
+        Self { per_million: per_million.into(), ..Self::default() }
+    }
+
+    /// From now on it fails. Until somebody says so it is whole: a server that does not even start would show nothing.
+    pub fn arm(&self) {
+        self.armed.store(self.per_million > 0, Ordering::Relaxed);
+    }
+
+    fn strike(&self) -> io::Result<()> {
+        if !self.armed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        // The same failures in every run, spread as by chance (the mixer of SplitMix64).
+        let mut mixed = self.asked.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        match (mixed ^ (mixed >> 31)) % 1_000_000 < self.per_million {
+            true => Err(io::Error::other("a fault of the disk, as it was asked for")),
+            false => Ok(()),
+        }
+    }
 }
 
 impl FileMedium {
@@ -80,7 +116,8 @@ impl Medium for FileMedium {
         file.sync_data()?;
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
         let inner = FileBackend::new(file).map_err(io::Error::other)?;
-        Ok(Box::new(Paced { inner, sync_delay: self.sync_delay, durable: self.durable }))
+        let Self { sync_delay, durable, .. } = *self;
+        Ok(Box::new(Paced { inner, sync_delay, durable, faults: self.faults.clone() }))
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -125,6 +162,7 @@ struct Paced {
     inner: FileBackend,
     sync_delay: Duration,
     durable: bool,
+    faults: Arc<Faults>,
 }
 
 impl StorageBackend for Paced {
@@ -145,9 +183,11 @@ impl StorageBackend for Paced {
             #[expect(clippy::disallowed_methods, reason = "this is a disk that is slow: whoever syncs it waits")]
             std::thread::sleep(self.sync_delay);
         }
+        self.faults.strike()?;
         self.inner.sync_data()
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.faults.strike()?;
         self.inner.write(offset, data)
     }
     pass_locks!(inner);
@@ -240,7 +280,7 @@ pub enum Op {
     Sync,
 }
 
-/// When operations fail. An operation that fails changes nothing.
+/// When operations fail. An operation that fails changes nothing, unless it is a write that was made short.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
@@ -265,6 +305,8 @@ struct Cells {
     bytes: Mutex<Vec<u8>>,
     ops: Mutex<Option<Vec<Op>>>,
     fault: Mutex<Option<Fault>>,
+    /// Whether the first half of a write that fails is done nevertheless.
+    short: AtomicBool,
     /// Operations since the fault was set.
     done: AtomicU64,
     syncs: AtomicU64,
@@ -275,7 +317,8 @@ impl Default for Cells {
     fn default() -> Self {
         let free = AtomicU64::new(u64::MAX);
         let [done, syncs] = [AtomicU64::new(0), AtomicU64::new(0)];
-        Self { bytes: Mutex::default(), ops: Mutex::default(), fault: Mutex::default(), done, syncs, free }
+        let short = AtomicBool::new(false);
+        Self { bytes: Mutex::default(), ops: Mutex::default(), fault: Mutex::default(), short, done, syncs, free }
     }
 }
 
@@ -311,6 +354,10 @@ impl MemoryMedium {
         self.0.done.store(0, Ordering::Relaxed);
         *lock(&self.0.fault) = fault;
     }
+    /// From now on the first half of a write that fails is done, or nothing of it again.
+    pub fn set_short(&self, short: bool) {
+        self.0.short.store(short, Ordering::Relaxed);
+    }
     /// Operations since the last `set_fault`.
     pub fn operations(&self) -> u64 {
         self.0.done.load(Ordering::Relaxed)
@@ -322,6 +369,14 @@ impl MemoryMedium {
     /// What `free_bytes` answers.
     pub fn set_free(&self, bytes: u64) {
         self.0.free.store(bytes, Ordering::Relaxed);
+    }
+
+    fn put(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut bytes = lock(&self.0.bytes);
+        let start = usize::try_from(offset).map_err(io::Error::other)?;
+        let into = bytes.get_mut(start..).and_then(|rest| rest.get_mut(..data.len()));
+        into.ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(data);
+        Ok(())
     }
 
     fn step(&self, op: impl FnOnce() -> Op) -> io::Result<()> {
@@ -383,11 +438,12 @@ impl StorageBackend for MemoryMedium {
         Ok(())
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.step(|| Op::Write { offset, data: data.to_vec() })?;
-        let mut bytes = lock(&self.0.bytes);
-        let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let into = bytes.get_mut(start..).and_then(|rest| rest.get_mut(..data.len()));
-        into.ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(data);
-        Ok(())
+        if let Err(failed) = self.step(|| Op::Write { offset, data: data.to_vec() }) {
+            if self.0.short.load(Ordering::Relaxed) {
+                self.put(offset, &data[..data.len() / 2])?;
+            }
+            return Err(failed);
+        }
+        self.put(offset, data)
     }
 }

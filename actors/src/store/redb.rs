@@ -47,7 +47,7 @@ use raddle_domain::{
 };
 
 use super::{
-    backend::{FileMedium, Medium, MemoryMedium, Watch, Watched},
+    backend::{Faults, FileMedium, Medium, MemoryMedium, Watch, Watched},
     closed::Shut,
     codec,
     keys::{
@@ -76,6 +76,8 @@ pub struct RedbConfig {
     pub sync_delay: Duration,
     /// `false` never syncs: for benches. Loses data in a power cut.
     pub durable: bool,
+    /// What the disk does wrong, on purpose: for whoever tries that.
+    pub faults: Arc<Faults>,
 }
 
 impl RedbConfig {
@@ -87,6 +89,7 @@ impl RedbConfig {
             min_free_bytes: 16 << 20,
             sync_delay: Duration::ZERO,
             durable: true,
+            faults: Arc::default(),
         }
     }
 }
@@ -226,7 +229,7 @@ impl RedbStore {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         let lock = take_lock(dir)?;
         let RedbConfig { sync_delay, durable, .. } = *config;
-        let medium = FileMedium { path: dir.join(FILE), sync_delay, durable };
+        let medium = FileMedium { path: dir.join(FILE), sync_delay, durable, faults: config.faults.clone() };
         Self::open_on(Arc::new(medium), config.cache_bytes, config.min_free_bytes, Some(lock))
     }
 

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "planted")]
+use raddle_domain::planted;
 use raddle_domain::{
     command::{Command, ToolReport},
     id::{ThreadKey, TurnId},
@@ -65,6 +67,10 @@ impl Crew<ThreadMachine> for ThreadCrew {
                 if !self.tools.iter().any(|tool| tool.due == *due) {
                     let task = start_tool(machine, *due, self.span(), place);
                     self.tools.extend(task);
+                    #[cfg(feature = "planted")]
+                    if planted::is(planted::Fault::DoubleEffect) {
+                        self.tools.extend(start_tool(machine, *due, self.span(), place));
+                    }
                 }
             }
         }
@@ -162,7 +168,7 @@ fn start_engine(
     parent: Option<Id>,
     place: &Place<'_, ThreadMachine>,
 ) -> Engine {
-    let Shared { store, models, tools, engines, config, registry, gates, tenants, .. } = &**place.shared;
+    let Shared { store, models, tools, tasks, config, registry, gates, tenants, .. } = &**place.shared;
     let doors = gates.of_a_call(&tenants.account(place.key.tenant));
     let state = &machine.state;
     let open = state.open();
@@ -175,6 +181,7 @@ fn start_engine(
     let price = settings.price.clone();
     let call = EngineCall {
         tab: Tab::open(place.shared, place.key, price, state.levels()),
+        tasks: tasks.clone(),
         span,
         calls: registry.counters.engines.of(&settings.engine),
         key: place.key,
@@ -191,7 +198,7 @@ fn start_engine(
         context_seq: state.context_seq(),
         compaction: open.and_then(|open| open.compacting().cloned()),
     };
-    Engine::start(call, store.clone(), models.clone(), tools.clone(), doors, engines, place.wake())
+    Engine::start(call, store.clone(), models.clone(), tools.clone(), doors, place.wake())
 }
 
 fn start_tool(

@@ -14,6 +14,7 @@ macro_rules! suite {
     };
 }
 
+pub mod disk;
 pub mod script;
 pub mod talk;
 

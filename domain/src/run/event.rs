@@ -388,6 +388,9 @@ impl Record {
         }
         let Read { seq, ts, run_id, revision, status, by, step_id, event, payload, run } =
             serde_json::from_slice(json).map_err(|why| BadRecord::Json(why.to_string()))?;
+        if seq == 0 {
+            return Err(BadRecord::Json("the seqs of a log begin with 1".to_owned()));
+        }
         let event = read(event, payload)?;
         Ok(Self { seq, ts, run_id, revision, status, by, step_id, event, run })
     }
@@ -469,6 +472,19 @@ mod tests {
         for theirs in ["planning_started", "step_completed", "contextual", "run_paused", "deployed"] {
             assert!(!is_reserved(theirs), "{theirs}");
         }
+    }
+
+    #[test]
+    fn no_event_comes_before_the_first() {
+        let json = |seq: u64| {
+            format!(
+                r#"{{"seq":{seq},"ts":"2026-11-18T11:06:40.001Z","run_id":"run_01905d3c-7e57-7abc-8def-000000000001",
+                "revision":1,"status":"running","by":"b","event":"deployed","payload":{{}}}}"#
+            )
+        };
+        assert_eq!(Record::decode(SCHEMA, json(1).as_bytes()).unwrap().seq, 1);
+        let before = Record::decode(SCHEMA, json(0).as_bytes());
+        assert_eq!(before, Err(BadRecord::Json("the seqs of a log begin with 1".to_owned())));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Prompts that wait: behind the open turn, or for its next step.
 
-use super::{settings::fits, step::Stepper};
+use super::{Queued, settings::fits, step::Stepper};
+#[cfg(feature = "planted")]
+use crate::planted;
 use crate::{
     command::{EditPrompt, Refused, Reply, Steer},
     event::Event,
@@ -113,7 +115,7 @@ impl Stepper<'_> {
             && !self.cx.draining
             && !self.state.view.queue_paused
             && !self.state.view.archived
-            && let Some(queued) = self.state.inbox.front()
+            && let Some(queued) = self.next_prompt()
         {
             let mut admission = Box::new(queued.admission.clone());
             let turn = TurnId::new(self.cx.ids.mint());
@@ -130,6 +132,15 @@ impl Stepper<'_> {
                 self.close_turn(TurnStatus::Failed, Some(error));
             }
         }
+    }
+
+    /// The prompt that is next.
+    fn next_prompt(&self) -> Option<&Queued> {
+        #[cfg(feature = "planted")]
+        if planted::is(planted::Fault::NewestFirst) {
+            return self.state.inbox.back();
+        }
+        self.state.inbox.front()
     }
 
     /// Shows the model what was said since its last step.

@@ -28,6 +28,7 @@ use crate::{
     },
     event::{Event, Record, SCHEMA},
     history::{History, Message, ToolCall},
+    id::TenantId,
     ports::{
         Act, ActStep, Answered, FinishReason, Gate, Judgement, ModelError, ModelErrorKind, Planned, Requested, ToolEnd,
     },
@@ -36,6 +37,7 @@ use crate::{
         ThreadStatus, TurnKind, TurnOverrides, TurnStatus, Undelivered, Usage,
     },
     tenant::Budget,
+    trace::{self, Header, Rerun},
 };
 
 struct Counter(AtomicU64);
@@ -54,9 +56,22 @@ struct Bench {
     now: UnixMs,
     ids: Counter,
     limits: Limits,
+    first_limits: Limits,
+    /// Whether all was asked under the first limits.
+    steady: bool,
     prices: Prices,
     draining: bool,
     settled: Vec<Settled>,
+}
+
+/// Whatever a test made of a thread, what it was told can be derived of its log.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // A trace has one set of limits.
+        if !std::thread::panicking() && self.steady {
+            self.check_derived();
+        }
+    }
 }
 
 static NO_PRICES: std::sync::LazyLock<Prices> = std::sync::LazyLock::new(Prices::default);
@@ -86,6 +101,8 @@ impl Bench {
             now: UnixMs(1_000),
             ids,
             limits,
+            first_limits: limits,
+            steady: true,
             prices: Prices::default(),
             draining: false,
             settled: Vec::new(),
@@ -94,6 +111,7 @@ impl Bench {
 
     fn request(&mut self, request: Request) -> Result<Step, Refused> {
         let before = self.state.clone();
+        self.steady &= self.limits == self.first_limits;
         let Self { now, draining, .. } = *self;
         let cx = Cx {
             now,
@@ -111,6 +129,28 @@ impl Bench {
             self.rest = rest.clone();
         }
         Ok(step)
+    }
+
+    fn check_derived(&self) {
+        let header = Header::new(self.now, self.limits, trace::prices(&self.log));
+        let derived = trace::derive(&header, TenantId::DEFAULT, &self.log).unwrap();
+        let forked = self.log.iter().rposition(|record| matches!(record.event, Event::ThreadForked(_)));
+        let known = forked.map_or(0, |at| {
+            // What a fork writes again of its parent's turn is its parent's past as well.
+            let again = matches!(self.log.get(at + 1).map(|record| &record.event), Some(Event::TurnStarted(_)));
+            let ends = |record: &Record| matches!(record.event, Event::TurnCompleted(_));
+            let more = self.log[at..].iter().position(ends).filter(|_| again).unwrap_or(0);
+            (at + more) as u64 + 1
+        });
+        let unexplained = derived.given as usize;
+        let why = || {
+            let names: Vec<_> = self.log.iter().map(|record| record.event.name()).collect();
+            format!("event {unexplained} of {names:?}, or some before it")
+        };
+        assert!(derived.given <= known, "nothing explains {}", why());
+        let mut rerun = Rerun::default();
+        derived.lines.iter().for_each(|line| rerun.tell(&header, line).unwrap());
+        assert_eq!((rerun.log(), rerun.state()), (&*self.log, Some(&self.state)));
     }
 
     fn ask(&mut self, command: Command) -> Result<Step, Refused> {

@@ -17,16 +17,15 @@ use raddle_domain::{
         AdmissionStatus, Delivery, EffectClass, ItemKind, ModelChoice, OnRestart, Permit, Resolution, Turn,
         Undelivered, Usage,
     },
+    sound::Sound,
     thread::{Cx, ForkPoint, Rest, Settled, Snapshot, Step, ThreadState},
     time::UnixMs,
+    trace::{self, Header, Rerun},
 };
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::{
-    model::{self, End, Expects, LIMITS, Line, Model, Op, Place, Tool},
-    watch::Watch,
-};
+use crate::model::{self, End, Expects, LIMITS, Line, Model, Op, Place, Tool};
 
 struct Counter(AtomicU64);
 
@@ -45,7 +44,7 @@ pub struct Host {
     limits: Limits,
     ids: Counter,
     prices: Prices,
-    watch: Watch,
+    sound: Sound,
     // In the order in which they came to be.
     turns: Vec<TurnId>,
     inputs: Vec<(InputId, AdmissionStatus)>,
@@ -87,7 +86,7 @@ impl Host {
             room: &raddle_domain::ports::Boundless,
         };
         let (state, step) = ThreadState::create(ThreadId::new(ids.mint()), new, cx).unwrap();
-        let watch = Watch::of(&step.records);
+        let sound = Sound::of(&step.records).unwrap();
         Self {
             state,
             log: step.records,
@@ -96,7 +95,7 @@ impl Host {
             limits,
             ids,
             prices,
-            watch,
+            sound,
             turns: Vec::new(),
             inputs: Vec::new(),
             approvals: Vec::new(),
@@ -309,7 +308,7 @@ impl Host {
 
     fn save(&mut self, step: Step) -> &'static str {
         for record in step.records {
-            self.watch.see(&record);
+            self.sound.see(&record).unwrap();
             self.name(&record.event);
             let stored = stored(&record);
             assert_eq!(stored, record, "it is read otherwise than it was meant");
@@ -331,10 +330,10 @@ impl Host {
                 assert_eq!(ended.event, Event::TurnCompleted(Box::new(receipt.turn.clone())));
                 let mut told: Vec<OperationId> = receipt.effects.iter().map(|effect| effect.operation_id).collect();
                 told.sort();
-                let started = self.watch.effects.values();
+                let started = self.sound.effects().values();
                 let started = started.filter(|effect| effect.turn_id == receipt.turn.id && effect.attempt > 0);
                 assert_eq!(told, started.map(|effect| effect.operation_id).collect::<Vec<_>>());
-                assert!(receipt.effects.iter().all(|effect| self.watch.effects[&effect.operation_id] == *effect));
+                assert!(receipt.effects.iter().all(|effect| self.sound.effects()[&effect.operation_id] == *effect));
                 "interrupted"
             }
             Reply::Admission(admission, at) => {
@@ -440,7 +439,7 @@ impl Host {
         };
         let (state, step) = ThreadState::fork(id, point, cx).unwrap();
         self.state = state;
-        self.watch = Watch::of(&self.log);
+        self.sound = Sound::of(&self.log).unwrap();
         assert_eq!(self.save(step), "changed");
         assert_eq!(fold(&self.log), self.state, "a fork is what its log says");
         "forked"
@@ -474,24 +473,24 @@ impl Host {
         assert_eq!(inputs, model.inputs.values().copied().collect::<Vec<_>>());
 
         let named = |id: &TurnId, status| (turn(id), status);
-        let ended: Vec<_> = self.watch.ended.iter().map(|(id, status)| named(id, *status)).collect();
+        let ended: Vec<_> = self.sound.ended().iter().map(|(id, status)| named(id, *status)).collect();
         assert_eq!(ended, model.book.ended);
-        assert_eq!(self.watch.undone.iter().map(turn).collect::<Vec<_>>(), model.book.undone);
+        assert_eq!(self.sound.undone().iter().map(turn).collect::<Vec<_>>(), model.book.undone);
         let last = self.state.last().map(|last| turn(&last.turn.id));
         assert_eq!(last, model.book.last.map(|(turn, _)| turn));
 
         let approvals: Vec<_> =
-            self.approvals.iter().map(|id| self.watch.approvals.get(id).map(|(_, to)| *to)).collect();
+            self.approvals.iter().map(|id| self.sound.approvals().get(id).map(|(_, to)| *to)).collect();
         let expected = (0..self.approvals.len()).map(|at| model.book.approvals.get(&at).copied());
         assert_eq!(approvals, expected.collect::<Vec<_>>());
         let pending =
             approvals.iter().filter(|status| **status == Some(raddle_domain::record::ApprovalStatus::Pending));
         assert_eq!(pending.count(), view.pending_approvals as usize);
-        let questions = self.questions.iter().map(|id| self.watch.questions.get(id).map(|(_, to)| *to));
+        let questions = self.questions.iter().map(|id| self.sound.questions().get(id).map(|(_, to)| *to));
         let expected = (0..self.questions.len()).map(|at| model.book.questions.get(&at).copied());
         assert_eq!(questions.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
         for (at, id) in self.operations.iter().enumerate() {
-            let known = self.watch.effects.get(id).map(|effect| model::Ledger {
+            let known = self.sound.effects().get(id).map(|effect| model::Ledger {
                 class: effect.class,
                 status: effect.status,
                 starts: effect.attempt,
@@ -542,7 +541,7 @@ impl Host {
     fn visible(&self) -> Vec<Line> {
         let mut history = History::new(None);
         for settled in &self.settled {
-            if settled.started_seq < self.state.context_seq() || self.watch.undone.contains(&settled.turn.id) {
+            if settled.started_seq < self.state.context_seq() || self.sound.undone().contains(&settled.turn.id) {
                 continue;
             }
             history.turn();
@@ -571,6 +570,24 @@ impl Host {
     pub fn finish(&self) {
         assert_eq!(fold(&self.log), self.state);
         assert_eq!(self.restored(), self.state);
+        self.check_derived();
+    }
+
+    /// What the log says that the thread was told leads to the same log again.
+    fn check_derived(&self) {
+        let header = Header::new(UnixMs(0), self.limits, self.prices.clone());
+        let derived = trace::derive(&header, TenantId::DEFAULT, &self.log).unwrap();
+        let forked = self.log.iter().rev().find(|record| matches!(record.event, Event::ThreadForked(_)));
+        let known = forked.map_or(0, |record| record.seq);
+        let unexplained = || self.log[derived.given as usize - 1].clone();
+        assert_eq!(derived.given, known, "nothing explains {:?}", unexplained());
+        let mut rerun = Rerun::default();
+        for line in &derived.lines {
+            let line = trace::Line::read(1, &line.to_string()).unwrap();
+            rerun.tell(&header, &line).unwrap();
+        }
+        assert_eq!(rerun.log(), self.log);
+        assert_eq!(rerun.state(), Some(&self.state));
     }
 }
 

@@ -5,7 +5,6 @@
 
 mod host;
 mod model;
-mod watch;
 
 use proptest::{
     prelude::*,
@@ -188,4 +187,23 @@ prop_state_machine! {
     #![proptest_config(config())]
     #[test]
     fn any_thread_is_what_a_small_model_of_it_says(sequential 1..100 => Machine);
+}
+
+/// The rule is broken on purpose: the newest prompt that waits is next.
+#[cfg(feature = "planted")]
+#[test]
+fn a_broken_rule_is_caught_by_the_model() {
+    use proptest::{strategy::ValueTree, test_runner::TestRunner};
+    use raddle_domain::planted::{Fault, plant};
+    let mut runner = TestRunner::deterministic();
+    let mut found = (0..2_000).filter_map(|_| {
+        let (model, ops, _) = Model::sequential_strategy(1..100).new_tree(&mut runner).unwrap().current();
+        plant(Some(Fault::NewestFirst));
+        let played = std::panic::catch_unwind(|| Machine::test_sequential(Config::default(), model, ops, None));
+        plant(None);
+        played.err()
+    });
+    let why = found.next().expect("somebody notices");
+    let why = why.downcast_ref::<String>().expect("a sentence");
+    assert!(why.contains("is not the next of the inbox"), "{why}");
 }

@@ -138,6 +138,34 @@ fn a_table_that_was_lost_is_noticed_whichever_layout_it_came_with() {
 }
 
 #[test]
+fn a_log_whose_row_was_lost_is_neither_shown_nor_begun_anew() {
+    let medium = MemoryMedium::default();
+    assert!(open(&medium).unwrap().commit(&[step(0)]).unwrap()[0].is_ok());
+    tamper(&medium, |txn| remove(txn, THREADS, RowKey::new(key())));
+    let store = open(&medium).unwrap();
+    let refused = store.commit(&[step(0)]).unwrap().remove(0).unwrap_err();
+    assert_eq!(refused, RowKey::new(key()).corrupt("the row is missing, its log is there").into());
+    let shown = store.view().unwrap().events(key(), 0, 99, 9999);
+    assert!(matches!(shown, Err(StoreError::Corrupt(_))), "{shown:?}");
+}
+
+#[test]
+fn a_file_that_another_process_opened_since_is_not_gone_on_with() {
+    let medium = MemoryMedium::default();
+    let first = open(&medium).unwrap();
+    assert!(first.commit(&[step(0)]).unwrap()[0].is_ok());
+    medium.set_fault(Some(super::super::backend::Fault { at: 0, errno: 5, lasting: true }));
+    assert!(first.commit(&[step(1)]).is_err());
+    medium.set_fault(None);
+    let second = open(&medium).unwrap();
+    assert!(second.commit(&[step(1)]).unwrap()[0].is_ok());
+    drop(second);
+    let why = first.reopen().unwrap_err().to_string();
+    assert!(why.contains("the epoch is 2, this process began 1"), "{why}");
+    assert_eq!(first.commit(&[step(2)]).unwrap_err().to_string(), why);
+}
+
+#[test]
 fn a_layout_that_was_lost_or_is_not_known_is_refused() {
     let medium = MemoryMedium::default();
     drop(open(&medium).unwrap());

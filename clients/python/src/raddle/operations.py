@@ -277,6 +277,21 @@ class Operations:
         )
         return answer
 
+    def record_all(
+        self,
+        *,
+        thread: m.ThreadId | None = None,
+        seconds: int | None = None,
+    ) -> str:
+        """Record what the threads of all tenants are told, from now on."""
+        answer: str = self._call(
+            "GET",
+            "/v1/admin/trace",
+            {"thread": thread, "seconds": seconds},
+            {},
+        )
+        return answer
+
     def list_approvals(
         self,
         *,
@@ -1544,6 +1559,19 @@ class Operations:
         )
         return answer
 
+    def derive_trace(
+        self,
+        thread: m.ThreadId,
+    ) -> str:
+        """What a stored thread must have been told, as a trace."""
+        answer: str = self._call(
+            "GET",
+            f"/v1/threads/{segment(thread)}/trace",
+            {},
+            {},
+        )
+        return answer
+
     def list_turns(
         self,
         thread: m.ThreadId,
@@ -1642,6 +1670,21 @@ class Operations:
             "GET",
             f"/v1/threads/{segment(thread)}/turns/{segment(turn)}/wait",
             {"timeout_ms": timeout_ms},
+            {},
+        )
+        return answer
+
+    def record_tenant(
+        self,
+        *,
+        thread: m.ThreadId | None = None,
+        seconds: int | None = None,
+    ) -> str:
+        """Record what the tenant's threads are told, from now on."""
+        answer: str = self._call(
+            "GET",
+            "/v1/trace",
+            {"thread": thread, "seconds": seconds},
             {},
         )
         return answer
@@ -1934,6 +1977,21 @@ class AsyncOperations:
             "GET",
             f"/v1/admin/tenants/{segment(tenant)}/usage",
             {},
+            {},
+        )
+        return answer
+
+    async def record_all(
+        self,
+        *,
+        thread: m.ThreadId | None = None,
+        seconds: int | None = None,
+    ) -> str:
+        """Record what the threads of all tenants are told, from now on."""
+        answer: str = await self._call(
+            "GET",
+            "/v1/admin/trace",
+            {"thread": thread, "seconds": seconds},
             {},
         )
         return answer
@@ -3205,6 +3263,19 @@ class AsyncOperations:
         )
         return answer
 
+    async def derive_trace(
+        self,
+        thread: m.ThreadId,
+    ) -> str:
+        """What a stored thread must have been told, as a trace."""
+        answer: str = await self._call(
+            "GET",
+            f"/v1/threads/{segment(thread)}/trace",
+            {},
+            {},
+        )
+        return answer
+
     async def list_turns(
         self,
         thread: m.ThreadId,
@@ -3303,6 +3374,21 @@ class AsyncOperations:
             "GET",
             f"/v1/threads/{segment(thread)}/turns/{segment(turn)}/wait",
             {"timeout_ms": timeout_ms},
+            {},
+        )
+        return answer
+
+    async def record_tenant(
+        self,
+        *,
+        thread: m.ThreadId | None = None,
+        seconds: int | None = None,
+    ) -> str:
+        """Record what the tenant's threads are told, from now on."""
+        answer: str = await self._call(
+            "GET",
+            "/v1/trace",
+            {"thread": thread, "seconds": seconds},
             {},
         )
         return answer

@@ -33,6 +33,8 @@ impl Bench {
             now: self.now,
             ids,
             limits: self.limits,
+            first_limits: self.limits,
+            steady: self.steady,
             draining: false,
             prices: self.prices.clone(),
             settled,

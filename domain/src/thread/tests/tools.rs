@@ -39,6 +39,23 @@ fn an_effect_is_saved_as_started_before_it_is_due() {
 }
 
 #[test]
+fn a_log_that_starts_again_what_happens_once_is_refused_unless_a_person_said_so() {
+    for (class, may) in [(Once, false), (Idempotent, true)] {
+        let mut bench = calling(vec![free("t", class)]);
+        bench.begin();
+        let effect = Effect { attempt: 2, ..bench.effect("t") };
+        let (seq, thread) = (bench.state.seq() + 1, bench.state.view().id);
+        let again = Record { seq, ts: UnixMs(9), thread, event: Event::EffectStarted(Box::new(effect)) };
+        let applied = bench.state.clone().apply(&again);
+        assert_eq!(applied.is_ok(), may, "{class:?}: {applied:?}");
+    }
+    let mut bench = lost(Once);
+    bench.resolve("t", Resolution::Retry, None).unwrap();
+    assert_eq!((bench.effect("t").status, bench.effect("t").attempt), (EffectStatus::Started, 2));
+    assert_eq!(bench.replayed(), bench.state);
+}
+
+#[test]
 fn calls_run_one_after_the_other_in_the_order_of_the_model() {
     let mut bench = calling(vec![free("a", Once), free("b", Read), free("c", Idempotent)]);
     for tool in ["a", "b", "c"] {

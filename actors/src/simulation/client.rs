@@ -1,0 +1,442 @@
+//! Whoever asks something of the runtime, as somebody far away does: who may hear nothing, and then asks again.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::Duration,
+};
+
+use raddle_domain::{
+    command::{Compact, EditPrompt, Interrupt, NewThread, StartTurn, Steer, ThreadPatch},
+    id::{ApprovalId, InputId, OperationId, QuestionId, TenantId, ThreadKey},
+    record::{Decision, OnRestart, Resolution, Thread, Turn, Undelivered},
+};
+use sha2::{Digest, Sha256};
+use tokio::{task::LocalSet, time::sleep};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    model::choice,
+    plan::{At, Change, Move, Verb},
+    scheduler::Scheduler,
+    watcher,
+    witness::{DEFECT, Fact, REPLAY, Replied, Violation, unless},
+    world::World,
+};
+use crate::{Call, Done, Error, ForkAt, Idempotency, RecordQuery, Runtime, Started};
+
+/// How often something is asked again.
+const TRIES: u32 = 12;
+/// How often, and how long after each other, somebody looks for what he is to speak about.
+const LOOKS: u32 = 12;
+const LOOK: Duration = Duration::from_millis(350);
+/// The one name that a checkpoint gets.
+const CHECKPOINT: &str = "here";
+
+/// What clients know.
+pub(crate) struct Outside {
+    pub world: Arc<World>,
+    pub door: RefCell<Option<Door>>,
+    /// Processes that there were.
+    pub lives: Cell<u32>,
+    /// The threads that they made.
+    pub threads: RefCell<Vec<Option<ThreadKey>>>,
+    pub watchers: RefCell<Vec<Rc<watcher::Watcher>>>,
+    /// Set when nobody begins anything any more.
+    pub over: Cell<bool>,
+}
+
+/// The way into a process that is there.
+pub(crate) struct Door {
+    pub runtime: Runtime,
+    pub local: Weak<LocalSet>,
+    pub scheduler: Arc<Scheduler>,
+}
+
+impl Outside {
+    /// Lets something run in the process that is there; nothing if there is none, or it died meanwhile.
+    pub async fn call<T: 'static>(&self, ask: impl AsyncFnOnce(Runtime) -> T + 'static) -> Option<T> {
+        let running = {
+            let door = self.door.borrow();
+            let door = door.as_ref()?;
+            let runtime = door.runtime.clone();
+            let task = door.scheduler.deferred(async move { ask(runtime).await });
+            AbortOnDropHandle::new(door.local.upgrade()?.spawn_local(task))
+        };
+        running.await.ok()
+    }
+
+    /// The same, until there is an answer.
+    pub async fn insist<T: 'static>(&self, ask: impl AsyncFnOnce(Runtime) -> T + Clone + 'static) -> T {
+        loop {
+            if let Some(answer) = self.call(ask.clone()).await {
+                return answer;
+            }
+            sleep(Duration::from_millis(30)).await;
+        }
+    }
+
+    fn thread(&self, place: usize) -> Option<ThreadKey> {
+        self.threads.borrow().get(place).copied().flatten()
+    }
+
+    fn keep(&self, place: usize, key: ThreadKey) {
+        let mut threads = self.threads.borrow_mut();
+        if threads.len() <= place {
+            threads.resize(place + 1, None);
+        }
+        threads[place] = Some(key);
+    }
+}
+
+/// The tenant of a thread that is made.
+pub(crate) fn tenant(number: usize) -> TenantId {
+    if number == 0 { TenantId::DEFAULT } else { "other".parse().expect("it is a name") }
+}
+
+/// A request as it is sent, and sent again.
+#[derive(Debug, Clone)]
+enum Request {
+    Create(TenantId, NewThread),
+    Start(ThreadKey, StartTurn),
+    Steer(ThreadKey, Steer),
+    EditLast(ThreadKey, StartTurn),
+    EditPrompt(ThreadKey, EditPrompt),
+    Withdraw(ThreadKey, InputId),
+    Interrupt(ThreadKey, Interrupt),
+    Compact(ThreadKey, Compact),
+    Decide(ThreadKey, ApprovalId, Decision),
+    Answer(ThreadKey, QuestionId),
+    Resolve(ThreadKey, OperationId, Resolution),
+    Patch(ThreadKey, ThreadPatch),
+    SaveCheckpoint(ThreadKey),
+    DeleteCheckpoint(ThreadKey),
+    Fork(ThreadKey, ForkAt),
+    Delete(ThreadKey),
+}
+
+/// Makes a move, to its end.
+pub(crate) async fn play(outside: Rc<Outside>, step: Move, tenants: usize) {
+    sleep(Duration::from_millis(step.at_ms)).await;
+    let number = step.number;
+    match &step.verb {
+        Verb::Watch { thread, from_start, slow_ms, for_ms } => {
+            if let Some(key) = outside.thread(*thread) {
+                watcher::watch(outside, number, key, *from_start, *slow_ms, *for_ms).await;
+            }
+            return;
+        }
+        Verb::WatchTenant { tenant: of, slow_ms } => {
+            return watcher::watch_tenant(outside, number, tenant(*of), *slow_ms).await;
+        }
+        Verb::Read { thread } => {
+            if let Some(key) = outside.thread(*thread) {
+                read(&outside, number, key).await;
+            }
+            return;
+        }
+        _ => {}
+    }
+    let mut found = request(&outside, &step, tenants).await;
+    // A person waits for what he is to speak about.
+    for _ in 0..LOOKS {
+        if found.is_some() || outside.over.get() {
+            break;
+        }
+        sleep(LOOK).await;
+        found = request(&outside, &step, tenants).await;
+    }
+    let Some(request) = found else {
+        outside.world.note(format_args!("move {number:<4} has nothing to be about"));
+        return;
+    };
+    if answered(&outside, &step, &request).await && step.again {
+        sleep(Duration::from_millis(500)).await;
+        answered(&outside, &step, &request).await;
+    }
+}
+
+/// Reads a thread, and compares it with what is known.
+async fn read(outside: &Rc<Outside>, number: u32, key: ThreadKey) {
+    let world = outside.world.clone();
+    let before = world.know(|witness| witness.log(key).map_or(0, super::witness::Log::head));
+    let Some(Ok(thread)) = outside.call(async move |runtime: Runtime| runtime.thread(key).await).await else { return };
+    world.note(format_args!("move {number:<4} reads {} at {}", thread.status.as_str(), thread.seq));
+    world.witness(|witness| {
+        let log = witness.log(key);
+        let (head, gone) = log.map_or((0, true), |log| (log.head(), log.gone));
+        unless(gone || (before..=head).contains(&thread.seq), REPLAY, || {
+            format!("{} is read at {}; it went from {before} to {head} meanwhile", witness.name(key), thread.seq)
+        })
+    });
+}
+
+/// Asks until there is an answer, or it is not worth another try. Whether there was one.
+async fn answered(outside: &Rc<Outside>, step: &Move, request: &Request) -> bool {
+    let (world, number) = (&outside.world, step.number);
+    let (keyed, idempotency) =
+        (step.is_keyed(), step.is_keyed().then(|| Idempotency { key: digest(number, 0), request: digest(number, 1) }));
+    let mut pause = Duration::from_millis(50);
+    for _ in 0..TRIES {
+        if outside.over.get() {
+            return false;
+        }
+        if outside.door.borrow().is_none() {
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(10));
+            continue;
+        }
+        let (asked, call) = (request.clone(), Call { idempotency, ..Call::default() });
+        let to = world.clone();
+        let heard = outside.call(async move |runtime: Runtime| {
+            let heard = ask(&runtime, asked, call).await;
+            hear(&to, (number, keyed), &heard);
+            heard
+        });
+        match heard.await {
+            Some(Ok(replied)) => {
+                if let (Verb::Create { to, .. } | Verb::Fork { to, .. }, Fact::Thread) = (&step.verb, &replied.fact) {
+                    outside.keep(*to, replied.key);
+                }
+                return true;
+            }
+            Some(Err(error)) if !passes(&error) => return false,
+            Some(Err(_)) => {}
+            None => world.note(format_args!("move {number:<4} hears nothing")),
+        }
+        if !step.insists {
+            return false;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(10));
+    }
+    false
+}
+
+/// What is answered must be so.
+fn hear(world: &World, (number, keyed): (u32, bool), heard: &Result<Replied, Error>) {
+    match heard {
+        Ok(replied) => {
+            let again = if replied.replayed { " again" } else { "" };
+            world.note(format_args!("move {number:<4} is done{again}, at {}: {:?}", replied.seq, replied.fact));
+            world.witness(|witness| witness.replied(number, keyed, replied));
+        }
+        Err(error) => {
+            world.note(format_args!("move {number:<4} is refused: {error}"));
+            if let Error::Internal(why) = error {
+                world.violated(Violation { invariant: DEFECT, what: format!("move {number}: {why}") });
+            }
+            let gone = matches!(error, Error::Deleted | Error::NotFound(_));
+            if keyed && !passes(error) && !gone {
+                world.witness(|witness| witness.refused(number, &error.to_string()));
+            }
+        }
+    }
+}
+
+/// Whether it may be otherwise a moment later.
+fn passes(error: &Error) -> bool {
+    matches!(error, Error::Busy { .. } | Error::Draining | Error::Store(_) | Error::InFlight)
+}
+
+fn digest(number: u32, what: u32) -> [u8; 32] {
+    Sha256::digest([number.to_be_bytes(), what.to_be_bytes()].concat()).into()
+}
+
+/// What a move comes to now; nothing if there is nothing that it could be about.
+async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<Request> {
+    let number = step.number;
+    let said = |script: &str| format!("#{number} {script}");
+    let late = |requeue: &bool| if *requeue { Undelivered::Queue } else { Undelivered::Report };
+    let place = match &step.verb {
+        Verb::Create { to, auto_approve, interrupts } => {
+            let on_restart = if *interrupts { OnRestart::Interrupt } else { OnRestart::Resume };
+            let new = NewThread { auto_approve: *auto_approve, on_restart, ..NewThread::with(choice()) };
+            return Some(Request::Create(tenant(to % tenants), new));
+        }
+        Verb::Start { thread, .. }
+        | Verb::Steer { thread, .. }
+        | Verb::EditLast { thread, .. }
+        | Verb::EditPrompt { thread, .. }
+        | Verb::Withdraw { thread, .. }
+        | Verb::Interrupt { thread, .. }
+        | Verb::Compact { thread, .. }
+        | Verb::Decide { thread, .. }
+        | Verb::Answer { thread, .. }
+        | Verb::Resolve { thread, .. }
+        | Verb::Patch { thread, .. }
+        | Verb::SaveCheckpoint { thread }
+        | Verb::DeleteCheckpoint { thread }
+        | Verb::Fork { thread, .. }
+        | Verb::Delete { thread } => *thread,
+        Verb::Read { .. } | Verb::Watch { .. } | Verb::WatchTenant { .. } => return None,
+    };
+    let key = outside.thread(place)?;
+    let start = |script: &str, delivery, requeue: &bool| StartTurn {
+        prompt: said(script),
+        delivery,
+        undelivered: late(requeue),
+        ..StartTurn::default()
+    };
+    Some(match &step.verb {
+        Verb::Start { delivery, script, requeue, .. } => Request::Start(key, start(script, *delivery, requeue)),
+        Verb::EditLast { script, .. } => Request::EditLast(key, start(script, Default::default(), &false)),
+        Verb::Compact { delivery, .. } => Request::Compact(key, Compact { reason: None, delivery: *delivery }),
+        Verb::SaveCheckpoint { .. } => Request::SaveCheckpoint(key),
+        Verb::DeleteCheckpoint { .. } => Request::DeleteCheckpoint(key),
+        Verb::Delete { .. } => Request::Delete(key),
+        Verb::Patch { change, .. } => Request::Patch(key, patch(*change, number)),
+        Verb::Steer { script, requeue, .. } => {
+            let turn = thread_of(outside, key).await?.active_turn?;
+            Request::Steer(key, Steer { turn, prompt: said(script), undelivered: late(requeue) })
+        }
+        Verb::Interrupt { pause, .. } => {
+            let turn = thread_of(outside, key).await?.active_turn?;
+            Request::Interrupt(key, Interrupt { turn, pause_queue: *pause })
+        }
+        Verb::EditPrompt { nth, script, position, .. } => {
+            let prompt = script.as_deref().map(said);
+            let input = waiting(outside, key, *nth).await?;
+            Request::EditPrompt(key, EditPrompt { input, prompt, position: *position })
+        }
+        Verb::Withdraw { nth, .. } => Request::Withdraw(key, waiting(outside, key, *nth).await?),
+        Verb::Decide { nth, decision, .. } => {
+            let listed = outside.call(async move |runtime: Runtime| runtime.approvals(key.tenant, of(key)).await);
+            Request::Decide(key, nth_of(listed.await?.ok()?.data, *nth)?.id, *decision)
+        }
+        Verb::Answer { nth, .. } => {
+            let listed = outside.call(async move |runtime: Runtime| runtime.questions(key.tenant, of(key)).await);
+            Request::Answer(key, nth_of(listed.await?.ok()?.data, *nth)?.id)
+        }
+        Verb::Resolve { nth, resolution, .. } => {
+            let listed = outside.call(async move |runtime: Runtime| runtime.effects(key.tenant, of(key)).await);
+            Request::Resolve(key, nth_of(listed.await?.ok()?.data, *nth)?.operation_id, *resolution)
+        }
+        Verb::Fork { at, .. } => Request::Fork(
+            key,
+            match at {
+                At::Settled => ForkAt::Settled,
+                At::Checkpoint => ForkAt::Checkpoint(CHECKPOINT.to_owned()),
+                At::LastTurn => {
+                    let turns = outside.call(async move |runtime: Runtime| runtime.turns(key, None, 100).await);
+                    ForkAt::BeforeTurn(turns.await?.ok()?.data.last().map(|turn: &Turn| turn.id)?)
+                }
+            },
+        ),
+        Verb::Create { .. } | Verb::Read { .. } | Verb::Watch { .. } | Verb::WatchTenant { .. } => return None,
+    })
+}
+
+/// What is open of a thread.
+pub(crate) fn of(key: ThreadKey) -> RecordQuery {
+    RecordQuery { thread: Some(key.thread), open: true, after: None, limit: 100 }
+}
+
+fn nth_of<T>(mut found: Vec<T>, nth: usize) -> Option<T> {
+    (!found.is_empty()).then(|| found.remove(nth % found.len()))
+}
+
+async fn thread_of(outside: &Outside, key: ThreadKey) -> Option<Thread> {
+    outside.call(async move |runtime: Runtime| runtime.thread(key).await).await?.ok()
+}
+
+async fn waiting(outside: &Outside, key: ThreadKey, nth: usize) -> Option<InputId> {
+    let inbox = outside.call(async move |runtime: Runtime| runtime.inbox(key).await).await?.ok()?;
+    nth_of(inbox, nth).map(|admission| admission.id)
+}
+
+pub(crate) fn patch(change: Change, number: u32) -> ThreadPatch {
+    match change {
+        Change::Title => ThreadPatch { title: Some(Some(format!("#{number}"))), ..ThreadPatch::default() },
+        Change::AutoApprove(auto) => ThreadPatch { auto_approve: Some(auto), ..ThreadPatch::default() },
+        Change::Archived(archived) => ThreadPatch { archived: Some(archived), ..ThreadPatch::default() },
+        Change::QueuePaused(paused) => ThreadPatch { queue_paused: Some(paused), ..ThreadPatch::default() },
+    }
+}
+
+fn replied<T: std::fmt::Debug>(key: ThreadKey, done: &Done<T>, fact: Fact) -> Replied {
+    Replied { key, seq: done.seq, replayed: done.replayed, value: format!("{:?}", done.value), fact }
+}
+
+fn thing(kind: &'static str, id: impl ToString) -> Fact {
+    Fact::Thing(kind, id.to_string())
+}
+
+fn began(started: &Started) -> Fact {
+    match started {
+        Started::Turn(turn) => thing("turn", turn.id),
+        Started::Queued { admission, .. } => thing("prompt", admission.id),
+    }
+}
+
+/// Sends a request.
+async fn ask(runtime: &Runtime, request: Request, call: Call) -> Result<Replied, Error> {
+    Ok(match request {
+        Request::Create(tenant, new) => {
+            let done = runtime.create_thread(tenant, new, call).await?;
+            replied(ThreadKey { tenant, thread: done.value.id }, &done, Fact::Thread)
+        }
+        Request::Start(key, start) => {
+            let done = runtime.start_turn(key, start, call).await?;
+            replied(key, &done, began(&done.value))
+        }
+        Request::Steer(key, steer) => {
+            let done = runtime.steer(key, steer, call).await?;
+            replied(key, &done, thing("prompt", done.value.id))
+        }
+        Request::EditLast(key, start) => {
+            let done = runtime.edit_last(key, start, call).await?;
+            replied(key, &done, thing("turn", done.value.id))
+        }
+        Request::EditPrompt(key, edit) => {
+            let done = runtime.edit_prompt(key, edit, call).await?;
+            replied(key, &done, thing("change of prompt", done.value.0.id))
+        }
+        Request::Withdraw(key, input) => {
+            let done = runtime.withdraw_prompt(key, input, call).await?;
+            replied(key, &done, thing("withdrawal of prompt", input))
+        }
+        Request::Interrupt(key, interrupt) => {
+            let done = runtime.interrupt(key, interrupt, call).await?;
+            replied(key, &done, thing("end of turn", done.value.turn.id))
+        }
+        Request::Compact(key, compact) => {
+            let done = runtime.compact(key, compact, call).await?;
+            replied(key, &done, began(&done.value))
+        }
+        Request::Decide(key, approval, decision) => {
+            let done = runtime.decide(key.tenant, approval, decision, None, call).await?;
+            replied(key, &done, thing("decision on", approval))
+        }
+        Request::Answer(key, question) => {
+            let done = runtime.answer(key.tenant, question, "yes".to_owned(), call).await?;
+            replied(key, &done, thing("answer to", question))
+        }
+        Request::Resolve(key, operation, resolution) => {
+            let output = (resolution == Resolution::Settle).then(|| "as a person says".to_owned());
+            let done = runtime.resolve(key.tenant, operation, resolution, output, call).await?;
+            replied(key, &done, thing("resolution of", operation))
+        }
+        Request::Patch(key, patch) => {
+            let done = runtime.patch_thread(key, patch, call).await?;
+            replied(key, &done, Fact::Thread)
+        }
+        Request::SaveCheckpoint(key) => {
+            let done = runtime.save_checkpoint(key, CHECKPOINT.to_owned(), call).await?;
+            replied(key, &done, thing("checkpoint", CHECKPOINT))
+        }
+        Request::DeleteCheckpoint(key) => {
+            let done = runtime.delete_checkpoint(key, CHECKPOINT.to_owned(), call).await?;
+            replied(key, &done, Fact::Thread)
+        }
+        Request::Fork(key, at) => {
+            let done = runtime.fork(key, at, None, call).await?;
+            replied(ThreadKey { thread: done.value.id, ..key }, &done, Fact::Thread)
+        }
+        Request::Delete(key) => {
+            let done = runtime.delete_thread(key, call).await?;
+            replied(key, &done, Fact::Deleted)
+        }
+    })
+}

@@ -1,0 +1,181 @@
+//! The end of a simulation: nothing goes wrong any more, a person is there, and everything has to come to rest.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use raddle_domain::{
+    command::{Limits, ThreadPatch},
+    event::Record,
+    id::{Seq, ThreadKey},
+    ports::StoredEvent,
+    price::Prices,
+    record::{Resolution, Thread, ThreadStatus},
+    thread::ThreadState,
+    time::UnixMs,
+    trace::{Header, Rerun, derive},
+};
+use tokio::time::sleep;
+
+use super::{
+    client::{Outside, of},
+    lives::PATIENCE,
+    witness::{Holds, PLACES, REPLAY, RESTS, Violation, decode, unless},
+    world::{Fate, World},
+};
+use crate::{Call, Error, Runtime, thread};
+
+/// How often a person looks whether everything rests.
+const LOOKS: u32 = 40;
+
+/// Sees to it that everything rests, and that it is what it was when another process reads it. What is not so, the
+/// world knows.
+pub(crate) async fn end(outside: &Rc<Outside>, loaded: usize) {
+    let world = outside.world.clone();
+    outside.over.set(true);
+    world.heal();
+    world.note(format_args!("ending    nothing goes wrong any more"));
+    let mut unrest = Vec::new();
+    for _ in 0..LOOKS {
+        sleep(PATIENCE + Duration::from_secs(10)).await;
+        let keys = keys(&world);
+        unrest = outside.insist(async move |runtime: Runtime| look(&runtime, keys).await).await;
+        world.note(format_args!("ending    a person looks: {unrest:?}"));
+        if unrest.is_empty() || world.is_broken().is_some() {
+            break;
+        }
+    }
+    if let Some(first) = unrest.first() {
+        return world.violated(Violation { invariant: RESTS, what: first.clone() });
+    }
+    world.witness(|witness| witness.rests());
+    // Those who are slow have time to see it all.
+    sleep(PATIENCE).await;
+    for watcher in &*outside.watchers.borrow() {
+        watcher.is_up_to_date(&world);
+    }
+    let left = outside.insist(async move |runtime: Runtime| places(&runtime, loaded)).await;
+    world.witness(|_| left);
+    // Another process reads everything.
+    let lives = outside.lives.get();
+    world.decide(Fate::Stops { deadline_ms: 1_000, down_ms: 0 });
+    while outside.lives.get() == lives {
+        sleep(Duration::from_millis(50)).await;
+    }
+    let to = world.clone();
+    let same = outside.insist(async move |runtime: Runtime| compare(&runtime, &to).await).await;
+    world.witness(|_| same);
+}
+
+/// The threads that there are.
+fn keys(world: &World) -> Vec<ThreadKey> {
+    world.know(|witness| witness.logs().filter(|(_, log)| !log.gone).map(|(key, _)| key).collect())
+}
+
+/// What a person sees who looks whether everything rests, and who does what only a person can: says what became of
+/// effects that nobody knows of, and lets queues go on.
+async fn look(runtime: &Runtime, keys: Vec<ThreadKey>) -> Vec<String> {
+    let mut unrest = Vec::new();
+    for key in keys {
+        match see(runtime, key).await {
+            Ok(None) | Err(Error::NotFound(_)) => {}
+            Ok(Some(what)) => unrest.push(what),
+            Err(error) => unrest.push(format!("{} cannot be read: {error}", key.thread)),
+        }
+    }
+    unrest
+}
+
+async fn see(runtime: &Runtime, key: ThreadKey) -> Result<Option<String>, Error> {
+    let found = runtime.thread(key).await?;
+    for effect in runtime.effects(key.tenant, of(key)).await?.data {
+        runtime.resolve(key.tenant, effect.operation_id, Resolution::Abort, None, Call::default()).await?;
+    }
+    if found.queued > 0 && (found.queue_paused || found.archived) {
+        let resumed = ThreadPatch { queue_paused: Some(false), archived: Some(false), ..ThreadPatch::default() };
+        runtime.patch_thread(key, resumed, Call::default()).await?;
+    }
+    let Thread { status, active_turn, queued, .. } = found;
+    let rests = matches!(status, ThreadStatus::Idle | ThreadStatus::Archived) && active_turn.is_none() && queued == 0;
+    if !rests {
+        let what = format!("{} is {} with {queued} prompts waiting", key.thread, status.as_str());
+        return Ok(Some(what));
+    }
+    let row = runtime.shared().store.view()?.row(key)?.ok_or(Error::NotFound("thread"))?;
+    let owes = row.head.owes_since.is_some() || row.head.wake_at.is_some();
+    Ok(owes.then(|| format!("{} is idle and owes something, or waits for a time: {:?}", key.thread, row.head)))
+}
+
+/// Nothing is under way, so nothing may hold a place.
+fn places(runtime: &Runtime, loaded: usize) -> Holds {
+    let health = runtime.health();
+    let held = [
+        ("turns", health.running_turns),
+        ("commands", health.commands_in_flight),
+        ("commands at work", health.commands_at_work.in_use),
+        ("readers", health.turn_reads.in_use),
+        ("model calls", health.model_calls.in_use),
+        ("runs of tools", health.tool_runs.in_use),
+    ];
+    held.into_iter()
+        .try_for_each(|(what, held)| unless(held == 0, PLACES, || format!("{held} {what} are under way")))?;
+    unless(health.loaded_threads <= loaded as u64, PLACES, || {
+        format!("{} threads are loaded, at most {loaded} may be", health.loaded_threads)
+    })
+}
+
+/// Everything that was ever stored and not deleted is read as it was.
+async fn compare(runtime: &Runtime, world: &Arc<World>) -> Holds {
+    let all: Vec<(ThreadKey, bool, Vec<StoredEvent>)> =
+        world.know(|witness| witness.logs().map(|(key, log)| (key, log.gone, log.events.clone())).collect());
+    for (key, gone, events) in all {
+        let name = world.know(|witness| witness.name(key));
+        let read = runtime.events(key, 0, usize::MAX).await;
+        let read = match read {
+            Err(Error::NotFound(_)) if gone => continue,
+            Ok(_) if gone => return unless(false, REPLAY, || format!("{name} was deleted and can be read")),
+            read => read.map_err(|error| broken(format!("{name}: {error}")))?,
+        };
+        let mut after = 0;
+        for chunk in &read.chunks {
+            for (seq, stored) in (chunk.first..).zip(&chunk.events) {
+                let has = world.know(|witness| witness.log(key).map_or(Ok(false), |log| log.has(after, seq, stored)));
+                unless(has?, REPLAY, || format!("{name} is read with a {} at {seq} behind {after}", stored.name))?;
+                after = seq;
+            }
+        }
+        unless(after == events.len() as Seq, REPLAY, || {
+            format!("{name} is read to {after}; {} events were stored", events.len())
+        })?;
+        let record = runtime.thread(key).await.map_err(|error| broken(format!("{name}: {error}")))?;
+        let state = runtime.shared().store.view().and_then(|view| thread::state(&*view, key));
+        let state = state.map_err(|error| broken(format!("{name}: {error}")))?;
+        let state = state.ok_or_else(|| broken(format!("{name} has a log and no state")))?;
+        unless(*state.view() == record, REPLAY, || {
+            format!("{name} is shown as {record:?} and loaded as {:?}", state.view())
+        })?;
+        retell(&name, key, &events, &state, runtime.config().limits)?;
+    }
+    Ok(())
+}
+
+/// The rules make the same log, and the same state, of what the log says that the thread was told.
+fn retell(name: &str, key: ThreadKey, events: &[StoredEvent], state: &ThreadState, limits: Limits) -> Holds {
+    let forked = state.view().forked_from.map_or(0, |from| from.seq as usize);
+    if events.iter().take(forked).any(|event| event.name == "turn.rolled_back") {
+        // Which turn is the last of a fork its parent's index says; where turns were taken out, its log does not.
+        return Ok(());
+    }
+    let records: Vec<Record> = events.iter().map(decode).collect::<Holds<_>>()?;
+    let header = Header::new(UnixMs(0), limits, Prices::default());
+    let derived = derive(&header, key.tenant, &records).map_err(|why| broken(format!("{name}: {why}")))?;
+    let mut told = Rerun::default();
+    for line in &derived.lines {
+        told.tell(&header, line).map_err(|why| broken(format!("{name} is told again: {why}")))?;
+    }
+    unless(told.log() == records && told.state() == Some(state), REPLAY, || {
+        format!("{name} is told again and is another: {:?} instead of {state:?}", told.state())
+    })
+}
+
+fn broken(what: String) -> Violation {
+    Violation { invariant: REPLAY, what }
+}

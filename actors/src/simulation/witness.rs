@@ -1,0 +1,413 @@
+//! Who knows everything that was ever stored, answered, published and done, and says what of it must not be.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use raddle_domain::{
+    event::{self, Event, Record},
+    id::{OperationId, Seq, TenantId, ThreadId, ThreadKey},
+    ports::{Append, Invocation, StoredEvent, Write, WriteRefused},
+    record::{ApprovalStatus, Effect, EffectClass, EffectStatus, Resolution, ResolvedBy},
+    sound::Sound,
+};
+use serde::Deserialize;
+
+use crate::store::rename;
+
+/// Something that must hold and does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The invariant's name.
+    pub invariant: &'static str,
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.invariant, self.what)
+    }
+}
+
+pub(crate) type Holds<T = ()> = Result<T, Violation>;
+
+pub(crate) const ACKED: &str = "acked is durable";
+pub(crate) const DENSE: &str = "the log is dense";
+pub(crate) const SOUND: &str = "the log is sound";
+pub(crate) const WRITER: &str = "there is one writer";
+pub(crate) const ONCE: &str = "once is once";
+pub(crate) const ATTEMPT: &str = "an attempt runs once";
+pub(crate) const STORED_FIRST: &str = "what runs is stored first";
+pub(crate) const AGREED: &str = "what a person must agree to runs when he has";
+pub(crate) const REQUEST: &str = "a request runs once";
+pub(crate) const STREAM: &str = "a stream is a piece of the log without a gap";
+pub(crate) const TENANT: &str = "a tenant sees its own";
+pub(crate) const FEED: &str = "the feed is dense";
+pub(crate) const RESTS: &str = "everything comes to rest";
+pub(crate) const REPLAY: &str = "what is stored is what was";
+pub(crate) const DEFECT: &str = "nobody is told of a defect";
+pub(crate) const PLACES: &str = "every place is given back";
+
+pub(crate) fn unless(holds: bool, invariant: &'static str, what: impl FnOnce() -> String) -> Holds {
+    if holds { Ok(()) } else { Err(Violation { invariant, what: what() }) }
+}
+
+/// What was answered to a client.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Replied {
+    pub key: ThreadKey,
+    pub seq: Seq,
+    pub replayed: bool,
+    /// The reply, as text.
+    pub value: String,
+    /// What must be in the log for it to be true.
+    pub fact: Fact,
+}
+
+/// What a reply says that there is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fact {
+    Thread,
+    Deleted,
+    /// A turn, a prompt, a decided approval, …: by its kind and its id.
+    Thing(&'static str, String),
+}
+
+#[derive(Default)]
+pub(crate) struct Witness {
+    logs: BTreeMap<ThreadKey, Log>,
+    feeds: BTreeMap<TenantId, u64>,
+    effects: BTreeMap<OperationId, Done>,
+    begun: BTreeSet<(OperationId, u32)>,
+    /// Turns that began with the words of a move.
+    turns_of: BTreeMap<u32, u32>,
+    replies: BTreeMap<u32, Replied>,
+}
+
+/// A log as it was stored.
+#[derive(Default)]
+pub(crate) struct Log {
+    /// What people call it.
+    pub number: usize,
+    pub events: Vec<StoredEvent>,
+    /// The first event of its own, behind those of its parent.
+    pub own: Seq,
+    pub fence: u64,
+    pub gone: bool,
+    things: BTreeSet<Fact>,
+    sound: Sound,
+}
+
+/// What is known of an operation.
+#[derive(Default)]
+struct Done {
+    class: Option<EffectClass>,
+    status: Option<EffectStatus>,
+    attempt: u32,
+    /// Times that a person said that it may be started again.
+    retries: u32,
+    approved: bool,
+    acts: u32,
+}
+
+/// What a stream's reader looks at of an event.
+#[derive(Deserialize)]
+struct Place {
+    seq: Seq,
+    prev: Seq,
+    thread_id: ThreadId,
+}
+
+impl Log {
+    pub fn head(&self) -> Seq {
+        self.events.len() as Seq
+    }
+
+    /// Whether it has this behind `after`: the next event; or the deltas of one item up to `seq`, joined.
+    pub fn has(&self, after: Seq, seq: Seq, stored: &StoredEvent) -> Holds<bool> {
+        let Some(known) = self.events.get(after as usize..seq as usize).filter(|known| !known.is_empty()) else {
+            // Of a log that is gone nobody can say.
+            return Ok(self.gone);
+        };
+        if let [next] = known
+            && next.json == stored.json
+        {
+            return Ok(true);
+        }
+        let Event::ItemDelta(joined) = decode(stored)?.event else { return Ok(false) };
+        let mut text = String::new();
+        for part in known {
+            match decode(part)?.event {
+                Event::ItemDelta(delta) if delta.item == joined.item => text.push_str(&delta.delta),
+                _ => return Ok(false),
+            }
+        }
+        Ok(text == joined.delta)
+    }
+}
+
+impl Witness {
+    pub fn logs(&self) -> impl Iterator<Item = (ThreadKey, &Log)> {
+        self.logs.iter().map(|(key, log)| (*key, log))
+    }
+
+    pub fn log(&self, key: ThreadKey) -> Option<&Log> {
+        self.logs.get(&key)
+    }
+
+    /// What people call a thread.
+    pub fn name(&self, key: ThreadKey) -> String {
+        self.logs.get(&key).map_or_else(|| "an unknown thread".to_owned(), |log| format!("log {}", log.number))
+    }
+
+    /// A write was stored, or refused.
+    pub fn committed(&mut self, write: &Write, result: &Result<u64, WriteRefused>) -> Holds {
+        match (write, result) {
+            (Write::Append(append), Ok(position)) => self.appended(append, *position),
+            (Write::Erase { key, .. }, Ok(_)) => {
+                if let Some(log) = self.logs.get_mut(key) {
+                    log.gone = true;
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn appended(&mut self, append: &Append, position: u64) -> Holds {
+        let Append { key, chunk, fork, row, .. } = append;
+        // What it shares with its parent, under its own name.
+        let past: Vec<StoredEvent> =
+            match fork.and_then(|fork| self.logs.get(&ThreadKey { thread: fork.parent, ..*key })) {
+                Some(parent) => {
+                    parent.events.iter().take(append.expected as usize).map(|event| named(event, *key)).collect()
+                }
+                None => Vec::new(),
+            };
+        let number = self.logs.len();
+        let log = self.logs.entry(*key).or_insert_with(|| Log { number, own: 1, ..Log::default() });
+        unless(!log.gone, WRITER, || format!("log {} is written to after it was deleted", log.number))?;
+        if let Some(fork) = fork {
+            log.events = past;
+            log.own = fork.at + 1;
+            for at in 0..log.events.len() {
+                let record = decode(&log.events[at])?;
+                unsound(log.number, log.sound.see(&record))?;
+            }
+        }
+        let (number, head, fence) = (log.number, log.head(), row.head.fence);
+        unless(chunk.first == head + 1, WRITER, || {
+            format!("log {number} ends at {head}, and an append from {} on is taken", chunk.first)
+        })?;
+        unless(fence >= log.fence, WRITER, || {
+            format!("log {number} belongs to process {}, and an append of process {fence} is taken", log.fence)
+        })?;
+        log.fence = fence;
+        let feed = self.feeds.entry(key.tenant).or_default();
+        if !chunk.events.is_empty() {
+            *feed += 1;
+            unless(*feed == position, FEED, || format!("an append has position {position} instead of {feed}"))?;
+        }
+        for stored in &chunk.events {
+            let record = decode(stored)?;
+            let log = self.logs.get_mut(key).expect("it was put in above");
+            unless(record.seq == log.head() + 1 && record.thread == key.thread, DENSE, || {
+                format!("log {number} has {} events, and the next one says {}", log.head(), record.seq)
+            })?;
+            log.events.push(stored.clone());
+            unsound(number, log.sound.see(&record))?;
+            self.saw(*key, &record, fork.is_some())?;
+        }
+        Ok(())
+    }
+
+    fn saw(&mut self, key: ThreadKey, record: &Record, forks: bool) -> Holds {
+        let log = self.logs.get_mut(&key).expect("whoever asks has put it in");
+        let mut thing = |kind, id: String| {
+            log.things.insert(Fact::Thing(kind, id));
+        };
+        match &record.event {
+            Event::TurnStarted(turn) => {
+                thing("turn", turn.id.to_string());
+                if let (Some(number), false) = (label(&turn.input_summary), forks) {
+                    let turns = self.turns_of.entry(number).or_default();
+                    *turns += 1;
+                    unless(*turns == 1, REQUEST, || format!("move {number} has become {turns} turns"))?;
+                }
+            }
+            Event::TurnCompleted(turn) => thing("end of turn", turn.id.to_string()),
+            Event::PromptAdmitted(admission) => thing("prompt", admission.id.to_string()),
+            Event::PromptEdited(admission, _) => thing("change of prompt", admission.id.to_string()),
+            Event::PromptWithdrawn(admission) => thing("withdrawal of prompt", admission.id.to_string()),
+            Event::QuestionAnswered(question) => thing("answer to", question.id.to_string()),
+            Event::CheckpointSaved(checkpoint) => thing("checkpoint", checkpoint.name.clone()),
+            Event::ApprovalDecided(approval) => {
+                thing("decision on", approval.id.to_string());
+                let done = self.effects.entry(approval.operation_id).or_default();
+                done.approved |= approval.status == ApprovalStatus::Approved;
+            }
+            Event::EffectIntended(effect)
+            | Event::EffectStarted(effect)
+            | Event::EffectSettled(effect)
+            | Event::EffectUncertain(effect) => {
+                self.effect(effect);
+            }
+            Event::EffectReconciled(effect) => {
+                thing("resolution of", effect.operation_id.to_string());
+                let (resolution, by) = (effect.resolution, effect.resolved_by);
+                let done = self.effect(effect);
+                if (resolution, by) == (Some(Resolution::Retry), Some(ResolvedBy::Caller)) {
+                    done.retries += 1;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn effect(&mut self, effect: &Effect) -> &mut Done {
+        let done = self.effects.entry(effect.operation_id).or_default();
+        (done.class, done.status, done.attempt) = (Some(effect.class), Some(effect.status), effect.attempt);
+        done
+    }
+
+    // ---- what tools do ---------------------------------------------------------------------------
+
+    pub fn tool_begins(&mut self, invocation: &Invocation) -> Holds {
+        let Invocation { operation, attempt, tool, .. } = invocation;
+        unless(self.begun.insert((*operation, *attempt)), ATTEMPT, || {
+            format!("attempt {attempt} of `{tool}` begins twice")
+        })?;
+        let done = self.effects.entry(*operation).or_default();
+        let (status, known) = (done.status, done.attempt);
+        unless((status, known) == (Some(EffectStatus::Started), *attempt), STORED_FIRST, || {
+            format!("attempt {attempt} of `{tool}` begins; the log says {status:?}, attempt {known}")
+        })?;
+        let asks = tool.starts_with("gated_") || tool.starts_with("person_");
+        unless(!asks || done.approved, AGREED, || format!("`{tool}` begins and nobody has agreed"))
+    }
+
+    pub fn tool_acts(&mut self, invocation: &Invocation) -> Holds {
+        let done = self.effects.entry(invocation.operation).or_default();
+        done.acts += 1;
+        let (acts, retries) = (done.acts, done.retries);
+        unless(done.class != Some(EffectClass::Once) || acts <= 1 + retries, ONCE, || {
+            format!("`{}` acts {acts} times; a person agreed to {retries} more", invocation.tool)
+        })
+    }
+
+    pub fn has_acted(&self, operation: OperationId) -> bool {
+        self.effects.get(&operation).is_some_and(|done| done.acts > 0)
+    }
+
+    // ---- what clients are told -------------------------------------------------------------------
+
+    /// A client was answered; `keyed`: each time that he asks it is the same request.
+    pub fn replied(&mut self, number: u32, keyed: bool, replied: &Replied) -> Holds {
+        if let Some(before) = self.replies.get(&number).filter(|_| keyed) {
+            unless((&before.value, before.seq) == (&replied.value, replied.seq), REQUEST, || {
+                let (seq, now) = (before.seq, replied.seq);
+                format!("move {number} was answered twice, at {seq} and {now}: {} and {}", before.value, replied.value)
+            })?;
+        } else {
+            unless(self.holds(replied), ACKED, || {
+                let Replied { key, seq, fact, .. } = replied;
+                let head = self.log(*key).map_or(0, Log::head);
+                format!("move {number} is told of {fact:?} at {seq}; {} ends at {head}", self.name(*key))
+            })?;
+            self.replies.insert(number, replied.clone());
+        }
+        Ok(())
+    }
+
+    /// Whether a reply is true.
+    fn holds(&self, replied: &Replied) -> bool {
+        let Some(log) = self.log(replied.key) else { return false };
+        match &replied.fact {
+            Fact::Deleted => log.gone,
+            Fact::Thread => log.gone || log.head() >= replied.seq,
+            thing => log.gone || (log.head() >= replied.seq && log.things.contains(thing)),
+        }
+    }
+
+    /// A client was refused, and would not have been had it never asked before.
+    pub fn refused(&self, number: u32, why: &str) -> Holds {
+        unless(!self.replies.contains_key(&number), REQUEST, || {
+            format!("move {number} was done, and is now refused: {why}")
+        })
+    }
+
+    // ---- what watchers see -----------------------------------------------------------------------
+
+    /// A watcher of one thread, at `after`, is told of an event.
+    pub fn streamed(&self, key: ThreadKey, after: Seq, seq: Seq, stored: &StoredEvent) -> Holds {
+        let Some(log) = self.log(key) else {
+            return unless(false, STREAM, || "a watcher hears of a thread that is not stored".to_owned());
+        };
+        let (number, name) = (log.number, &stored.name);
+        if name == "thread.deleted" {
+            return unless(log.gone, STREAM, || format!("a watcher hears that log {number} is deleted, and it is not"));
+        }
+        let place = place(stored)?;
+        unless(place.seq == seq && place.prev == after, STREAM, || {
+            format!("a watcher of log {number} at {after} is told of {seq}, {name}, behind {}", place.prev)
+        })?;
+        unless(log.has(after, seq, stored)?, STREAM, || {
+            format!("a watcher of log {number} at {after} is told of {seq}, {name}, which is not what is stored")
+        })
+    }
+
+    /// A watcher of a tenant, who has seen `seen` of its threads, is told of an event. Gives its thread and seq.
+    pub fn fed(
+        &self,
+        tenant: TenantId,
+        seen: &BTreeMap<ThreadKey, Seq>,
+        stored: &StoredEvent,
+    ) -> Holds<Option<(ThreadKey, Seq)>> {
+        let place = place(stored)?;
+        let key = ThreadKey { tenant, thread: place.thread_id };
+        let Some(log) = self.log(key) else {
+            return Err(Violation { invariant: TENANT, what: format!("{tenant} hears {} of another's", stored.name) });
+        };
+        if stored.name == "thread.deleted" {
+            return Ok(None);
+        }
+        let after = seen.get(&key).copied().unwrap_or(log.own - 1);
+        unless(log.gone || log.has(after, place.seq, stored)?, STREAM, || {
+            format!("{tenant} has seen {after} of log {}, and is told of {}, {}", log.number, place.seq, stored.name)
+        })?;
+        Ok(Some((key, place.seq)))
+    }
+
+    /// What of every log must hold when nothing is under way.
+    pub fn rests(&self) -> Holds {
+        self.logs.values().filter(|log| !log.gone).try_for_each(|log| unsound(log.number, log.sound.rests()))
+    }
+}
+
+/// The number of the move whose words these are.
+fn label(text: &str) -> Option<u32> {
+    text.strip_prefix('#')?.split(' ').next()?.parse().ok()
+}
+
+/// An event of a parent, as its fork has it.
+fn named(event: &StoredEvent, key: ThreadKey) -> StoredEvent {
+    let mut json = event.json.to_vec();
+    rename(&mut json, key.thread);
+    StoredEvent { json: json.into(), ..event.clone() }
+}
+
+fn place(stored: &StoredEvent) -> Holds<Place> {
+    let read = serde_json::from_slice(&stored.json);
+    read.map_err(|why| Violation { invariant: STREAM, what: format!("{} is no event: {why}", stored.name) })
+}
+
+pub(crate) fn decode(stored: &StoredEvent) -> Holds<Record> {
+    let read = Record::decode(event::SCHEMA, &stored.json);
+    read.map_err(|why| Violation { invariant: REPLAY, what: format!("{} cannot be read: {why}", stored.name) })
+}
+
+fn unsound<E: fmt::Display>(number: usize, sound: Result<(), E>) -> Holds {
+    sound.map_err(|why| Violation { invariant: SOUND, what: format!("log {number}: {why}") })
+}

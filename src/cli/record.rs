@@ -1,0 +1,171 @@
+//! `raddle record`: what threads are told, as a file that `raddle replay` tells again.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, BufWriter, Write},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use futures_util::StreamExt;
+use raddle_actors::{
+    derived,
+    store::redb::{RedbConfig, RedbStore},
+};
+use raddle_domain::{
+    command::Limits,
+    id::{TenantId, ThreadId, ThreadKey},
+    ports::LogStore,
+};
+
+use super::{Failure, Remote, plain};
+use crate::{client::Pieces, record};
+
+/// Record what threads are told
+///
+/// From now on, by a running server, until Ctrl-C or --for; or what stored threads must have been told, with their names,
+/// by a server or in the data directory of one that is down. Runs are not recorded.
+#[derive(Debug, Args)]
+pub struct Record {
+    /// Stored threads, in place of what happens from now on
+    #[arg(value_name = "THREAD", conflicts_with_all = ["only", "seconds"])]
+    threads: Vec<ThreadId>,
+    /// Only what this thread is told
+    #[arg(long = "thread", value_name = "ID")]
+    only: Option<ThreadId>,
+    /// Of all tenants (with the operator's key)
+    #[arg(long, conflicts_with_all = ["threads", "data_dir"])]
+    all_tenants: bool,
+    /// For so long
+    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    seconds: Option<u32>,
+    /// Where to; it must not be there yet. Without it, the standard output
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Read this directory, whose server is down, and ask none
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["only", "seconds"])]
+    data_dir: Option<PathBuf>,
+    /// All threads that are stored there
+    #[arg(long, requires = "data_dir", conflicts_with = "threads")]
+    all: bool,
+    /// Whose threads they are
+    #[arg(long, value_name = "TENANT", requires = "data_dir")]
+    tenant: Option<TenantId>,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Where a recording goes.
+struct Out {
+    to: Box<dyn Write>,
+    file: Option<File>,
+}
+
+impl Out {
+    fn open(path: Option<&Path>) -> Result<Self, Failure> {
+        let Some(path) = path else { return Ok(Self { to: Box::new(io::stdout()), file: None }) };
+        // For its owner alone: what people said to models stands in it.
+        let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+            Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(Failure::Usage(format!("{} is there already", path.display())));
+            }
+            file => file.map_err(|why| Failure::Failed(format!("{}: {why}", path.display())))?,
+        };
+        Ok(Self { to: Box::new(BufWriter::new(file.try_clone()?)), file: Some(file) })
+    }
+
+    fn write(&mut self, text: &[u8]) -> Result<(), Failure> {
+        match self.to.write_all(text) {
+            // A reader that has gone, as `head` does, ends the command.
+            Err(why) if self.file.is_none() && why.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+            written => Ok(written?),
+        }
+    }
+
+    fn end(mut self) -> Result<(), Failure> {
+        self.to.flush()?;
+        Ok(self.file.map_or(Ok(()), |file| file.sync_all())?)
+    }
+}
+
+impl Record {
+    pub async fn run(self) -> Result<(), Failure> {
+        if let Some(dir) = &self.data_dir {
+            if self.threads.is_empty() && !self.all {
+                return Err(Failure::Usage("name threads, or say --all".to_owned()));
+            }
+            return self.stored(dir);
+        }
+        let client = self.remote.client()?;
+        if let [thread, more @ ..] = self.threads.as_slice() {
+            if !more.is_empty() {
+                return Err(Failure::Usage("a server gives one stored thread at a time".to_owned()));
+            }
+            let pieces = client.thread_trace(&thread.to_string()).await?;
+            let mut out = Out::open(self.out.as_deref())?;
+            copy(pieces, &mut out).await?;
+            return out.end();
+        }
+        let query = [("thread", self.only.map(|id| id.to_string())), ("seconds", self.seconds.map(|n| n.to_string()))];
+        let query: Vec<_> = query.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        let pieces = client.trace(self.all_tenants, &query).await?;
+        let mut out = Out::open(self.out.as_deref())?;
+        eprintln!("recording; Ctrl-C ends it");
+        let interrupted = tokio::select! {
+            copied = copy(pieces, &mut out) => copied.map(|()| false),
+            interrupt = tokio::signal::ctrl_c() => Ok(interrupt.map(|()| true)?),
+        };
+        // What has come is whole but for its last line, which a reader leaves out.
+        out.end()?;
+        interrupted.map(drop)
+    }
+
+    /// From a directory that no server uses. Nothing in it goes on meanwhile.
+    fn stored(&self, dir: &Path) -> Result<(), Failure> {
+        let failed = |why: &dyn std::fmt::Display| Failure::Failed(format!("{}: {why}", dir.display()));
+        if !RedbStore::is_in(dir).map_err(|why| failed(&why))? {
+            return Err(Failure::Failed(format!("{} holds no database", dir.display())));
+        }
+        let store = RedbStore::open(&RedbConfig::new(dir)).map_err(|why| Failure::Failed(why.to_string()))?;
+        let view = store.view().map_err(|why| failed(&why))?;
+        let keys = if self.all {
+            derived::keys(&*view, self.tenant).map_err(|why| failed(&why))?
+        } else {
+            let tenant = self.tenant.unwrap_or(TenantId::DEFAULT);
+            self.threads.iter().map(|thread| ThreadKey { tenant, thread: *thread }).collect()
+        };
+        let header = derived::header(&*view, &keys, Limits::default());
+        let header = header.map_err(|why| failed(&why))?;
+        let mut out = Out::open(self.out.as_deref())?;
+        out.write(format!("{header}\n").as_bytes())?;
+        for key in keys {
+            let derived = match derived::derived(&*view, key, &header) {
+                Ok(Some(derived)) => derived,
+                Ok(None) => return Err(Failure::Failed(format!("there is no thread {key}"))),
+                // One thread that cannot be read is no reason to have none.
+                Err(why) if self.all => {
+                    eprintln!("{key} is left out: {}", plain(&why.to_string()));
+                    continue;
+                }
+                Err(why) => return Err(failed(&why)),
+            };
+            if derived.given > 0 {
+                eprintln!("{key}: what led to its first {} events is not known; they are given", derived.given);
+            }
+            out.write(record::text(&derived.lines).as_bytes())?;
+        }
+        out.end()
+    }
+}
+
+async fn copy(mut pieces: Pieces, out: &mut Out) -> Result<(), Failure> {
+    while let Some(piece) = pieces.next().await {
+        let piece = piece?;
+        // An empty line is a sign of life.
+        if &*piece != b"\n" {
+            out.write(&piece)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,307 @@
+//! `raddle replay`: a trace, told again to as many threads as wanted, and what came of it beside what was recorded.
+//!
+//! Exit codes: 0 equal, 1 different, 2 not a trace.
+
+mod show;
+
+use std::{
+    fs::File,
+    io::{self, BufReader, IsTerminal},
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use raddle_actors::redrive::{Progress, Redrive, RedriveError, Report, Trace};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, say_json};
+use crate::{
+    app::{self, App},
+    client::Client,
+    config::Config,
+    gateway::{self, GatewayConfig},
+    listener,
+    replay::{
+        policy::rejudge,
+        verbs::{self, Manner},
+    },
+};
+
+/// Tell a trace again, and compare what comes of it with what was recorded
+///
+/// Every recorded thread is told again to so many replicas at once, through the whole runtime, on a database of its own.
+/// Exits with 0 if all of them became what was recorded, with 1 if not, and with 2 if the file is no trace.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// What `raddle record` wrote; `-` is the standard input
+    trace: PathBuf,
+    /// Replicas of each recorded thread
+    #[arg(long, default_value_t = 1, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    threads: u32,
+    /// Tenants that they are spread over
+    #[arg(long, default_value_t = 1, value_name = "T", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    tenants: u32,
+    /// By how much faster than it was recorded; `max` is as fast as it goes
+    #[arg(long, default_value = "max", value_name = "X")]
+    speed: Speed,
+    /// Threads held in memory; the others are unloaded, and loaded again when they are told something
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    loaded: u32,
+    /// Replicas that are told something at once
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    at_once: u32,
+    /// Replicas that are watched meanwhile, about; each watcher must see exactly what is stored
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    watched: u32,
+    /// Say only what callers said, and let this model answer: by a server of its own, or by --server. The recorded
+    /// model's name is `recorded`
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["speed", "loaded", "watched"])]
+    model: Option<String>,
+    /// Say what callers said to this server, whose models and tools answer
+    #[arg(long, value_name = "URL", conflicts_with_all = ["speed", "loaded", "watched", "tenants", "keep"])]
+    server: Option<String>,
+    /// The key to send to it
+    #[arg(long, env = "RADDLE_KEY", hide_env_values = true, value_name = "KEY", requires = "server")]
+    key: Option<String>,
+    /// Of a server: how long nothing may happen before a thread is taken for what it will be
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    patience: u32,
+    /// Only decide about the calls of models anew, under this policy of an installation
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["threads", "tenants", "speed", "model", "server"])]
+    policy: Option<PathBuf>,
+    /// The configuration with the tools that calls are judged for, or that answer, where it is no --server
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Keep the database here; it must not be there yet
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How fast.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Speed(Option<f64>);
+
+impl FromStr for Speed {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "max" => Ok(Self(None)),
+            text => match text.parse::<f64>() {
+                Ok(speed) if speed.is_finite() && speed > 0.0 => Ok(Self(Some(speed))),
+                _ => Err("a number above 0, or `max`"),
+            },
+        }
+    }
+}
+
+/// Where the database is; gone with this, unless it is to be kept.
+struct Place {
+    dir: PathBuf,
+    keep: bool,
+}
+
+impl Place {
+    fn of(keep: Option<&Path>) -> Result<Self, Failure> {
+        let dir = match keep {
+            Some(dir) => dir.to_owned(),
+            None => std::env::temp_dir().join(format!("raddle-replay-{}", uuid::Uuid::now_v7().simple())),
+        };
+        if dir.exists() {
+            return Err(Failure::Usage(format!("{} is there already", dir.display())));
+        }
+        std::fs::create_dir_all(&dir).map_err(|why| Failure::Failed(format!("{}: {why}", dir.display())))?;
+        Ok(Self { dir, keep: keep.is_some() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.keep {
+            drop(std::fs::remove_dir_all(&self.dir));
+        }
+    }
+}
+
+impl Replay {
+    pub async fn run(self) -> Result<(), Failure> {
+        let trace = read(&self.trace)?;
+        if let Some(server) = &self.server {
+            let client = Client::new(server, self.key.clone()).map_err(|err| Failure::Usage(err.to_string()))?;
+            return self.said(&trace, &client).await;
+        }
+        let place = Place::of(self.keep.as_deref())?;
+        if let Some(policy) = &self.policy {
+            return self.rejudged(&trace, policy, &place.dir).await;
+        }
+        if self.model.is_some() {
+            let server = Own::start(self.configured(&place.dir)?).await?;
+            let said = self.said(&trace, &server.client).await;
+            server.stop().await;
+            return said;
+        }
+        let redrive = Redrive {
+            copies: self.threads,
+            tenants: self.tenants,
+            loaded_threads: self.loaded as usize,
+            at_once: self.at_once as usize,
+            speed: self.speed.0,
+            watched: self.watched,
+            ..Redrive::new(&place.dir)
+        };
+        let progress = Arc::<Progress>::default();
+        let told = redrive.run(&trace, progress.clone());
+        let report = shown(&progress, told).await.map_err(|why| match why {
+            RedriveError::Empty | RedriveError::Nothing => Failure::Usage(why.to_string()),
+            why => Failure::Failed(why.to_string()),
+        })?;
+        self.found(&trace, &report)
+    }
+
+    fn found(&self, trace: &Trace, report: &Report) -> Result<(), Failure> {
+        if self.json {
+            say_json(report)?;
+        } else {
+            show::report(&self.trace, trace, report)?;
+        }
+        if report.equal { Ok(()) } else { Err(Failure::Told) }
+    }
+
+    /// Says to a server what callers said.
+    async fn said(&self, trace: &Trace, client: &Client) -> Result<(), Failure> {
+        let model = self.model.clone().filter(|model| model != "recorded");
+        let manner = Manner { model, patience: Duration::from_secs(self.patience.into()) };
+        let (report, left_out) = verbs::run(trace, client, &manner, self.threads, self.at_once as usize).await?;
+        if left_out > 0 {
+            eprintln!(
+                "{left_out} threads were there before the recording began: what callers said of them is not told"
+            );
+        }
+        self.found(trace, &report)
+    }
+
+    /// Decides about calls anew.
+    async fn rejudged(&self, trace: &Trace, policy: &Path, dir: &Path) -> Result<(), Failure> {
+        let about = |why: &dyn std::fmt::Display| Failure::Usage(format!("{}: {why}", policy.display()));
+        let text = std::fs::read_to_string(policy).map_err(|why| about(&why))?;
+        let policy = crate::policy::file::parse(&text).map_err(|why| about(&why))?;
+        let tools = app::judges(&self.configured(dir)?, policy).await;
+        let tools = tools.map_err(|why| Failure::Failed(format!("{why:#}")))?;
+        let rejudged = rejudge(trace, &tools);
+        if self.json {
+            say_json(&rejudged)?;
+        } else {
+            show::rejudged(&rejudged)?;
+        }
+        if rejudged.different.is_empty() { Ok(()) } else { Err(Failure::Told) }
+    }
+
+    /// The configuration of what runs here, in `dir`.
+    fn configured(&self, dir: &Path) -> Result<Config, Failure> {
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).map_err(|why| Failure::Usage(format!("{}: {why}", path.display())))
+        };
+        let text = self.config.as_ref().map(read).transpose()?;
+        let own = [
+            ("listen", "127.0.0.1:0".to_owned()),
+            ("data_dir", dir.display().to_string()),
+            ("workspaces.root", dir.join("workspaces").display().to_string()),
+        ];
+        let config = Config::read(text.as_deref(), [], own).map_err(|why| Failure::Usage(why.to_string()))?;
+        Ok(Config { file: self.config.clone(), ..config })
+    }
+}
+
+/// A server for this replay alone.
+struct Own {
+    app: App,
+    client: Client,
+    serves: JoinHandle<()>,
+}
+
+impl Own {
+    async fn start(config: Config) -> Result<Self, Failure> {
+        let failed = |why: &dyn std::fmt::Display| Failure::Failed(why.to_string());
+        let app = app::start(&config).await.map_err(|why| failed(&format!("{why:#}")))?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let gateway = GatewayConfig { limits: config.limits.thread, ..GatewayConfig::default() };
+        let router = gateway::router(app.runtime.clone(), gateway);
+        let (limits, figures) = (config.limits.listener, Arc::default());
+        let serves = tokio::spawn(async move {
+            listener::serve(listener, router, limits, figures, CancellationToken::new()).await;
+        });
+        let client = Client::new(&format!("http://{address}"), None)?.retrying(4);
+        Ok(Self { app, client, serves })
+    }
+
+    async fn stop(self) {
+        self.app.shutdown(Duration::ZERO).await;
+        self.serves.abort();
+    }
+}
+
+/// Reads a trace; one that is none is a wrong argument.
+fn read(path: &Path) -> Result<Trace, Failure> {
+    let about = |why: &dyn std::fmt::Display| Failure::Usage(format!("{}: {why}", path.display()));
+    let trace = match path == Path::new("-") {
+        true => Trace::read(io::stdin().lock()),
+        false => Trace::read(BufReader::new(File::open(path).map_err(|why| about(&why))?)),
+    };
+    trace.map_err(|why| about(&why))
+}
+
+/// Shows how far it is, on a terminal.
+async fn shown(
+    progress: &Progress,
+    told: impl Future<Output = Result<Report, RedriveError>>,
+) -> Result<Report, RedriveError> {
+    if !io::stderr().is_terminal() {
+        return told.await;
+    }
+    let bar = ProgressBar::new(0);
+    let style = "{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}";
+    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut told = std::pin::pin!(told);
+    let mut ticks = tokio::time::interval(Duration::from_millis(100));
+    loop {
+        tokio::select! {
+            report = &mut told => {
+                bar.finish_and_clear();
+                return report;
+            }
+            _ = ticks.tick() => {
+                let Progress { lines, replicas, told, compared } = progress;
+                let (message, at, of) = match compared.load(Relaxed) {
+                    0 => ("telling", told.load(Relaxed), lines.load(Relaxed)),
+                    compared => ("comparing", compared, replicas.load(Relaxed)),
+                };
+                bar.set_message(message);
+                bar.set_length(of);
+                bar.set_position(at);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_speed_is_a_number_above_nothing_or_as_fast_as_it_goes() {
+        assert_eq!("max".parse(), Ok(Speed(None)));
+        assert_eq!("2.5".parse(), Ok(Speed(Some(2.5))));
+        for bad in ["0", "-1", "nan", "inf", "fast", ""] {
+            assert!(bad.parse::<Speed>().is_err(), "{bad}");
+        }
+    }
+}

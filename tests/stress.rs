@@ -1,0 +1,254 @@
+//! `raddle stress` as somebody uses it: every scenario for a moment, with kills, on a bad disk, and on a server that is
+//! somebody else's. What is looked at is the outcome that it writes; nothing is timed.
+
+mod support;
+
+use std::{
+    process::Command,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    http::{HeaderMap, Method, Uri},
+    response::Response,
+};
+use serde_json::Value;
+use support::*;
+
+/// Runs it on a machine on which other tests run, and reads its outcome.
+fn stress(scenario: &str, more: &[&str]) -> (Output, Value) {
+    let mut command = raddle();
+    command.args(["stress", scenario, "--json", "-", "--duration", "1s", "--clients", "6", "--threads", "6"]);
+    let output = run(command.args(more), "");
+    let outcome = serde_json::from_str(&output.out).unwrap_or_else(|why| panic!("{why}: {output:?}"));
+    (output, outcome)
+}
+
+/// Runs it, and expects that everything holds.
+#[track_caller]
+fn stands(scenario: &str, more: &[&str]) -> Value {
+    let (output, outcome) = stress(scenario, more);
+    assert_eq!(output.code, Some(0), "{}", output.said);
+    assert_eq!((&outcome["version"], &outcome["plan"]["scenario"]), (&1.into(), &scenario.into()));
+    assert_eq!(outcome["passed"], true);
+    for check in outcome["checks"].as_array().unwrap() {
+        assert_eq!((&check["holds"], check["faults"].as_array().unwrap().len()), (&"yes".into(), 0), "{check}");
+    }
+    outcome
+}
+
+fn names(outcome: &Value) -> Vec<String> {
+    outcome["checks"].as_array().unwrap().iter().map(|check| text(&check["name"])).collect()
+}
+
+/// How often an operation ended so.
+fn times(outcome: &Value, operation: &str, how: &str) -> u64 {
+    let of = outcome["operations"].as_array().unwrap().iter().find(|of| of["name"] == operation);
+    of.and_then(|of| of["outcomes"][how].as_u64()).unwrap_or(0)
+}
+
+fn examined(outcome: &Value, name: &str) -> u64 {
+    let check = outcome["checks"].as_array().unwrap().iter().find(|check| check["name"] == name);
+    check.unwrap_or_else(|| panic!("no check {name}"))["examined"].as_u64().unwrap()
+}
+
+/// What is checked of threads.
+const OF_THREADS: [&str; 6] = ["rest", "acknowledged", "once", "logs", "linearizable", "streams"];
+
+#[test]
+fn conversations_leave_nothing_unexplained() {
+    let outcome = stands("chat", &["--slow-subscribers", "2"]);
+    assert_eq!(names(&outcome), OF_THREADS);
+    assert!(times(&outcome, "start", "ok") > 0 && times(&outcome, "await", "ok") > 0);
+    assert!(OF_THREADS.iter().all(|name| examined(&outcome, name) > 0), "{outcome}");
+    // Percentiles are those of what was done, in order.
+    let start = outcome["operations"].as_array().unwrap().iter().find(|of| of["name"] == "start").unwrap();
+    let latency = &start["latency_ms"];
+    let told = ["min", "p50", "p90", "p99", "p99.9", "max"].map(|name| latency[name].as_f64().unwrap());
+    assert!(told.is_sorted(), "{latency}");
+    let counted: u64 = start["histogram"].as_array().unwrap().iter().map(|bar| bar["count"].as_u64().unwrap()).sum();
+    assert_eq!((latency["count"].as_u64(), counted), (Some(counted), times(&outcome, "start", "ok")));
+}
+
+#[test]
+fn a_storm_of_queued_prompts_keeps_its_order() {
+    let outcome = stands("queue-storm", &[]);
+    assert!(times(&outcome, "queue", "ok") > 0);
+}
+
+#[test]
+fn a_storm_of_steers_loses_none() {
+    let outcome = stands("steer-storm", &[]);
+    assert!(times(&outcome, "steer", "ok") > 0);
+}
+
+#[test]
+fn calls_are_decided_once() {
+    let outcome = stands("approvals", &["--kill", "1"]);
+    assert!(times(&outcome, "decide", "ok") > 0);
+    assert!(examined(&outcome, "decisions") > 0 && examined(&outcome, "effects") > 0, "{outcome}");
+}
+
+#[test]
+fn watchers_that_hang_up_and_come_back_miss_nothing() {
+    let outcome = stands("reconnect-storm", &[]);
+    assert!(examined(&outcome, "streams") > examined(&outcome, "logs"));
+}
+
+#[test]
+fn threads_that_come_and_go_are_the_same_threads() {
+    stands("eviction-churn", &["--disk-latency", "2"]);
+}
+
+#[test]
+fn tenants_see_their_own_alone() {
+    let outcome = stands("tenants", &["--kill", "1"]);
+    assert!(examined(&outcome, "isolation") > 0);
+}
+
+#[test]
+fn agents_share_boards_without_losing_a_task() {
+    let outcome = stands("board", &["--kill", "1"]);
+    assert_eq!(names(&outcome), ["board", "replay", "streams"]);
+    assert!(times(&outcome, "task.complete", "ok") > 0);
+}
+
+#[test]
+fn a_server_that_is_killed_has_kept_its_word_and_the_report_shows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("report.html");
+    let outcome = stands("queue-storm", &["--kill", "3", "--report", report.to_str().unwrap()]);
+    let kills = outcome["kills"].as_array().unwrap();
+    assert_eq!((kills.len(), outcome["recovery_ms"]["count"].as_u64()), (3, Some(3)));
+    assert!(kills.iter().all(|kill| kill["recovery_ms"].as_f64().unwrap() > 0.0));
+    let page = std::fs::read_to_string(report).unwrap();
+    assert!(page.contains("all 6 checks hold") && page.contains("recovery, p99"), "{page}");
+    assert!(!page.contains("<script") && !page.contains("http:") && !page.contains("https:"));
+}
+
+#[test]
+fn a_disk_that_fails_now_and_then_costs_nothing_that_was_acknowledged() {
+    let outcome = stands("chat", &["--disk-faults", "0.01"]);
+    let operations = outcome["operations"].as_array().unwrap();
+    let told = |of: &&Value| of["outcomes"].get("store-unavailable").is_some();
+    assert!(operations.iter().any(|of| told(&of)), "no fault was noticed: {operations:?}");
+}
+
+#[test]
+fn the_help_does_not_offer_a_bad_disk_and_a_server_that_has_one_says_so() {
+    let help = run(raddle().args(["serve", "--help"]), "");
+    assert!(!help.out.contains("faults_per_million"));
+    let shown = |value: &str| {
+        let mut command = raddle();
+        run(command.args(["config", "show"]).env("RADDLE_STORE_FAULTS_PER_MILLION", value), "").out
+    };
+    assert!(!shown("0").contains("faults_per_million"));
+    assert!(shown("7").contains("store.faults_per_million = 7"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_of_somebody_elses_is_put_under_load_and_neither_killed_nor_hurt() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let on = |more: &'static [&'static str]| {
+        let url = server.url.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut command: Command = raddle();
+            command.args(["stress", "chat", "--duration", "1s", "--clients", "2", "--threads", "2", "--server", &url]);
+            run(command.args(more), "")
+        })
+    };
+    for (refused, named) in [
+        (&["--kill"][..], "--kill"),
+        (&["--disk-latency", "1"], "--disk-latency"),
+        (&["--disk-faults", "0.1"], "--disk-faults"),
+    ] {
+        let output = on(refused).await.unwrap();
+        assert_eq!(output.code, Some(2));
+        assert!(output.said.contains(named) && output.said.contains("--server"), "{}", output.said);
+    }
+    let output = on(&[]).await.unwrap();
+    assert_eq!(output.code, Some(0), "{}", output.said);
+    assert!(output.out.contains("linearizable"), "{}", output.out);
+    assert!(!server.api.list("/v1/threads", 500).await.is_empty());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_forgets_is_found_out() {
+    // Between the clients and the server stands somebody who lies: one prompt is answered as if it had been taken, and is
+    // not passed on.
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let liar = forgetful(&server).await;
+    let output = tokio::task::spawn_blocking(move || {
+        let mut command = raddle();
+        command.args(["stress", "chat", "--duration", "2s", "--clients", "4", "--threads", "4", "--server", &liar]);
+        run(&mut command, "")
+    });
+    let output = output.await.unwrap();
+    assert_eq!(output.code, Some(1), "{output:?}");
+    let said = &output.said;
+    assert!(said.contains("raddle: acknowledged: thread thr_") && said.contains("has lost the turn"), "{said}");
+    assert!(said.contains("raddle: linearizable: thread thr_") && said.contains("is lost"), "{said}");
+    assert!(said.contains("raddle threads tail thr_"), "{said}");
+}
+
+/// What somebody is going to say who says once what is not true.
+enum Lie {
+    NotYet,
+    Ready(Bytes),
+    Told,
+}
+
+/// A proxy that answers one prompt itself, in the words of the answer to another. Its address.
+async fn forgetful(server: &Server) -> String {
+    let (http, url) = (server.api.http.clone(), server.url.clone());
+    let lie = Arc::new(Mutex::new(Lie::NotYet));
+    let pass = move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| {
+        let (http, url, lie) = (http.clone(), url.clone(), lie.clone());
+        async move {
+            let starts = method == Method::POST && uri.path().ends_with("/turns");
+            if starts && matches!(*lie.lock().unwrap(), Lie::Ready(_)) {
+                let told = std::mem::replace(&mut *lie.lock().unwrap(), Lie::Told);
+                if let Lie::Ready(told) = told {
+                    return Response::builder().status(201).body(Body::from(told)).unwrap();
+                }
+            }
+            let mut request = http.request(method, format!("{url}{uri}")).body(body);
+            for (name, value) in headers.iter().filter(|(name, _)| *name != "host") {
+                request = request.header(name, value);
+            }
+            let reply = request.send().await.unwrap();
+            let status = reply.status();
+            let mut response = Response::builder().status(status);
+            if let Some(kind) = reply.headers().get("content-type") {
+                response = response.header("content-type", kind);
+            }
+            if !starts {
+                return response.body(Body::from_stream(reply.bytes_stream())).unwrap();
+            }
+            let body = reply.bytes().await.unwrap();
+            let mut lie = lie.lock().unwrap();
+            if status == 201 && matches!(*lie, Lie::NotYet) {
+                *lie = Lie::Ready(body.clone());
+            }
+            response.body(Body::from(body)).unwrap()
+        }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(pass)).await });
+    format!("http://{address}")
+}
+
+#[test]
+fn what_cannot_be_done_is_said_at_once() {
+    let said = |args: &[&str]| run(raddle().arg("stress").args(args), "");
+    assert_eq!(said(&["chat", "--duration", "soon"]).code, Some(2));
+    assert_eq!(said(&["chat", "--clients", "0"]).code, Some(2));
+    assert_eq!(said(&["dance"]).code, Some(2));
+    assert_eq!(said(&["chat", "--server", "http://127.0.0.1:1"]).code, Some(4));
+}
