@@ -2,13 +2,13 @@
 ci:
     bash .ci/run
 
+# All benches, and benches/RESULTS.md with its plots: about 25 minutes, with --quick about five and rougher.
+bench-page *how:
+    benches/run {{how}}
+
 # The bars of a long run, see tests/README.md. Hours.
 long *words:
     tests/long {{words}}
-
-# The figures of benches/README.md.
-bench:
-    cargo bench --bench append --bench dispatch --bench fanout --bench history --bench hooks --bench resume --bench runs --bench http
 
 # A server on the embedded store with the offline model.
 run:

@@ -20,7 +20,7 @@ use raddle_domain::{
     record::Delivery,
     time::UnixMs,
 };
-use support::*;
+use support::{jsonl::JsonLines, *};
 
 const THREADS: usize = 1000;
 /// As long as a delta's record and a thread's row usually are.
@@ -98,12 +98,12 @@ async fn scattered() {
         growing.rate(THREADS, THREADS).await;
         let mut rates = vec![Vec::new(); WIDTHS.len()];
         let (mut bytes, mut raw) = (vec![0.0; WIDTHS.len()], Vec::new());
-        for _ in 0..3 {
+        for _ in 0..sized(3, 1) {
             if delay == 0 {
                 raw.push(raw_append(dir.path(), 1_000));
             }
             for (at, width) in WIDTHS.into_iter().enumerate() {
-                let most = if delay == 0 { 10_000 } else { 4_000 };
+                let most = sized(if delay == 0 { 10_000 } else { 4_000 }, 2_000);
                 let count = (width * 100).clamp(if delay == 0 { 1_000 } else { 100 }, most);
                 let before = written();
                 rates[at].push(growing.rate(count, width).await);
@@ -117,7 +117,7 @@ async fn scattered() {
             let what = format!("events, 1000 threads, {width} in flight, {delay} ms added to a sync");
             figure(&what, median(rates[at].clone()), "/s");
             if delay == 0 {
-                figure("bytes written per event", bytes[at], "");
+                figure(&format!("bytes written per event, {width} in flight"), bytes[at], " B");
             }
         }
         growing.store.shutdown().await;
@@ -178,7 +178,7 @@ fn deltas() {
     for delay in DELAYS {
         let side = GROUPED.slow(Duration::from_millis(delay));
         let (mut together, mut alone) = (Vec::new(), Vec::new());
-        for _ in 0..3 {
+        for _ in 0..sized(3, 1) {
             together.push(block_on(answers(side)));
             alone.push(in_system(one_by_one(side, if delay == 0 { 1_000 } else { 200 })));
         }
@@ -200,7 +200,7 @@ async fn length() {
         growing.write(0, 50).await;
     }
     let (mut long, mut short) = (Vec::new(), Vec::new());
-    for round in 0..60 {
+    for round in 0..sized(60, 20) {
         growing.more(1);
         growing.write(round + 1, 10).await;
         short.push(growing.cost(round + 1, 20).await);
@@ -210,11 +210,42 @@ async fn length() {
     growing.store.shutdown().await;
 }
 
+/// Events that a log has before another one is added.
+const PASTS: [Seq; 5] = [10, 100, 1_000, 5_000, 20_000];
+
+/// The same in a log that is read again for each event: the longer it is, the more each of them costs.
+async fn read_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut growing = Growing::new(GROUPED, dir.path(), 0);
+    let mut here = [const { Vec::new() }; PASTS.len()];
+    let mut files = [const { Vec::new() }; PASTS.len()];
+    for round in 0..sized(20, 7) {
+        for (at, past) in PASTS.into_iter().enumerate() {
+            let thread = round * PASTS.len() + at;
+            growing.more(1);
+            growing.write(thread, past as usize).await;
+            here[at].push(growing.cost(thread, 5).await);
+            let file = JsonLines::with_past(dir.path(), thread, past);
+            let begun = Instant::now();
+            assert!((1..=3).all(|n| file.add() == past + n));
+            files[at].push(begun.elapsed().as_secs_f64() / 3.0);
+        }
+    }
+    for (at, past) in PASTS.into_iter().enumerate() {
+        let (here, files) = (median(here[at].clone()), median(files[at].clone()));
+        figure(&format!("an event after {past}, durable"), here * 1e6, " µs");
+        figure(&format!("an event after {past}, JSONL that is read again, never synced"), files * 1e6, " µs");
+        figure(&format!("an event after {past}, JSONL vs durable"), files / here, "×");
+    }
+    growing.store.shutdown().await;
+}
+
 fn main() {
     let begun = Instant::now();
     head("append: making events durable");
     in_system(scattered());
     deltas();
     in_system(length());
+    in_system(read_again());
     eprintln!("{:.0?}", begun.elapsed());
 }

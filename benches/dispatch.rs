@@ -34,7 +34,7 @@ async fn starts(side: Side, count: usize, width: usize) -> (f64, f64) {
 fn main() {
     let begun = Instant::now();
     head("dispatch: turn starts in process");
-    let rounds = 3;
+    let rounds = sized(3, 1);
     let mut raw = Vec::new();
     let mut grouped = vec![Vec::new(); 4];
     let mut syncs = vec![Vec::new(); 4];
@@ -43,15 +43,15 @@ fn main() {
     let widths = [1, 16, 64, 256];
     for _ in 0..rounds {
         let dir = tempfile::tempdir().expect("a directory");
-        raw.push(raw_append(dir.path(), 5_000));
+        raw.push(raw_append(dir.path(), sized(5_000, 1_000)));
         for (at, width) in widths.into_iter().enumerate() {
-            let count = if width == 1 { 1_000 } else { 10_000 };
+            let count = if width == 1 { sized(1_000, 500) } else { sized(10_000, 4_000) };
             let (rate, per_start) = block_on(starts(GROUPED, count, width));
             grouped[at].push(rate);
             syncs[at].push(per_start);
         }
-        single.push(block_on(starts(SINGLE, 2_000, 64)).0);
-        volatile.push(block_on(starts(VOLATILE, 10_000, 64)).0);
+        single.push(block_on(starts(SINGLE, sized(2_000, 1_000), 64)).0);
+        volatile.push(block_on(starts(VOLATILE, sized(10_000, 4_000), 64)).0);
     }
     let raw = median(raw);
     let grouped: Vec<f64> = grouped.into_iter().map(median).collect();
@@ -61,9 +61,9 @@ fn main() {
         figure(&format!("turn starts, c = {width}"), grouped[at], "/s");
     }
     bar("c = 64 vs one commit per request", grouped[2] / median(single), "×", 6.0, true);
-    bar("c = 64 vs durability off", grouped[2] / median(volatile), "", 0.45, true);
-    bar("c = 64 vs raw append + fdatasync", grouped[2] / raw, "", 0.9, true);
-    bar("c = 256 vs raw append + fdatasync", grouped[3] / raw, "", 1.0, true);
+    bar("c = 64 vs durability off", grouped[2] / median(volatile), "×", 0.45, true);
+    bar("c = 64 vs raw append + fdatasync", grouped[2] / raw, "×", 0.9, true);
+    bar("c = 256 vs raw append + fdatasync", grouped[3] / raw, "×", 1.0, true);
     bar("one start at c = 1 vs one raw fdatasync", raw / grouped[0], "×", 8.0, false);
     bar("syncs per start at c = 64", syncs[2], "", 1.0 / 16.0, false);
     eprintln!("{:.0?}", begun.elapsed());

@@ -21,6 +21,7 @@ use support::*;
 
 const WATCHERS: u64 = 1000;
 const WORDS: usize = 200;
+const WATCHED: Duration = Duration::from_secs(6);
 /// Turns after which the producer waits for every watcher.
 const TURNS: usize = 8;
 
@@ -72,9 +73,9 @@ async fn watch(runtime: Runtime, key: ThreadKey, got: Arc<Got>) {
     }
 }
 
-/// Queues turns and waits until the thread rests; returns where its log ends then.
-async fn produce(runtime: &Runtime, key: ThreadKey) -> Seq {
-    for _ in 0..TURNS {
+/// Queues so many turns and waits until the thread rests; returns where its log ends then.
+async fn produce(runtime: &Runtime, key: ThreadKey, turns: usize) -> Seq {
+    for _ in 0..turns {
         let start = StartTurn { prompt: "tell me more".into(), delivery: Delivery::Queue, ..StartTurn::default() };
         runtime.start_turn(key, start, Call::default()).await.expect("it is taken");
     }
@@ -87,7 +88,7 @@ async fn produce(runtime: &Runtime, key: ThreadKey) -> Seq {
     }
 }
 
-async fn run() {
+async fn in_process() {
     let dir = tempfile::tempdir().expect("a directory");
     let runtime = GROUPED.runtime(dir.path(), Words(WORDS)).await;
     let key = threads(&runtime, 1).await[0];
@@ -105,18 +106,18 @@ async fn run() {
 
     let (before, bytes) = (got.frames.load(Relaxed), got.bytes.load(Relaxed));
     let (begun, mut head) = (Instant::now(), 1);
-    while begun.elapsed() < Duration::from_secs(8) {
-        head = produce(&runtime, key).await;
+    while begun.elapsed() < WATCHED {
+        head = produce(&runtime, key, TURNS).await;
         while got.frames.load(Relaxed) < WATCHERS * head {
             tokio::time::sleep(Duration::from_micros(500)).await;
         }
     }
     let seconds = begun.elapsed().as_secs_f64();
     let frames = (got.frames.load(Relaxed) - before) as f64;
-    figure("events committed meanwhile", (head - 1) as f64 / seconds, "/s");
-    figure("bytes delivered", (got.bytes.load(Relaxed) - bytes) as f64 / seconds / 1e6, " MB/s");
+    figure("events committed meanwhile, in process", (head - 1) as f64 / seconds, "/s");
+    figure("bytes delivered, in process", (got.bytes.load(Relaxed) - bytes) as f64 / seconds / 1e6, " MB/s");
     figure("watchers cut off and resumed", got.gaps.load(Relaxed) as f64, "");
-    bar("frames delivered to 1000 watchers", frames / seconds, "/s", 100_000.0, true);
+    bar("frames delivered to 1000 watchers in process", frames / seconds, "/s", 100_000.0, true);
 
     let mut held = 0;
     let after = loop {
@@ -134,9 +135,51 @@ async fn run() {
     }
 }
 
+/// The same over HTTP, to a thousand connections that read on a thread of their own. Every byte of every stream is waited
+/// for.
+async fn over_sockets() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let runtime = GROUPED.runtime(dir.path(), Words(WORDS)).await;
+    let key = threads(&runtime, 1).await[0];
+    let (addr, server) = net::serve(runtime.clone()).await;
+    let got = Arc::new(AtomicU64::new(0));
+    let counted = got.clone();
+    let (over, end) = tokio::sync::oneshot::channel::<()>();
+    let clients = tokio::spawn(net::elsewhere(async move || {
+        let watch = async || net::Client::connect(addr).await.count(&net::follow(key), &counted).await;
+        let all = futures_util::future::join_all((0..WATCHERS).map(|_| watch()));
+        tokio::select! {
+            _ = all => unreachable!("a stream does not end by itself"),
+            end = end => end.expect("somebody says so"),
+        }
+    }));
+    let delivered = async || {
+        let (events, bytes) = net::extent(&runtime, key).await;
+        while got.load(Relaxed) < WATCHERS * bytes as u64 {
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+        events
+    };
+    let before = delivered().await;
+    let (begun, mut head) = (Instant::now(), before);
+    while begun.elapsed() < WATCHED {
+        // Little enough that none of them is cut off.
+        produce(&runtime, key, 1).await;
+        head = delivered().await;
+    }
+    let frames = ((head - before) * WATCHERS) as f64 / begun.elapsed().as_secs_f64();
+    figure("events committed meanwhile, over sockets", frames / WATCHERS as f64, "/s");
+    bar("frames delivered to 1000 streams over HTTP, both ends", frames, "/s", 100_000.0, true);
+    over.send(()).expect("they read");
+    clients.await.expect("they read to the end");
+    server.abort();
+    runtime.shutdown(Duration::ZERO).await;
+}
+
 fn main() {
     let begun = Instant::now();
     head("fanout: one thread, 1000 watchers");
-    block_on(run());
+    block_on(in_process());
+    block_on(over_sockets());
     eprintln!("{:.0?}", begun.elapsed());
 }

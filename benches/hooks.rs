@@ -94,12 +94,12 @@ fn main() {
     let begun = Instant::now();
     head("hooks: turn starts beside sinks");
     for width in [1, 16, 64] {
-        let count = if width == 1 { 2_000 } else { 10_000 };
+        let count = if width == 1 { 2_000 } else { sized(10_000, 4_000) };
         let (mut none, mut slow, mut quick) = (Vec::new(), Vec::new(), Vec::new());
         let taken = Arc::new(AtomicUsize::new(0));
         // One to warm up.
         block_on(starts(Vec::new(), 1_000, width));
-        for _ in 0..7 {
+        for _ in 0..sized(5, 1) {
             none.push(block_on(starts(Vec::new(), count, width)));
             slow.push(block_on(starts(vec![hook(Arc::new(Slow::default()))], count, width)));
             quick.push(block_on(starts(vec![hook(Arc::new(Quick(taken.clone())))], count, width)));
@@ -107,7 +107,8 @@ fn main() {
         let of = |runs: &[(f64, f64)], what: fn(&(f64, f64)) -> f64| median(runs.iter().map(what).collect());
         for (name, runs) in [("no hook", &none), ("a slow one", &slow), ("a quick one", &quick)] {
             let (p50, p99) = (of(runs, |run| run.0), of(runs, |run| run.1));
-            println!("| {name}, c = {width}: p50 / p99 | {p50:.2} / {p99:.2} ms | | |");
+            figure(&format!("{name}, c = {width}, p50"), p50, " ms");
+            figure(&format!("{name}, c = {width}, p99"), p99, " ms");
         }
         let ratio = |runs: &[(f64, f64)]| of(runs, |run| run.1) / of(&none, |run| run.1);
         bar(&format!("p99 beside a sink of 1 s vs none, c = {width}"), ratio(&slow), "×", 1.1, false);

@@ -1,6 +1,6 @@
 //! What an overload does: three times as many turn starts as the server can do, offered whether or not it answers.
 //!
-//! `OVERLOAD_SECONDS` says for how long. Variables of the server are handed on to it.
+//! `OVERLOAD_SECONDS` says for how long, if not for 20. Variables of the server are handed on to it.
 
 mod support;
 
@@ -129,12 +129,14 @@ fn start(thread: &str) -> Vec<u8> {
     .into()
 }
 
-fn of(answers: &[Answered], status: u16) -> impl Iterator<Item = Duration> {
+fn times(answers: &[Answered], status: u16) -> impl Iterator<Item = Duration> {
     answers.iter().filter(move |answer| answer.status == status).map(|answer| answer.took)
 }
 
 fn main() {
-    let seconds = std::env::var("OVERLOAD_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let seconds =
+        std::env::var("OVERLOAD_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(sized(20, 6) as u32);
+    let watched = sized(10, 4) as u32;
     let begun = Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let dir = tempfile::tempdir().expect("a directory");
@@ -149,16 +151,16 @@ fn main() {
     let mut accepted = 0;
     let mut run = |pace, time, tick: &mut dyn FnMut(Duration)| {
         let answers = generator.run(&requests, &mut next, pace, time, tick);
-        accepted += of(&answers, 201).count();
+        accepted += times(&answers, 201).count();
         answers
     };
     // Caches fill, threads are loaded.
-    run(Pace::Closed(WIDTH), 5 * S, &mut |_| {});
+    run(Pace::Closed(WIDTH), watched / 2 * S, &mut |_| {});
     let before = server.worked();
-    let capacity = of(&run(Pace::Closed(WIDTH), 10 * S, &mut |_| {}), 201).count() as f64 / 10.0;
-    let a_start = (server.worked() - before) / (capacity * 10.0);
-    let unloaded = run(Pace::Open(capacity / 2.0), 10 * S, &mut |_| {});
-    let (usual50, usual) = (share(of(&unloaded, 201), 0.5), share(of(&unloaded, 201), 0.99));
+    let capacity = times(&run(Pace::Closed(WIDTH), watched * S, &mut |_| {}), 201).count() as f64 / f64::from(watched);
+    let a_start = (server.worked() - before) / (capacity * f64::from(watched));
+    let unloaded = run(Pace::Open(capacity / 2.0), watched * S, &mut |_| {});
+    let (usual50, usual) = (share(times(&unloaded, 201), 0.5), share(times(&unloaded, 201), 0.99));
     let time = seconds * S;
     let (mut memory, before) = (vec![server.resident()], server.worked());
     let overload = run(Pace::Open(3.0 * capacity), time, &mut |now| {
@@ -167,41 +169,38 @@ fn main() {
         }
     });
     let worked = server.worked() - before;
-    let after = run(Pace::Open(capacity / 2.0), 10 * S, &mut |_| {});
+    let after = run(Pace::Open(capacity / 2.0), watched * S, &mut |_| {});
 
     head("overload: three times what it can do");
     figure("capacity, c = 64", capacity, "/s");
-    println!("| unloaded, at half of it, p50 / p99 | {usual50:.1} / {usual:.1} ms | | |");
-    let refused: Vec<Duration> = of(&overload, 503).collect();
-    let taken: Vec<Duration> = of(&overload, 201).collect();
-    let offered = overload.len() as f64 / seconds as f64;
-    println!(
-        "| offered / accepted / refused | {offered:.0} / {:.0} / {:.0} per second | | |",
-        taken.len() as f64 / seconds as f64,
-        refused.len() as f64 / seconds as f64
-    );
+    figure("unloaded, at half of it, p50", usual50, " ms");
+    figure("unloaded, at half of it, p99", usual, " ms");
+    let refused: Vec<Duration> = times(&overload, 503).collect();
+    let taken: Vec<Duration> = times(&overload, 201).collect();
+    for (what, count) in [("offered", overload.len()), ("accepted", taken.len()), ("refused", refused.len())] {
+        figure(what, count as f64 / f64::from(seconds), "/s");
+    }
     let others = overload.iter().filter(|answer| ![201, 503].contains(&answer.status)).count();
     figure("neither (its thread had a turn open)", others as f64, "");
-    println!("| accepted p50 / p99 | {:.1} / {:.1} ms | | |", share(taken.clone(), 0.5), share(taken.clone(), 0.99));
-    println!("| refused p50 / p99 | {:.1} / {:.1} ms | | |", share(refused.clone(), 0.5), share(refused.clone(), 0.99));
+    figure("accepted, p50", share(taken.clone(), 0.5), " ms");
+    figure("accepted, p99", share(taken.clone(), 0.99), " ms");
+    figure("refused, p50", share(refused.clone(), 0.5), " ms");
     let a_refusal = (worked - taken.len() as f64 * a_start) / refused.len() as f64;
-    println!(
-        "| processor time of the server for a start / a refusal | {:.0} / {:.0} µs | | |",
-        1e6 * a_start,
-        1e6 * a_refusal
-    );
+    figure("processor time of the server for a start with its turn", 1e6 * a_start, " µs");
+    figure("processor time of the server for a refusal", 1e6 * a_refusal, " µs");
     bar("accepted p99 vs unloaded p99", share(taken, 0.99) / usual, "×", 2.0, false);
-    bar("refused p99", share(refused, 0.99), " ms", 50.0, false);
+    bar("refused, p99", share(refused, 0.99), " ms", 50.0, false);
     let later = overload.iter().filter(|answer| answer.status == 201 && answer.due >= S).map(|answer| answer.took);
     figure("the same without the first second", share(later, 0.99) / usual, "×");
-    let memory: Vec<String> = memory.iter().map(|megabytes| format!("{megabytes:.0}")).collect();
-    println!("| memory, at each quarter | {} MB | | |", memory.join(" / "));
+    for (quarter, megabytes) in memory.into_iter().enumerate() {
+        figure(&format!("memory after {quarter} quarters of it"), megabytes, " MB");
+    }
     // From when on what comes is as usual: single halves of a second have too few for a tail.
     let from =
         |half: u32| share(after.iter().filter(|answer| answer.due >= S / 2 * half).map(|answer| answer.took), 0.99);
-    let normal = (0..20).find(|half| from(*half) <= 2.0 * usual).unwrap_or(20);
+    let normal = (0..2 * watched).find(|half| from(*half) <= 2.0 * usual).unwrap_or(2 * watched);
     bar("until p99 from then on is within 2× again", f64::from(normal) / 2.0, " s", 5.0, false);
-    figure("refused afterwards", of(&after, 503).count() as f64, "");
+    figure("refused afterwards", times(&after, 503).count() as f64, "");
     let (mut turns, mut completed) = (0, 0);
     runtime.block_on(async {
         while server.metric("raddle_running_turns").await > 0.0 {}

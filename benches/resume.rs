@@ -29,23 +29,6 @@ fn open(dir: &Path) -> (RedbStore, f64) {
 
 // ---- replay --------------------------------------------------------------------------------------
 
-/// Events, and the bytes of a stream that begins with them.
-async fn extent(runtime: &Runtime, key: ThreadKey) -> (Seq, usize) {
-    let (mut after, mut bytes) = (0, "retry: 1000\n\n".len());
-    loop {
-        let page = runtime.events(key, after, 2_000).await.expect("it is there");
-        for chunk in &page.chunks {
-            for (seq, event) in (chunk.first..).zip(&chunk.events) {
-                bytes += format!("id: {seq}\nevent: {}\ndata: \n\n", event.name).len() + event.json.len();
-                after = seq;
-            }
-        }
-        if after == page.head {
-            return (after, bytes);
-        }
-    }
-}
-
 /// Seconds until the stream's body has given so many bytes, without a socket.
 async fn in_process(runtime: &Runtime, key: ThreadKey, bytes: usize) -> f64 {
     let router = raddle::gateway::router(runtime.clone(), raddle::gateway::GatewayConfig::default());
@@ -65,10 +48,10 @@ async fn in_process(runtime: &Runtime, key: ThreadKey, bytes: usize) -> f64 {
 
 async fn replay(dir: &Path, key: ThreadKey) {
     let runtime = GROUPED.runtime(dir, Silent).await;
-    let (events, bytes) = extent(&runtime, key).await;
+    let (events, bytes) = net::extent(&runtime, key).await;
     let (addr, server) = net::serve(runtime.clone()).await;
     let (mut inside, mut socket) = (Vec::new(), Vec::new());
-    for _ in 0..7 {
+    for _ in 0..sized(7, 3) {
         inside.push(events as f64 / in_process(&runtime, key, bytes).await);
         let taken = net::elsewhere(async move || {
             let mut client = net::Client::connect(addr).await;
@@ -78,7 +61,7 @@ async fn replay(dir: &Path, key: ThreadKey) {
         });
         socket.push(events as f64 / taken.await);
     }
-    figure("bytes of a frame", bytes as f64 / events as f64, "");
+    figure("bytes of a frame", bytes as f64 / events as f64, " B");
     figure("replay of 100,000 events in process", median(inside), "/s");
     bar("replay of 100,000 events to a socket", median(socket), "/s", 1e6, true);
     server.abort();
@@ -109,7 +92,7 @@ async fn loads(dir: &Path, long: ThreadKey, short: &[ThreadKey]) {
     let runtime = Runtime::start(config, raddle_actors::Ports::with_models(models)).await.expect("it starts");
     for write in [false, true] {
         let (mut longs, mut shorts) = (Vec::new(), Vec::new());
-        for round in 0..200 {
+        for round in 0..sized(200, 100) {
             shorts.push(load(&runtime, short[round % short.len()], write).await);
             longs.push(load(&runtime, long, write).await);
         }
@@ -120,7 +103,7 @@ async fn loads(dir: &Path, long: ThreadKey, short: &[ThreadKey]) {
         bar(&format!("{what}, 100,000 vs 100"), longs / shorts, "×", 1.5, false);
     }
     let evictions = runtime.health().evictions;
-    assert!(evictions > 600, "{evictions} evictions: the threads were not loaded anew");
+    assert!(evictions > sized(600, 300) as u64, "{evictions} evictions: the threads were not loaded anew");
     runtime.shutdown(Duration::ZERO).await;
 }
 
@@ -175,7 +158,7 @@ async fn opens(filled: &Path) {
         dir
     };
     let (mut clean, mut idle, mut loaded, mut per_gb) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..5 {
+    for _ in 0..sized(5, 3) {
         let dir = copy(filled);
         clean.push(open(dir.path()).1 * 1000.0);
         idle.push(killed(dir.path(), true).await * 1000.0);

@@ -208,7 +208,8 @@ async fn length(runtime: &Runtime) -> RunId {
     figure("a run of 100,000 events, 200 commands in flight", LONG as f64 / begun.elapsed().as_secs_f64(), " events/s");
     for operation in Operation::ALL {
         let (mut costs, mut bytes) = ([Vec::new(), Vec::new()], [0.0; 2]);
-        for round in 0..ROUNDS {
+        let rounds = sized(ROUNDS, ROUNDS / 4);
+        for round in 0..rounds {
             let runs = [with_events(runtime, SHORT).await, long];
             if matches!(operation, Operation::ClaimAndComplete) {
                 for run in runs {
@@ -218,14 +219,14 @@ async fn length(runtime: &Runtime) -> RunId {
             for at in [round % 2, 1 - round % 2] {
                 let before = written();
                 operation.costs(runtime, runs[at], &mut costs[at]).await;
-                bytes[at] += (written() - before) / (ROUNDS * EACH) as f64 / 1024.0;
+                bytes[at] += (written() - before) / (rounds * EACH) as f64 / 1024.0;
             }
         }
         let ([short, long], what) = (costs.map(median), operation.name());
         figure(&format!("{what}, after 10 events"), short * 1e6, " µs");
         figure(&format!("{what}, after 100,000 events"), long * 1e6, " µs");
-        figure("bytes written for it, after 10 events", bytes[0], " KiB");
-        figure("bytes written for it, after 100,000 events", bytes[1], " KiB");
+        figure(&format!("bytes written for {what}, after 10 events"), bytes[0], " KiB");
+        figure(&format!("bytes written for {what}, after 100,000 events"), bytes[1], " KiB");
         bar(&format!("{what}, after 100,000 events vs after 10"), long / short, "×", 1.3, false);
     }
     long
@@ -244,7 +245,7 @@ async fn claims(runtime: &Runtime) {
     let runs = [with_tasks(runtime, 10).await, with_tasks(runtime, 10_000).await];
     for (what, filter) in [("claim", None), ("claim of a type of which there are 3", Some(FEW))] {
         let mut taken = [Vec::new(), Vec::new()];
-        for round in 0..CLAIMS {
+        for round in 0..sized(CLAIMS, CLAIMS / 4) {
             for at in [round % 2, 1 - round % 2] {
                 let begun = Instant::now();
                 let task = claim(runtime, runs[at], filter, Call::default()).await;
@@ -292,7 +293,7 @@ async fn lists(dir: &Path) {
     let runtime = GROUPED.runtime(dir, Silent).await;
     let [(_, small), (_, large)] = tenants();
     let mut taken = [Vec::new(), Vec::new()];
-    for _ in 0..10 {
+    for _ in 0..sized(10, 3) {
         let (mut after, mut found) = (None, 0);
         loop {
             let (runs, next, seconds) = page(&runtime, large, after).await;
@@ -367,7 +368,7 @@ impl Laps {
 
 async fn beside_files(runtime: &Runtime) {
     // Where the files take long, there is time to look at the other side more often.
-    for (events, rounds, looks) in [(10, 60, 1), (1_000, 15, 5), (5_000, 7, 10)] {
+    for (events, rounds, looks) in [(10, sized(60, 15), 1), (1_000, sized(15, 5), 5), (5_000, sized(7, 3), 10)] {
         let mut taken = [const { [const { Vec::new() }; 3] }; 4];
         let mut took = |side: usize, all: [f64; 4]| {
             all.into_iter().zip(&mut taken).for_each(|(ms, verb): (_, &mut [Vec<f64>; 3])| verb[side].push(ms));
@@ -392,11 +393,9 @@ async fn beside_files(runtime: &Runtime) {
         }
         for (verb, sides) in VERBS.into_iter().zip(taken) {
             let [here, files, synced] = sides.map(median);
-            println!(
-                "| {verb} after {events} events: here, durable / files, never synced / files, synced \
-                 | {here:.2} / {files:.2} / {synced:.2} ms | | |"
-            );
-            println!("| the same, files vs here | {:.1}× / {:.1}× | | |", files / here, synced / here);
+            figure(&format!("{verb} after {events} events, durable"), here, " ms");
+            figure(&format!("{verb} after {events} events, files, never synced, vs that"), files / here, "×");
+            figure(&format!("{verb} after {events} events, files, synced, vs that"), synced / here, "×");
         }
     }
 }

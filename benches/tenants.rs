@@ -158,7 +158,7 @@ fn main() {
     let mut started = vec![Vec::new(); sides.len()];
     let mut answered = vec![Vec::new(); sides.len()];
     let mut rates = vec![Vec::new(); sides.len()];
-    let rounds = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3);
+    let rounds = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(sized(3, 1));
     for _ in 0..rounds {
         for (at, (floods, fair)) in sides.into_iter().enumerate() {
             let (taken, rate) = block_on(side(floods, fair));
@@ -171,14 +171,14 @@ fn main() {
     let answered: Vec<f64> = answered.into_iter().map(median).collect();
     let rates: Vec<f64> = rates.into_iter().map(median).collect();
     figure("a quiet start alone, p99", started[0], " ms");
-    figure("the same, to the first word", answered[0], " ms");
+    figure("a quiet start alone to the first word, p99", answered[0], " ms");
     figure("a quiet start beside the flood, p99", started[1], " ms");
-    figure("the same, to the first word", answered[1], " ms");
+    figure("a quiet start beside the flood to the first word, p99", answered[1], " ms");
     figure("starts of the flooding tenant", rates[1], "/s");
     bar("beside the flood vs alone, p99", started[1] / started[0], "×", 2.0, false);
-    bar("the same, to the first word", answered[1] / answered[0], "×", 2.0, false);
+    bar("beside the flood vs alone to the first word, p99", answered[1] / answered[0], "×", 2.0, false);
     figure("without fairness vs alone, p99", started[2] / started[0], "×");
-    figure("the same, to the first word", answered[2] / answered[0], "×");
+    figure("without fairness vs alone to the first word, p99", answered[2] / answered[0], "×");
     figure("starts of the flooding tenant without fairness", rates[2], "/s");
     eprintln!("{:.0?}", begun.elapsed());
 }

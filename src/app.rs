@@ -231,7 +231,7 @@ mod tests {
         Ok(tools(&config, &workspaces(&config)?, &sandbox, &board::Way::default())?
             .specs(scene(&settings()))
             .into_iter()
-            .map(|spec| spec.name)
+            .map(|spec| spec.name.clone())
             .collect())
     }
 

@@ -125,6 +125,8 @@ pub struct Toolbox {
     /// Those of threads that work for a run.
     board: Arc<Shelf>,
     sources: Vec<Arc<dyn Source>>,
+    /// How models are told that they may ask people, and what such a question has to be.
+    asks: Arc<ToolSpec>,
     questions: Schema,
     offers_questions: bool,
     /// The installation's layer.
@@ -150,7 +152,7 @@ pub type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct Shelf(Vec<Arc<Entry>>);
 
 struct Entry {
-    spec: ToolSpec,
+    spec: Arc<ToolSpec>,
     schema: Schema,
     tool: Arc<dyn Tool>,
 }
@@ -182,7 +184,7 @@ impl Shelf {
         if spec.name == ask::ASK_USER || self.find(&spec.name).is_some() {
             return Err(ToolboxError::Twice(spec.name));
         }
-        self.0.push(Arc::new(Entry { schema: compiled(&spec)?, spec, tool }));
+        self.0.push(Arc::new(Entry { schema: compiled(&spec)?, spec: Arc::new(spec), tool }));
         Ok(())
     }
 
@@ -206,9 +208,11 @@ impl Toolbox {
     /// Takes these tools. Models may ask people where there is anything else that they may do, or where
     /// `offers_questions` says so.
     pub fn new(tools: impl IntoIterator<Item = Arc<dyn Tool>>, offers_questions: bool) -> Result<Self, ToolboxError> {
-        let (tools, questions) = (Arc::new(Shelf::new(tools)?), compiled(&ask::spec())?);
+        let (tools, asks) = (Arc::new(Shelf::new(tools)?), ask::spec());
+        let questions = compiled(&asks)?;
         let board = Arc::default();
-        Ok(Self { tools, board, sources: Vec::new(), questions, offers_questions, policy: Policy::default() })
+        let (asks, sources, policy) = (Arc::new(asks), Vec::new(), Policy::default());
+        Ok(Self { tools, board, sources, asks, questions, offers_questions, policy })
     }
 
     /// With this as the installation's layer of the policy.
@@ -319,8 +323,8 @@ fn is_name(name: &str) -> bool {
 }
 
 impl Tools for Toolbox {
-    fn specs(&self, scene: Scene<'_>) -> Vec<ToolSpec> {
-        let mut specs: Vec<ToolSpec> = Vec::new();
+    fn specs(&self, scene: Scene<'_>) -> Vec<Arc<ToolSpec>> {
+        let mut specs: Vec<Arc<ToolSpec>> = Vec::new();
         for shelf in self.shelves() {
             for entry in shelf.0.iter().filter(|entry| entry.tool.offered(scene)) {
                 if !specs.iter().any(|other| other.name == entry.spec.name) {
@@ -329,7 +333,7 @@ impl Tools for Toolbox {
             }
         }
         let may_act = !specs.is_empty() || self.for_all().any(|shelf| !shelf.0.is_empty());
-        specs.extend((self.offers_questions || may_act).then(ask::spec));
+        specs.extend((self.offers_questions || may_act).then(|| self.asks.clone()));
         specs
     }
 

@@ -98,7 +98,7 @@ async fn the_provider_is_sent_the_call_the_version_and_the_key() {
     provider.answer(Answer::message("ok"));
     let config = AnthropicConfig { api_key: Some("sk-ant-1".into()), ..AnthropicConfig::new(provider.root_url()) };
     let tool = ToolSpec { name: "ls".into(), description: "lists".into(), schema: json!({"type": "object"}) };
-    let request = ModelRequest { tools: vec![tool], ..hi() };
+    let request = ModelRequest { tools: vec![tool.into()], ..hi() };
     Anthropic::new(config).unwrap().call(request).collect::<Vec<_>>().await;
     let [asked] = provider.asked().try_into().unwrap();
     assert_eq!(

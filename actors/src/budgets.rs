@@ -22,9 +22,7 @@ use raddle_domain::{
     command::{Metered, Refused},
     event::Reserved,
     id::{TenantId, ThreadId, ThreadKey},
-    ports::{
-        Act, ActStep, Clock, Fragment, LogStore, ModelError, ModelErrorKind, ModelRequest, Spent, StoreError, View,
-    },
+    ports::{Act, ActStep, Clock, Fragment, LogStore, ModelError, ModelErrorKind, Spent, StoreError, View},
     price::Price,
     record::Usage,
     tenant::{Budgets, TenantStatus},
@@ -291,10 +289,10 @@ impl Tab {
         }
     }
 
-    /// Reserves what the call takes before it is made. Not made, it fails.
-    pub async fn begin(self: &Arc<Self>, request: &ModelRequest) -> Result<Metering, ModelError> {
+    /// Reserves what a call takes before it is made, which tells the model so many bytes. Not made, it fails.
+    pub async fn begin(self: &Arc<Self>, bytes: u64, max_tokens: Option<u32>) -> Result<Metering, ModelError> {
         let rates = self.price.as_ref().map(Into::into);
-        let mut meter = Meter::new(request.bytes(), self.chunk, request.max_tokens, rates);
+        let mut meter = Meter::new(bytes, self.chunk, max_tokens, rates);
         self.reserve(&mut meter).await?;
         self.input.store(meter.input(), SeqCst);
         Ok(Metering { tab: self.clone(), meter })

@@ -12,7 +12,7 @@ use std::{
 use futures_util::{FutureExt, StreamExt, stream};
 use raddle_domain::{
     command::{Report, TextKind},
-    history::{History, Message, ToolCall},
+    history::{History, Message, Past, ToolCall},
     id::{RunId, Seq, TenantId, ThreadKey, TurnId},
     policy::{Policy, TenantRules},
     ports::{
@@ -33,6 +33,7 @@ use crate::{
     disk,
     fair::{self, CallDoors},
     stage::Tasks,
+    thread::Before,
     times::Calls,
 };
 
@@ -55,8 +56,8 @@ pub(crate) struct EngineCall {
     pub items: Vec<Item>,
     /// The most bytes of all tool calls of the answer.
     pub tool_bytes: usize,
-    /// Whether no turn was before this one.
-    pub is_first: bool,
+    /// What of the conversation was before the open turn.
+    pub before: Before,
     /// The turn from which on the model sees the conversation, by its `started_seq`.
     pub context_seq: Seq,
     /// The compaction that the call is for, if it is for one.
@@ -198,26 +199,30 @@ async fn drive(
     outbox: &Outbox,
 ) -> Result<Answered, ModelError> {
     let EngineCall { key, turn, settings, system_prompt, workspace, policy, items, tool_bytes, .. } = call;
-    let EngineCall { is_first, context_seq, compaction, run, calls, tab, tasks, .. } = call;
+    let EngineCall { before, context_seq, compaction, run, calls, tab, tasks, .. } = call;
     let scene = Scene { key, workspace: workspace.as_deref(), policy: policy.as_ref(), run, settings: &settings };
     let model = models.engine(&settings.engine).ok_or_else(|| {
         let message = format!("the engine `{}` is not configured", settings.engine);
         ModelError { kind: ModelErrorKind::Rejected, message, retry_after: None }
     })?;
-    let (mut messages, turn_start) = if is_first {
-        // Nothing to read: not worth a trip to another thread.
-        conversation(History::new(system_prompt.as_deref()), &items)
+    let (mut messages, turn_start) = if let Some(past) = before.get() {
+        conversation(past, system_prompt.as_deref(), &items)
     } else {
-        let store = store.clone();
+        let (store, before) = (store.clone(), before.clone());
         let reader = doors.to_read().await;
         let read = move || {
             // Held by what reads, which goes on although the turn may have ended meanwhile.
             let _reader = reader;
-            messages(&*store, key, context_seq, system_prompt.as_deref(), &items)
+            let past = past(&*store, key, context_seq)?;
+            let seen = conversation(&past, system_prompt.as_deref(), &items);
+            before.learn(past);
+            Ok(seen)
         };
-        let messages = tasks.blocking(read).await.map_err(|why| broken(why.to_string()))?;
-        messages.map_err(|why| unreadable("the conversation", &why))?
+        let seen = tasks.blocking(read).await.map_err(|why| broken(why.to_string()))?;
+        seen.map_err(|why| unreadable("the conversation", &why))?
     };
+    // The turn may end while the answer is awaited, and whoever adds it then need not copy what was before.
+    drop(before);
     let (purpose, offered) = match compaction {
         None => (Purpose::Answer, tools.specs(scene)),
         Some(compaction) => {
@@ -239,11 +244,13 @@ async fn drive(
         top_p: settings.top_p,
         max_tokens: settings.max_tokens,
     };
+    // Counted once: it goes through the schema of every tool.
+    let bytes = request.bytes();
     // Until the answer is whole, or nobody waits for it.
-    let _place = doors.models.enter(fair::tokens(&request)).await;
+    let _place = doors.models.enter(fair::tokens(bytes)).await;
     let verdicts = stream::unfold(decided, |mut decided| async move { Some((decided.recv().await?, decided)) });
     let errand = Errand { key, turn, workspace: workspace.clone(), verdicts: Box::pin(verdicts) };
-    let mut metering = tab.begin(&request).await?;
+    let mut metering = tab.begin(bytes, request.max_tokens).await?;
     let (mut asked, mut answer) = (Some(Instant::now()), model.act(request, errand));
     let mut rest = Rest { room: tool_bytes, ..Rest::default() };
     while let Some(fragment) = answer.next().await {
@@ -374,17 +381,10 @@ impl Rest {
     }
 }
 
-/// What the model is to see: every settled turn from the log that is part of the conversation, from the one at
-/// `context_seq` on, then the open one, which begins at the returned index.
-pub(crate) fn messages(
-    store: &dyn LogStore,
-    key: ThreadKey,
-    context_seq: Seq,
-    system_prompt: Option<&str>,
-    open: &[Item],
-) -> Result<(Vec<Message>, usize), StoreError> {
+/// Reads every settled turn that is part of the conversation, from the one at `context_seq` on.
+fn past(store: &dyn LogStore, key: ThreadKey, context_seq: Seq) -> Result<Past, StoreError> {
     const TURNS: usize = 256;
-    let mut history = History::new(system_prompt);
+    let mut history = History::default();
     let view = store.view()?;
     let mut after = context_seq.saturating_sub(1);
     loop {
@@ -400,14 +400,14 @@ pub(crate) fn messages(
             }
         }
         if turns.len() < TURNS {
-            break;
+            return Ok(history.past());
         }
     }
-    Ok(conversation(history, open))
 }
 
-/// Settled turns, then the open one, which begins at the returned index.
-fn conversation(mut history: History, open: &[Item]) -> (Vec<Message>, usize) {
+/// What the model is to see: settled turns, then the open one, which begins at the returned index.
+fn conversation(past: &Past, system_prompt: Option<&str>, open: &[Item]) -> (Vec<Message>, usize) {
+    let mut history = History::after(past, system_prompt);
     history.turn();
     open.iter().for_each(|item| history.push(item));
     let turn_start = history.turn_start();

@@ -27,7 +27,6 @@ use std::{
 use raddle_domain::{
     fair::{Choice, Fair, Ticket},
     id::TenantId,
-    ports::ModelRequest,
 };
 use tokio::{sync::oneshot, time::Instant};
 
@@ -274,9 +273,9 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// About how many tokens a request has: four bytes each.
-pub(crate) fn tokens(request: &ModelRequest) -> u64 {
-    (request.bytes() / 4).max(CALL_TOKENS)
+/// About how many tokens a request of so many bytes has: four bytes each.
+pub(crate) fn tokens(bytes: u64) -> u64 {
+    (bytes / 4).max(CALL_TOKENS)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! A thread's row holds a snapshot of the last moment at rest; what came after is folded from the log.
 
 mod crew;
+mod past;
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
@@ -16,9 +17,10 @@ use raddle_domain::{
     time::UnixMs,
 };
 
-use self::crew::ThreadCrew;
 use serde_json::json;
 
+pub(crate) use self::past::Before;
+use self::{crew::ThreadCrew, past::Kept};
 use crate::{
     admin::Deed,
     config::Config,
@@ -44,6 +46,8 @@ pub(crate) struct ThreadMachine {
     rest: Option<SavedRest>,
     /// The newer one, if there is one that is not in a row.
     newer: Option<Rest>,
+    /// What of the conversation need not be read for the next model call.
+    kept: Kept,
     counted: Counted,
     /// For the tape.
     pub unsaved: Unsaved,
@@ -70,7 +74,8 @@ struct SavedRest {
 
 impl ThreadMachine {
     fn of(state: ThreadState) -> Self {
-        Self { state, rest: None, newer: None, counted: Counted::default(), unsaved: Unsaved::default() }
+        let kept = Kept::nothing(&state);
+        Self { state, rest: None, newer: None, kept, counted: Counted::default(), unsaved: Unsaved::default() }
     }
 }
 
@@ -133,6 +138,7 @@ impl Machine for ThreadMachine {
     }
 
     fn keep(&mut self, step: Step, steps: &mut Steps) -> Reply {
+        self.kept.step(&step, &self.state);
         steps.events.extend(step.records.iter().map(disk::stored));
         steps.settled.extend(step.settled.iter().map(disk::settled));
         steps.reverted.extend(step.reverted);
@@ -339,7 +345,7 @@ impl Machine for ThreadMachine {
     }
 
     fn held_bytes(&self) -> usize {
-        self.state.held_bytes() + self.rest.as_ref().map_or(0, |rest| rest.json.len())
+        self.state.held_bytes() + self.rest.as_ref().map_or(0, |rest| rest.json.len()) + self.kept.held_bytes()
     }
 }
 

@@ -4,9 +4,10 @@ mod testbed;
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use proptest::{collection::vec, prelude::*, sample::select};
 use raddle_actors::{Call, Error, ForkAt, Runtime, Started, store::backend::MemoryMedium};
 use raddle_domain::{
-    command::{Compact, Interrupt, Refused, Steer},
+    command::{Compact, Refused, Steer},
     event::Event,
     history::Message,
     id::ThreadKey,
@@ -42,94 +43,6 @@ fn said(content: &str) -> Message {
 fn told(content: &str) -> Message {
     Message::Assistant { content: content.into(), reasoning: String::new(), tool_calls: Vec::new() }
 }
-
-async fn compacted(runtime: &Runtime, key: ThreadKey) {
-    let done = runtime.compact(key, Compact::default(), Call::default()).await.unwrap();
-    assert!(matches!(&done.value, Started::Turn(turn) if turn.kind == TurnKind::Compaction), "{done:?}");
-    rests(runtime, key).await;
-}
-
-async fn edited(runtime: &Runtime, key: ThreadKey, text: &str) {
-    runtime.edit_last(key, prompt(text, Delivery::Reject), Call::default()).await.unwrap();
-    rests(runtime, key).await;
-}
-
-/// Does one of the things that a conversation goes through.
-async fn live(bed: &Bed, runtime: &Runtime, key: ThreadKey, what: &str) {
-    match what {
-        "tools" => {
-            say(runtime, key, "think: call once a; call read b; call nothing c; call read d fails").await;
-        }
-        "approval" => {
-            start(runtime, key, "call gated_once a; call gated_read b; call ask why?").await;
-            waits(runtime, key).await;
-            for decision in [Decision::Approved, Decision::Denied] {
-                stands(runtime, key, |thread| thread.pending_approvals > 0).await;
-                let approval = pending(runtime, key).await.remove(0);
-                let reason = Some("so it is".to_owned());
-                runtime.decide(OWNER, approval.id, decision, reason, Call::default()).await.unwrap();
-            }
-            let open = raddle_actors::RecordQuery {
-                thread: Some(key.thread),
-                open: true,
-                limit: 9,
-                ..raddle_actors::RecordQuery::default()
-            };
-            let question = runtime.questions(OWNER, open).await.unwrap().data.remove(0);
-            runtime.answer(OWNER, question.id, "because".into(), Call::default()).await.unwrap();
-            rests(runtime, key).await;
-        }
-        "steer" => {
-            let begun = bed.tools.progress.borrow().0;
-            let turn = start(runtime, key, "call once a before").await.id;
-            bed.tools.begun(begun + 1).await;
-            let steer = Steer { turn, prompt: "be quick".into(), undelivered: Undelivered::Report };
-            runtime.steer(key, steer, Call::default()).await.unwrap();
-            bed.tools.before.add_permits(1);
-            rests(runtime, key).await;
-        }
-        "edit" => {
-            say(runtime, key, "wrong").await;
-            edited(runtime, key, "right").await;
-        }
-        "rollback" => {
-            let deltas = names(runtime, key).await.iter().filter(|name| **name == "item.delta").count();
-            start(runtime, key, "hold wrong").await;
-            happens(runtime, key, "item.delta", deltas + 1).await;
-            runtime.start_turn(key, prompt("right", Delivery::Rollback), Call::default()).await.unwrap();
-            rests(runtime, key).await;
-        }
-        "interrupt" => {
-            let deltas = names(runtime, key).await.iter().filter(|name| **name == "item.delta").count();
-            let turn = start(runtime, key, "hold this").await.id;
-            happens(runtime, key, "item.delta", deltas + 1).await;
-            runtime.interrupt(key, Interrupt { turn, pause_queue: false }, Call::default()).await.unwrap();
-        }
-        "compaction" => {
-            say(runtime, key, "more").await;
-            compacted(runtime, key).await;
-        }
-        "edit over a compaction" => {
-            say(runtime, key, "wrong").await;
-            compacted(runtime, key).await;
-            edited(runtime, key, "right").await;
-        }
-        "edit of what was" => edited(runtime, key, "instead").await,
-        other => panic!("{other}"),
-    }
-}
-
-const LIFE: [&str; 9] = [
-    "tools",
-    "approval",
-    "steer",
-    "edit",
-    "rollback",
-    "interrupt",
-    "compaction",
-    "edit over a compaction",
-    "edit of what was",
-];
 
 /// What a fork at `at` shows a model, and what it does once its last turn is edited.
 async fn shown_by_fork(bed: &Bed, runtime: &Runtime, key: ThreadKey, at: ForkAt) -> [Vec<Message>; 2] {
@@ -174,26 +87,49 @@ async fn the_history_is_the_same_when_it_is_read_again_after_whatever_happened()
     }
 }
 
+/// What models are shown of a thread that goes through all of it, call by call. One that does not stay is unloaded before
+/// each thing, so what comes next is read.
+async fn shown_in(life: &[&str], stays: bool) -> Vec<Vec<Message>> {
+    let loaded_threads = if stays { 1_000 } else { 1 };
+    let bed = Bed { loaded_threads, medium: Some(MemoryMedium::default()), ..Bed::new() };
+    let runtime = bed.start().await;
+    let mut key = create(&runtime).await;
+    say(&runtime, key, "one").await;
+    for what in life {
+        if *what == "go on in a fork" {
+            let fork = runtime.fork(key, ForkAt::Settled, None, Call::default()).await.unwrap().value;
+            key = testbed::key(&fork);
+            continue;
+        }
+        if !stays {
+            unload(&runtime).await;
+        }
+        live(&bed, &runtime, key, what).await;
+    }
+    if !stays {
+        unload(&runtime).await;
+    }
+    say(&runtime, key, "and now?").await;
+    runtime.shutdown(LONG).await;
+    bed.model.seen.lock().unwrap().clone()
+}
+
 #[tokio::test]
 async fn an_unloaded_thread_goes_on_as_if_it_had_stayed() {
-    let talk = async |bed: &Bed, unloads: bool| {
-        let runtime = bed.start().await;
-        let key = create(&runtime).await;
-        say(&runtime, key, "one").await;
-        let mut seen = Vec::new();
-        for what in LIFE {
-            if unloads {
-                unload(&runtime).await;
-            }
-            live(bed, &runtime, key, what).await;
-            seen.push(bed.model.last_seen());
-        }
-        runtime.shutdown(LONG).await;
-        seen
-    };
-    let stays = talk(&Bed::new(), false).await;
-    let goes = talk(&Bed { loaded_threads: 1, ..Bed::new() }, true).await;
-    assert_eq!(goes, stays);
+    assert_eq!(shown_in(&LIFE, false).await, shown_in(&LIFE, true).await);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_kept_of_a_conversation_is_what_is_read_of_it(
+        life in vec(select([&LIFE[..], &["queue", "system prompt", "go on in a fork"]].concat()), 1..10)
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (read, kept) = runtime.block_on(async { (shown_in(&life, false).await, shown_in(&life, true).await) });
+        prop_assert_eq!(read, kept);
+    }
 }
 
 #[tokio::test]

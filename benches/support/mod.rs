@@ -5,9 +5,12 @@
 #![allow(dead_code, reason = "each bench uses its part")]
 
 pub mod files;
+pub mod jsonl;
+mod lines;
 pub mod load;
 pub mod log;
 pub mod net;
+pub mod sqlite;
 
 use std::{
     fs::File,
@@ -29,6 +32,8 @@ use raddle_domain::{
     record::ModelChoice,
     time::UnixMs,
 };
+
+pub use self::lines::{bar, figure, head};
 
 /// The server's.
 #[global_allocator]
@@ -161,13 +166,8 @@ pub async fn rate<F: Future<Output = ()>>(count: usize, width: usize, work: impl
 
 /// Appends of 512 bytes, each followed by fdatasync, per second.
 pub fn raw_append(dir: &Path, count: usize) -> f64 {
-    raw_appends(dir, count, 512)
-}
-
-/// The same, of so many bytes.
-pub fn raw_appends(dir: &Path, count: usize, bytes: usize) -> f64 {
     let mut file = File::create(dir.join("raw")).expect("a file");
-    let block = vec![7; bytes];
+    let block = [7; 512];
     let start = Instant::now();
     for _ in 0..count {
         file.write_all(&block).expect("room");
@@ -195,19 +195,14 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// A line of a result: the figure, its bar, whether the bar is met.
-pub fn bar(what: &str, value: f64, unit: &str, bar: f64, at_least: bool) {
-    let met = if at_least { value >= bar } else { value <= bar };
-    let sign = if at_least { "≥" } else { "≤" };
-    println!("| {what} | {value:.3}{unit} | {sign} {bar}{unit} | {} |", if met { "met" } else { "**missed**" });
+/// Whether the run is to be short: fewer rounds of less. Its figures are rough.
+pub fn is_quick() -> bool {
+    std::env::var_os("BENCH_QUICK").is_some()
 }
 
-pub fn figure(what: &str, value: f64, unit: &str) {
-    println!("| {what} | {value:.1}{unit} | | |");
-}
-
-pub fn head(title: &str) {
-    println!("\n### {title}\n\n| what | value | bar | |\n| --- | --- | --- | --- |");
+/// So many, or fewer in a quick run.
+pub fn sized(full: usize, quick: usize) -> usize {
+    if is_quick() { quick } else { full }
 }
 
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {

@@ -1,11 +1,14 @@
 //! The gateway on a port of its own, and a client that costs next to nothing: requests are bytes made beforehand,
 //! of an answer only the status and the length are looked at.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use raddle::gateway::{GatewayConfig, router};
 use raddle_actors::Runtime;
-use raddle_domain::id::ThreadKey;
+use raddle_domain::id::{Seq, ThreadKey};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -39,6 +42,23 @@ pub fn follow(key: ThreadKey) -> Vec<u8> {
     format!("GET /v1/threads/{thread}/events HTTP/1.0\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n").into()
 }
 
+/// Events, and the bytes of a stream that begins with them.
+pub async fn extent(runtime: &Runtime, key: ThreadKey) -> (Seq, usize) {
+    let (mut after, mut bytes) = (0, "retry: 1000\n\n".len());
+    loop {
+        let page = runtime.events(key, after, 2_000).await.expect("it is there");
+        for chunk in &page.chunks {
+            for (seq, event) in (chunk.first..).zip(&chunk.events) {
+                bytes += format!("id: {seq}\nevent: {}\ndata: \n\n", event.name).len() + event.json.len();
+                after = seq;
+            }
+        }
+        if after == page.head {
+            return (after, bytes);
+        }
+    }
+}
+
 /// A connection that is kept.
 pub struct Client {
     stream: TcpStream,
@@ -64,6 +84,21 @@ impl Client {
         }
     }
 
+    /// Sends a request whose answer does not end, and counts the bytes that come behind its head.
+    pub async fn count(mut self, request: &[u8], bytes: &AtomicU64) {
+        self.stream.write_all(request).await.expect("a server");
+        let mut piece = vec![0; 64 * 1024];
+        while head(&self.buffer).is_none() {
+            assert!(self.stream.read_buf(&mut self.buffer).await.expect("a server") > 0, "the server hung up");
+        }
+        bytes.fetch_add((self.buffer.len() - head(&self.buffer).expect("it is there")) as u64, Relaxed);
+        loop {
+            let some = self.stream.read(&mut piece).await.expect("a server");
+            assert!(some > 0, "the server hung up");
+            bytes.fetch_add(some as u64, Relaxed);
+        }
+    }
+
     /// Sends a request whose answer does not end, and reads so many bytes of it, or a little more.
     pub async fn read(&mut self, request: &[u8], bytes: usize) -> usize {
         self.stream.write_all(request).await.expect("a server");
@@ -78,9 +113,14 @@ impl Client {
     }
 }
 
+/// Where the head of an answer ends.
+fn head(answer: &[u8]) -> Option<usize> {
+    Some(answer.windows(4).position(|four| four == b"\r\n\r\n")? + 4)
+}
+
 /// The status of an answer that is all there.
 pub fn complete(answer: &[u8]) -> Option<u16> {
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+    let end = head(answer)?;
     let head = std::str::from_utf8(&answer[..end]).expect("a head is text");
     let length = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "));
     let length: usize = length.and_then(|length| length.parse().ok()).expect("an answer says its length");

@@ -44,6 +44,22 @@ pub enum Message {
     },
 }
 
+impl Message {
+    fn held_bytes(&self) -> usize {
+        let texts = match self {
+            Self::System { content } | Self::User { content } => content.len(),
+            Self::Assistant { content, reasoning, tool_calls } => {
+                let call = |call: &ToolCall| {
+                    size_of::<ToolCall>() + call.call_id.len() + call.name.len() + call.arguments.len()
+                };
+                content.len() + reasoning.len() + tool_calls.iter().map(call).sum::<usize>()
+            }
+            Self::Tool { call_id, content, .. } => call_id.len() + content.len(),
+        };
+        size_of::<Self>() + texts
+    }
+}
+
 /// A tool call as the model asked for it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ToolCall {
@@ -64,6 +80,36 @@ impl ToolCall {
     }
 }
 
+/// Turns that ended, as a model sees them that is called later: a conversation without its system prompt and its open
+/// turn.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Past {
+    messages: Vec<Message>,
+    bytes: usize,
+}
+
+impl Past {
+    /// Messages among which there is no system prompt.
+    pub fn of(messages: Vec<Message>) -> Self {
+        let bytes = messages.iter().map(Message::held_bytes).sum();
+        Self { messages, bytes }
+    }
+
+    /// The same, and a turn that came after it.
+    #[must_use]
+    pub fn then(self, items: &[Item]) -> Self {
+        let mut history = History { messages: self.messages, ..History::default() };
+        history.turn();
+        items.iter().for_each(|item| history.push(item));
+        history.past()
+    }
+
+    /// About how many bytes of memory it holds.
+    pub const fn held_bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 /// Builds the messages of a conversation, an item at a time, oldest first.
 #[derive(Debug, Default)]
 pub struct History {
@@ -79,6 +125,13 @@ impl History {
     pub fn new(system_prompt: Option<&str>) -> Self {
         let system = system_prompt.map(|content| Message::System { content: content.to_owned() });
         Self { messages: system.into_iter().collect(), ..Self::default() }
+    }
+
+    /// Starts with the system prompt, if there is one, and what came before.
+    pub fn after(past: &Past, system_prompt: Option<&str>) -> Self {
+        let mut history = Self::new(system_prompt);
+        history.messages.extend_from_slice(&past.messages);
+        history
     }
 
     /// Adds the next item.
@@ -145,6 +198,11 @@ impl History {
     pub fn finish(mut self) -> Vec<Message> {
         self.close();
         self.messages
+    }
+
+    /// The messages so far, to go on from. There must be no system prompt among them.
+    pub fn past(self) -> Past {
+        Past::of(self.finish())
     }
 
     fn assistant(&mut self, item: &Item, add: impl FnOnce(&mut String, &mut String, &mut Vec<ToolCall>)) {

@@ -44,7 +44,7 @@ pub struct ModelRequest {
     pub turn_start: usize,
     pub purpose: Purpose,
     /// The tools that the model may call.
-    pub tools: Vec<ToolSpec>,
+    pub tools: Vec<Arc<ToolSpec>>,
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
     pub max_tokens: Option<u32>,
@@ -482,7 +482,7 @@ pub type ToolRun = Pin<Box<dyn Future<Output = ToolEnd> + Send>>;
 /// The tools that are configured.
 pub trait Tools: Send + Sync + 'static {
     /// What may be offered to the model of such a turn.
-    fn specs(&self, scene: Scene<'_>) -> Vec<ToolSpec>;
+    fn specs(&self, scene: Scene<'_>) -> Vec<Arc<ToolSpec>>;
 
     /// Judges a call, by what the tenant has said among others.
     fn judge(&self, call: &ToolCall, scene: Scene<'_>, rules: &TenantRules) -> Judgement;
@@ -512,7 +512,7 @@ pub trait Tools: Send + Sync + 'static {
 pub struct NoTools;
 
 impl Tools for NoTools {
-    fn specs(&self, _: Scene<'_>) -> Vec<ToolSpec> {
+    fn specs(&self, _: Scene<'_>) -> Vec<Arc<ToolSpec>> {
         Vec::new()
     }
     fn judge(&self, _: &ToolCall, _: Scene<'_>, _: &TenantRules) -> Judgement {

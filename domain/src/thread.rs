@@ -208,6 +208,8 @@ pub struct Settled {
     pub started_seq: Seq,
     /// The seqs of its items' final events, in item order.
     pub items: Vec<Seq>,
+    /// Those items.
+    pub said: Vec<Item>,
     /// Where the conversation before it begins.
     pub context_seq: Seq,
 }

@@ -68,7 +68,7 @@ fn planned(toolbox: &Toolbox, name: &str, arguments: &str, permits: &[(String, P
 }
 
 fn names(toolbox: &Toolbox) -> Vec<String> {
-    toolbox.specs(scene(&settings())).into_iter().map(|spec| spec.name).collect()
+    toolbox.specs(scene(&settings())).into_iter().map(|spec| spec.name.clone()).collect()
 }
 
 #[test]

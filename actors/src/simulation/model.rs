@@ -174,7 +174,7 @@ fn says(invocation: &Invocation, word: &str) -> bool {
 }
 
 impl Tools for ScriptedTools {
-    fn specs(&self, _: Scene<'_>) -> Vec<ToolSpec> {
+    fn specs(&self, _: Scene<'_>) -> Vec<Arc<ToolSpec>> {
         Vec::new()
     }
 

@@ -194,8 +194,7 @@ fn start_engine(
         policy: state.view().policy.clone(),
         items: open.map(|open| open.items().cloned().collect()).unwrap_or_default(),
         tool_bytes: config.limits.item_bytes,
-        // Only the thread's creation stands before the first turn's start.
-        is_first: open.is_some_and(|open| open.started_seq() == 2),
+        before: machine.kept.before_open(),
         context_seq: state.context_seq(),
         compaction: open.and_then(|open| open.compacting().cloned()),
     };

@@ -1,6 +1,7 @@
 //! A runtime with a model, tools and a clock that the test holds in its hand.
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
+mod conversation;
 mod life;
 mod model;
 mod store;
@@ -29,6 +30,7 @@ use raddle_domain::{
 };
 
 pub use self::{
+    conversation::{LIFE, compacted, edited, live},
     life::{COMMANDS, Life, acme, gone},
     model::{OnCall, Registry, TestModel, choice},
     store::{Committed, Hooked, OnCommit, holds},

@@ -122,7 +122,7 @@ fn class(tool: &str) -> Option<(EffectClass, Gate)> {
 pub struct Shared(pub Arc<TestTools>);
 
 impl Tools for Shared {
-    fn specs(&self, _: Scene<'_>) -> Vec<ToolSpec> {
+    fn specs(&self, _: Scene<'_>) -> Vec<Arc<ToolSpec>> {
         (self.0.on_specs)();
         Vec::new()
     }

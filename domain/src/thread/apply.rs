@@ -165,7 +165,8 @@ impl ThreadState {
                     }
                     (TurnKind::Compaction, _) => {}
                 }
-                let settled = Settled { turn: (**turn).clone(), started_seq, items, context_seq };
+                let said = open.items.into_iter().map(|open| open.item).collect();
+                let settled = Settled { turn: (**turn).clone(), started_seq, items, said, context_seq };
                 ended = Some(Ended::Settled(Box::new(settled)));
                 self.view.updated_at = record.ts;
             }

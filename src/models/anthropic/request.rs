@@ -131,7 +131,7 @@ impl<'a> Body<'a> {
                 sent.cache_control = Some(Kept::Ephemeral);
             }
         }
-        let mut offered: Vec<_> = tools.iter().map(offered).collect();
+        let mut offered: Vec<_> = tools.iter().map(|tool| offered(tool)).collect();
         // Calls that were made need tools that are known, also where none may be called.
         let closed = offered.is_empty() && !called.is_empty();
         if closed {
@@ -321,7 +321,8 @@ mod tests {
         });
         assert_eq!(body(&request), bare);
         (request.temperature, request.top_p, request.max_tokens) = (Some(0.5), Some(1.0), Some(7));
-        request.tools = vec![ToolSpec { name: "ls".into(), description: "lists".into(), schema: json!({"x": 1}) }];
+        request.tools =
+            vec![ToolSpec { name: "ls".into(), description: "lists".into(), schema: json!({"x": 1}) }.into()];
         let full = body(&request);
         assert_eq!((&full["temperature"], &full["top_p"], &full["max_tokens"]), (&json!(0.5), &json!(1.0), &json!(7)));
         assert_eq!(full["tools"], json!([{"name": "ls", "description": "lists", "input_schema": {"x": 1}}]));
@@ -425,7 +426,7 @@ mod tests {
         let tool = ToolSpec { name: "put".into(), description: "d".into(), schema: json!({}) };
         let talk =
             vec![user("hi"), assistant("", vec![call("c1", "ls", "{}")]), result("c1", "a", false), user("sum up")];
-        let compaction = ModelRequest { purpose: Purpose::Compaction, tools: vec![tool], ..request(talk) };
+        let compaction = ModelRequest { purpose: Purpose::Compaction, tools: vec![tool.into()], ..request(talk) };
         let sent = body(&compaction);
         assert_eq!(sent["tools"], json!([{"name": "ls", "input_schema": {"type": "object"}}]));
         assert_eq!(sent["tool_choice"], json!({"type": "none"}));

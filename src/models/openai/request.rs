@@ -97,7 +97,7 @@ impl<'a> Body<'a> {
         Self {
             model,
             messages: messages.iter().map(|message| sent(message, send_reasoning)).collect(),
-            tools: tools.iter().map(offered).collect(),
+            tools: tools.iter().map(|tool| offered(tool)).collect(),
             stream: true,
             stream_options: StreamOptions { include_usage: true },
             temperature: *temperature,
@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn tools_are_sent_as_functions_to_the_byte() {
-        let request = ModelRequest { tools: vec![tool("put"), tool("ask_user")], ..request(vec![user("hi")]) };
+        let request =
+            ModelRequest { tools: vec![tool("put").into(), tool("ask_user").into()], ..request(vec![user("hi")]) };
         let function = |name: &str| {
             let schema = r#"{"type":"object","properties":{"b":{"type":"string"},"a":{"enum":[1,null]}}}"#;
             format!(
@@ -184,7 +185,7 @@ mod tests {
     fn without_tools_the_field_is_absent_and_a_choice_is_never_sent() {
         let bare = body(vec![user("hi")], false);
         assert_eq!((bare.get("tools"), bare.get("tool_choice")), (None, None));
-        let with = ModelRequest { tools: vec![tool("put")], ..request(vec![user("hi")]) };
+        let with = ModelRequest { tools: vec![tool("put").into()], ..request(vec![user("hi")]) };
         assert_eq!(serde_json::to_value(Body::new(&with, false)).unwrap().get("tool_choice"), None);
     }
 
@@ -197,7 +198,7 @@ mod tests {
             Message::Tool { call_id: "c1".into(), content: "done".into(), failed: false },
             user("summarise\n\nbe short"),
         ];
-        let answer = ModelRequest { tools: vec![tool("put")], ..request(messages) };
+        let answer = ModelRequest { tools: vec![tool("put").into()], ..request(messages) };
         let compaction = ModelRequest { purpose: Purpose::Compaction, ..answer.clone() };
         let mut expected = serde_json::to_value(Body::new(&answer, false)).unwrap();
         expected.as_object_mut().unwrap().remove("tools");

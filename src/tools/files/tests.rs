@@ -663,7 +663,7 @@ fn they_are_offered_where_there_is_a_workspace() {
     let settings = settings();
     let offered = |workspace| {
         let scene = Scene { workspace, ..scene(&settings) };
-        toolbox.specs(scene).into_iter().map(|spec| spec.name).collect::<Vec<_>>()
+        toolbox.specs(scene).into_iter().map(|spec| spec.name.clone()).collect::<Vec<_>>()
     };
     let all = ["read_file", "list_dir", "grep", "write_file", "edit_file", "apply_patch", "ask_user"];
     assert_eq!(offered(None), all);
