@@ -523,7 +523,14 @@ impl Runtime {
             }
             match outcome.await {
                 Ok(Outcome::Done { reply, seq }) => return Ok(Done { value: expect(reply)?, seq, replayed: false }),
-                Ok(Outcome::Failed(error)) => return Err(error),
+                Ok(Outcome::Failed(error)) => {
+                    // A commit that failed and was stored all the same may have come to light only after the key was
+                    // looked for: then what stands in the way is this very command.
+                    return match self.recall::<M>(key.tenant, idempotency).await {
+                        Ok(Some(recalled)) => replay(recalled, expect),
+                        Ok(None) | Err(_) => Err(error),
+                    };
+                }
                 Ok(Outcome::NotRun(held)) => {
                     let Some(held) = held else { break };
                     (place, turn, coming, in_flight) = (held.place, held.turn, held.coming, held.in_flight);
