@@ -298,6 +298,19 @@ fn what_was_tampered_with_differs_and_the_line_is_named() {
 }
 
 #[test]
+fn what_was_refused_for_a_quota_is_left_out_and_counted() {
+    let (header, mut lines) = parse(GOLDEN);
+    let whole = rerun(&header, &lines).unwrap();
+    // Told again it would be taken: what the tenant had elsewhere is in no trace.
+    let queue = lines.iter().find(|line| line.to_string().contains("\"delivery\":\"queue\"")).unwrap().clone();
+    let refused = Came::Refused { why: "the quota is used up".into(), quota: true };
+    let at = lines.iter().position(|line| *line == queue).unwrap();
+    lines.insert(at, Line { came: refused, ..queue });
+    let again = rerun(&header, &lines).unwrap();
+    assert_eq!((again.log(), again.skipped(), whole.skipped()), (whole.log(), 1, 0));
+}
+
+#[test]
 fn other_limits_are_another_world() {
     let (mut header, lines) = parse(GOLDEN);
     header.limits.approval_ms = 1;
