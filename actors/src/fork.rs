@@ -128,29 +128,51 @@ fn whole(state: &ThreadState, head: Seq) -> ForkPoint {
 
 /// The place right before the turn that started, or would start, at `started`.
 fn before(view: &dyn View, key: ThreadKey, state: &ThreadState, started: Seq) -> Result<ForkPoint, StoreError> {
-    // A prompt that waited is promoted by the event before the start of its turn, which goes with it.
-    let promoted = view.event(key, started - 1)?.is_some_and(|event| event.name == "prompt.promoted");
-    after(view, key, state, started - 1 - Seq::from(promoted))
+    let mut at = ahead_of(view, key, started)?;
+    // A fork's log has to say which turn is its last, and behind a turn that was taken out a log does not: what held
+    // before that one began is the same, and said.
+    while let Some(started) = taken_out(view, key, at)? {
+        at = ahead_of(view, key, started)?;
+    }
+    after(view, key, state, at)
 }
 
-/// The place right after `at`, where no turn was open: as the log said then, not as it says now.
+/// The last event before a turn and what goes with its start: a prompt that waited is promoted by the event before it.
+fn ahead_of(view: &dyn View, key: ThreadKey, started: Seq) -> Result<Seq, StoreError> {
+    let promoted = view.event(key, started - 1)?.is_some_and(|event| event.name == "prompt.promoted");
+    Ok(started - 1 - Seq::from(promoted))
+}
+
+/// Where the turn began that the event at `at` took out of the conversation, if it did.
+fn taken_out(view: &dyn View, key: ThreadKey, at: Seq) -> Result<Option<Seq>, StoreError> {
+    if view.event(key, at)?.is_none_or(|event| event.name != "turn.rolled_back") {
+        return Ok(None);
+    }
+    let mut place = at;
+    while let Some(settled) = view.turn_before(key, place)? {
+        if settled.reverted == Some(at) {
+            return Ok(Some(settled.started_seq));
+        }
+        place = settled.started_seq;
+    }
+    let why = "the turn that it takes out is not there".to_owned();
+    Err(StoreError::Corrupt(Corrupt { record: format!("events {key}/{at}"), why }))
+}
+
+/// The place right after `at`, where no turn was open and none had just been taken out: as the log said then, not as it
+/// says now.
 fn after(view: &dyn View, key: ThreadKey, state: &ThreadState, at: Seq) -> Result<ForkPoint, StoreError> {
-    let reverted = |turn: &SettledTurn| turn.reverted.is_some_and(|seq| seq <= at);
     let (mut last, mut compaction, mut context_seq) = (None, None, None);
     let mut place = at + 1;
     while last.is_none()
         && let Some(settled) = view.turn_before(key, place)?
     {
         place = settled.started_seq;
-        if reverted(&settled) {
-            // With it goes what it compacted: what held is what held when it began.
-            context_seq = Some(settled.context_seq);
-            continue;
-        }
+        // It may have been taken out since.
         let turn: Turn = disk::turn(key, &SettledTurn { reverted: None, ..settled.clone() })?;
         let compacts = compacts(view, key, &settled)?;
         match turn.kind {
-            // It came to nothing, and knows nothing of what was taken out after it began.
+            // It came to nothing.
             TurnKind::Compaction if !compacts => continue,
             TurnKind::Compaction => compaction = Some((turn, place)),
             TurnKind::Prompt => last = Some(Last::new(turn, place, settled.context_seq)),

@@ -12,6 +12,7 @@ use raddle_domain::{
     history::Message,
     id::ThreadKey,
     record::{Decision, Delivery, ItemKind, TurnKind, TurnStatus, Undelivered},
+    thread::ThreadState,
 };
 use testbed::*;
 
@@ -313,6 +314,32 @@ async fn what_a_fork_was_made_from_can_be_edited_in_it_alone() {
     assert_eq!(statuses(fork).await, [Completed, RolledBack, Completed]);
     assert_eq!(statuses(key).await, [Completed, Completed]);
     assert_eq!(shown(&bed, &runtime, key).await.len(), 4);
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn a_fork_from_where_a_turn_was_taken_out_has_a_last_turn_by_its_own_log() {
+    let bed = Bed::new();
+    let runtime = bed.start().await;
+    let key = create(&runtime).await;
+    say(&runtime, key, "one").await;
+    say(&runtime, key, "two").await;
+    edited(&runtime, key, "three").await;
+    // What takes the place of a turn that took the place of one.
+    edited(&runtime, key, "four").await;
+    let instead = runtime.turns(key, None, 9).await.unwrap().data.pop().unwrap();
+    let fork = runtime.fork(key, ForkAt::BeforeTurn(instead.id), None, Call::default()).await.unwrap().value;
+    let fork = testbed::key(&fork);
+    assert_eq!(shown(&bed, &runtime, fork).await, [said("one"), told("echo: one")]);
+    edited(&runtime, fork, "first").await;
+    assert_eq!(shown(&bed, &runtime, fork).await, [said("first"), told("echo: first")]);
+    let log = log(&runtime, fork).await;
+    let mut state = ThreadState::begin(&log[0]).unwrap();
+    for record in &log[1..] {
+        state.apply(record).unwrap();
+    }
+    assert_eq!(state.view(), &runtime.thread(fork).await.unwrap());
+    assert_eq!(state.last().unwrap().turn.id, runtime.turns(fork, None, 9).await.unwrap().data.pop().unwrap().id);
     runtime.shutdown(LONG).await;
 }
 
