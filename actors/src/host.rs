@@ -48,8 +48,6 @@ use crate::{
 
 /// How long a full disk is left alone before what the crew said is offered to it again.
 const FULL_PAUSE: Duration = Duration::from_millis(500);
-/// Commands that an actor at rest keeps room for.
-const PENDING: usize = 4;
 /// Commands' text that one append takes; the rest goes with the next.
 const STEP_BYTES: usize = 1024 * 1024;
 
@@ -407,7 +405,8 @@ impl<M: Machine> Host<M> {
         if self.park.is_some() {
             self.leave(ctx);
         } else {
-            self.pending.shrink_to(PENDING);
+            // One command is larger than all else that a machine at rest holds.
+            self.pending = VecDeque::new();
             let rests = !self.crew.works();
             self.gauge.set_pinned(!rests);
             if rests && self.shared.registry.is_over(&self.shared.config) {

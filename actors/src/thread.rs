@@ -45,7 +45,7 @@ pub(crate) struct ThreadMachine {
     /// it is created.
     rest: Option<SavedRest>,
     /// The newer one, if there is one that is not in a row.
-    newer: Option<Rest>,
+    newer: Option<Box<Rest>>,
     /// What of the conversation need not be read for the next model call.
     kept: Kept,
     counted: Counted,
@@ -147,7 +147,7 @@ impl Machine for ThreadMachine {
             steps.spent.extend(disk::spent(record));
             steps.documents.extend(disk::document(record));
         }
-        self.newer = step.rest.or(self.newer.take());
+        self.newer = step.rest.map(Box::new).or(self.newer.take());
         step.reply
     }
 

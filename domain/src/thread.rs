@@ -88,15 +88,15 @@ pub struct Cx<'a> {
     pub room: &'a dyn Room,
 }
 
-/// A loaded thread.
+/// A loaded thread. Small while nothing goes on, for most of those that are held in memory do nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ThreadState {
     /// The record as callers see it; `view.seq` is the head of the log.
     view: Thread,
     inbox: VecDeque<Queued>,
-    open: Option<OpenTurn>,
+    open: Option<Box<OpenTurn>>,
     /// The last turn of the conversation, if it ended and can be taken out of it.
-    last: Option<Last>,
+    last: Option<Box<Last>>,
     /// The `started_seq` of the turn that holds the newest compaction: what came before it, no model sees. 0: all.
     context_seq: Seq,
     /// Tokens of the last model call, where they were reported.
@@ -296,13 +296,13 @@ impl ThreadState {
     }
 
     /// The open turn.
-    pub const fn open(&self) -> Option<&OpenTurn> {
-        self.open.as_ref()
+    pub fn open(&self) -> Option<&OpenTurn> {
+        self.open.as_deref()
     }
 
     /// The last turn of the conversation, unless one is open or it was taken out.
-    pub const fn last(&self) -> Option<&Last> {
-        self.last.as_ref()
+    pub fn last(&self) -> Option<&Last> {
+        self.last.as_deref()
     }
 
     /// The `started_seq` of the turn from which on a model sees the conversation; 0 for all of it.
@@ -338,12 +338,12 @@ impl ThreadState {
 
     /// [`Owed::wake_at`].
     pub fn wake_at(&self) -> Option<UnixMs> {
-        self.open.as_ref().and_then(OpenTurn::wake_at)
+        self.open().and_then(OpenTurn::wake_at)
     }
 
     /// [`Owed::begin`].
     pub fn begins(&self) -> bool {
-        let mut due = self.open.iter().flat_map(OpenTurn::due);
+        let mut due = self.open().into_iter().flat_map(OpenTurn::due);
         due.any(|(effect, _)| effect.status != EffectStatus::Started)
     }
 
@@ -396,7 +396,7 @@ impl ThreadState {
         let view = text(&self.view.title) + text(&self.view.system_prompt) + text(&self.view.workspace);
         let inbox: usize = self.inbox.iter().map(|queued| queued.admission.prompt.len() + 512).sum();
         let lists = 256 * (self.grants.len() + self.checkpoints.len());
-        2048 + view + inbox + lists + self.open.as_ref().map_or(0, OpenTurn::held_bytes)
+        2048 + view + inbox + lists + self.open().map_or(0, OpenTurn::held_bytes)
     }
 
     fn snapshot(&self) -> Snapshot {

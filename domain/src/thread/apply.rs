@@ -78,12 +78,12 @@ impl ThreadState {
         let mut turn = || turns.next().ok_or(Impossible { seq, why: "the last turn is not where the snapshot says" });
         let last = match snapshot.last {
             None => None,
-            Some(last) => Some(Last {
+            Some(last) => Some(Box::new(Last {
                 turn: turn()?,
                 started_seq: last.started_seq,
                 context_seq: last.context_seq,
                 compaction: last.compaction.map(|started| Ok((turn()?, started))).transpose()?,
-            }),
+            })),
         };
         let Snapshot { view, context_seq, context_tokens, grants, checkpoints, spent, warned, .. } = snapshot;
         Ok(Self { inbox, last, context_seq, context_tokens, grants, checkpoints, spent, warned, ..Self::of(view) })
@@ -142,7 +142,7 @@ impl ThreadState {
                 if self.open.is_some() {
                     return Err(impossible("another turn is open"));
                 }
-                self.open = Some(OpenTurn::begin((**turn).clone(), record.seq, self.context_seq));
+                self.open = Some(Box::new(OpenTurn::begin((**turn).clone(), record.seq, self.context_seq)));
                 self.view.updated_at = record.ts;
             }
             Event::TurnCompleted(turn) => {
@@ -158,7 +158,8 @@ impl ThreadState {
                 }
                 match (turn.kind, &mut self.last) {
                     (TurnKind::Prompt, last) => {
-                        *last = Some(Last { turn: (**turn).clone(), started_seq, context_seq, compaction: None });
+                        let turn = (**turn).clone();
+                        *last = Some(Box::new(Last { turn, started_seq, context_seq, compaction: None }));
                     }
                     (TurnKind::Compaction, Some(last)) if open.compacted => {
                         last.compaction = Some(((**turn).clone(), started_seq));

@@ -71,7 +71,7 @@ impl ThreadState {
             if let Some((compaction, _)) = &mut last.compaction {
                 compaction.thread_id = id;
             }
-            last
+            Box::new(last)
         });
         let mut stepper = Stepper::new(&mut state, cx);
         stepper.emit(Event::ThreadForked(Box::new(thread.clone())));
