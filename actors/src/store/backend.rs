@@ -111,13 +111,12 @@ impl Medium for FileMedium {
 
     fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
         let file = OpenOptions::new().read(true).write(true).open(&self.path)?;
-        // After a failed sync the kernel may hold pages as clean that never reached the disk, and a database built
-        // on them would not survive a power cut: what can be written is written, the rest is read from the disk anew.
-        file.sync_data()?;
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        // A sync that failed and that nobody heard of, because its process died before, fails here.
+        file.sync_data().inspect_err(|_| distrust(&file))?;
+        let cached = file.try_clone()?;
         let inner = FileBackend::new(file).map_err(io::Error::other)?;
         let Self { sync_delay, durable, .. } = *self;
-        Ok(Box::new(Paced { inner, sync_delay, durable, faults: self.faults.clone() }))
+        Ok(Box::new(Paced { inner, cached, sync_delay, durable, faults: self.faults.clone() }))
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -157,9 +156,19 @@ macro_rules! pass_locks {
     };
 }
 
+/// Lets go of what the kernel has in memory of a file whose sync failed: it may hold pages as clean that never reached the
+/// disk, and a database built on them would not survive a power cut. Whoever reads next, in this process or another one,
+/// reads the disk. Only then: dropping a large file takes longer than all else that an open does.
+fn distrust(file: &File) {
+    // Advice that is not taken is no other failure than the one that is told already.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+}
+
 #[derive(Debug)]
 struct Paced {
     inner: FileBackend,
+    /// The same file.
+    cached: File,
     sync_delay: Duration,
     durable: bool,
     faults: Arc<Faults>,
@@ -184,7 +193,7 @@ impl StorageBackend for Paced {
             std::thread::sleep(self.sync_delay);
         }
         self.faults.strike()?;
-        self.inner.sync_data()
+        self.inner.sync_data().inspect_err(|_| distrust(&self.cached))
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.faults.strike()?;
