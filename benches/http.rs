@@ -66,9 +66,9 @@ const SLOW: Duration = Duration::from_millis(4);
 
 /// The sides, with how many starts each gets at each width.
 const SIDES: [(&str, Side, [usize; 4]); 3] = [
-    ("group commit", GROUPED, [500, 3_000, 6_000, 6_000]),
-    ("one commit per request", SINGLE, [300, 500, 1_000, 500]),
-    ("durability off", VOLATILE, [500, 3_000, 6_000, 4_000]),
+    ("group commit", GROUPED, [500, 4_000, 12_000, 8_000]),
+    ("one commit per request", SINGLE, [300, 500, 2_000, 500]),
+    ("durability off", VOLATILE, [500, 4_000, 12_000, 6_000]),
 ];
 
 fn main() {
@@ -77,7 +77,7 @@ fn main() {
     let mut runs: [[Vec<Run>; 4]; 3] = Default::default();
     let (mut raw, mut sqlite) = (Vec::new(), Vec::new());
     let (mut slow_grouped, mut slow_single) = (Vec::new(), Vec::new());
-    for _ in 0..sized(3, 1) {
+    for _ in 0..sized(5, 1) {
         for (at, width) in WIDTHS.into_iter().enumerate() {
             // The disk's own speed, measured between the sides: the neighbours are the same.
             let dir = tempfile::tempdir().expect("a directory");
