@@ -197,15 +197,20 @@ impl Run {
 
 fn row(what: &str, said: &Said) -> String {
     let Said { value, unit, bar, met, .. } = said;
+    // One space between a number and its unit, whichever of them brings it.
+    let with_unit = |number: String| match number.contains(' ') {
+        true => number + unit.trim_start(),
+        false => number + unit,
+    };
     // As it was set, unless that would be long.
     let round = |value: f64| if value < 1e4 { value.to_string() } else { number(value) };
-    let bar = bar.as_ref().map_or(String::new(), |Bar { sign, value }| format!("{sign} {}{unit}", round(*value)));
+    let bar = bar.as_ref().map_or(String::new(), |Bar { sign, value }| format!("{sign} {}", with_unit(round(*value))));
     let met = match met {
         Some(true) => "met",
         Some(false) => "**not met**",
         None => "",
     };
-    format!("| {what} | {}{unit} | {bar} | {met} |", number(*value))
+    format!("| {what} | {} | {bar} | {met} |", with_unit(number(*value)))
 }
 
 /// Three digits that matter.
