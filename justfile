@@ -2,7 +2,7 @@
 ci:
     bash .ci/run
 
-# All benches, and benches/RESULTS.md with its plots: about 25 minutes, with --quick about five and rougher.
+# All benches, and benches/RESULTS.md with its plots: about ten minutes, with --quick about five and rougher.
 bench-page *how:
     benches/run {{how}}
 

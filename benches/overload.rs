@@ -1,6 +1,6 @@
 //! What an overload does: three times as many turn starts as the server can do, offered whether or not it answers.
 //!
-//! `OVERLOAD_SECONDS` says for how long, if not for 20. Variables of the server are handed on to it.
+//! `OVERLOAD_SECONDS` says for how long, if not for 60. Variables of the server are handed on to it.
 
 mod support;
 
@@ -135,7 +135,7 @@ fn times(answers: &[Answered], status: u16) -> impl Iterator<Item = Duration> {
 
 fn main() {
     let seconds =
-        std::env::var("OVERLOAD_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(sized(20, 6) as u32);
+        std::env::var("OVERLOAD_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(sized(60, 6) as u32);
     let watched = sized(10, 4) as u32;
     let begun = Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -175,7 +175,8 @@ async fn opens(filled: &Path) {
 
 // ---- memory --------------------------------------------------------------------------------------
 
-const IDLE_THREADS: usize = 5_000;
+/// So many that what the allocator keeps or gives back meanwhile is little for each.
+const IDLE_THREADS: usize = 40_000;
 const IDLE_STREAMS: usize = 1_000;
 
 async fn loaded(runtime: &Runtime, keys: &[ThreadKey]) {
