@@ -18,6 +18,7 @@
 
 mod client;
 mod disk;
+mod drawn;
 mod ending;
 mod lives;
 mod model;
@@ -25,6 +26,7 @@ mod numbers;
 mod plan;
 mod scheduler;
 mod shrink;
+mod told;
 mod watcher;
 mod witness;
 mod world;
