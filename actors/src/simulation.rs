@@ -20,6 +20,8 @@ mod client;
 mod disk;
 mod drawn;
 mod ending;
+#[cfg(test)]
+mod found;
 mod lives;
 mod model;
 mod numbers;

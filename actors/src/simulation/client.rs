@@ -175,9 +175,8 @@ async fn read(outside: &Rc<Outside>, number: u32, key: ThreadKey) {
 /// Asks until there is an answer, or it is not worth another try. Whether there was one.
 async fn answered(outside: &Rc<Outside>, step: &Move, request: &Request) -> bool {
     let (world, number) = (&outside.world, step.number);
-    let (keyed, idempotency) =
-        (step.is_keyed(), step.is_keyed().then(|| Idempotency { key: digest(number, 0), request: digest(number, 1) }));
-    let mut pause = Duration::from_millis(50);
+    let idempotency = step.is_keyed().then(|| Idempotency { key: digest(number, 0), request: digest(number, 1) });
+    let mut pause = Duration::from_millis(step.pause_ms);
     for _ in 0..TRIES {
         if outside.over.get() {
             return false;
@@ -191,7 +190,7 @@ async fn answered(outside: &Rc<Outside>, step: &Move, request: &Request) -> bool
         let to = world.clone();
         let heard = outside.call(async move |runtime: Runtime| {
             let heard = ask(&runtime, asked, call).await;
-            hear(&to, (number, keyed), &heard);
+            hear(&to, (number, idempotency), &heard);
             heard
         });
         match heard.await {
@@ -215,12 +214,12 @@ async fn answered(outside: &Rc<Outside>, step: &Move, request: &Request) -> bool
 }
 
 /// What is answered must be so.
-fn hear(world: &World, (number, keyed): (u32, bool), heard: &Result<Replied, Error>) {
+fn hear(world: &World, (number, named): (u32, Option<Idempotency>), heard: &Result<Replied, Error>) {
     match heard {
         Ok(replied) => {
             let again = if replied.replayed { " again" } else { "" };
             world.note(format_args!("move {number:<4} is done{again}, at {}: {:?}", replied.seq, replied.fact));
-            world.witness(|witness| witness.replied(number, keyed, replied));
+            world.witness(|witness| witness.replied(number, named.is_some(), replied));
         }
         Err(error) => {
             world.note(format_args!("move {number:<4} is refused: {error}"));
@@ -228,8 +227,8 @@ fn hear(world: &World, (number, keyed): (u32, bool), heard: &Result<Replied, Err
                 world.violated(Violation { invariant: DEFECT, what: format!("move {number}: {why}") });
             }
             let gone = matches!(error, Error::Deleted | Error::NotFound(_));
-            if keyed && !passes(error) && !gone {
-                world.witness(|witness| witness.refused(number, &error.to_string()));
+            if let Some(named) = named.filter(|_| !passes(error) && !gone) {
+                world.witness(|witness| witness.refused(number, named.key, &error.to_string()));
             }
         }
     }

@@ -5,7 +5,7 @@ use raddle_domain::record::{Decision, Delivery, Resolution};
 
 use super::{
     numbers::Numbers,
-    plan::{At, Change, Death, Fault, Kept, Move, Plan, Verb},
+    plan::{At, Change, Death, Fault, Kept, Leaves, Move, Plan, Verb},
     scheduler::Manner,
 };
 
@@ -73,7 +73,9 @@ impl Drawn<'_> {
         verbs.sort_by_key(|(at, _)| *at);
         let moves = verbs.into_iter().zip(0..).map(|((at_ms, verb), number)| {
             let insists = self.numbers.chance(700);
-            Move { number, at_ms, verb, insists, again: insists && self.numbers.chance(200) }
+            // About as long as a store takes to be opened again: some come just before, and some just behind.
+            let pause_ms = self.numbers.within(25, 60);
+            Move { number, at_ms, verb, insists, pause_ms, again: insists && self.numbers.chance(200) }
         });
         moves.collect()
     }
@@ -248,7 +250,8 @@ fn faults(numbers: &mut Numbers, span: u64) -> Vec<Fault> {
         .map(|_| match numbers.below(20) {
             0..=3 => {
                 let reopens = numbers.below(4) as u32;
-                Fault::Fails { commit: commit(numbers), applied: numbers.chance(500), reopens }
+                let leaves = *numbers.pick(&[Leaves::Nothing, Leaves::All, Leaves::Hidden, Leaves::Hidden]);
+                Fault::Fails { commit: commit(numbers), leaves, reopens }
             }
             4 | 5 => Fault::Full { commit: commit(numbers), ms: numbers.within(10, 6_000) },
             6 | 7 => Fault::Stalls { commit: commit(numbers), ms: *numbers.pick(&[5, 80, 900, 20_000]) },

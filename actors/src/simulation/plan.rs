@@ -41,6 +41,8 @@ pub(crate) struct Move {
     pub verb: Verb,
     /// Whether it is asked again until somebody answers: with an idempotency key, where the verb knows one.
     pub insists: bool,
+    /// How long somebody who insists waits before he asks for the second time; then twice as long, and so on.
+    pub pause_ms: u64,
     /// Whether it is asked again although it was answered.
     pub again: bool,
 }
@@ -196,8 +198,8 @@ pub(crate) enum At {
 /// Something that goes wrong. Commits are counted from 1 over all processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// A commit fails, applied or not, and so do the next attempts to open the store again.
-    Fails { commit: u32, applied: bool, reopens: u32 },
+    /// A commit fails, and so do the next attempts to open the store again.
+    Fails { commit: u32, leaves: Leaves, reopens: u32 },
     /// The disk is full for some time.
     Full { commit: u32, ms: u64 },
     /// The disk answers late what comes after a commit.
@@ -213,6 +215,16 @@ pub(crate) enum Fault {
     Stops { at_ms: u64, deadline_ms: u64, down_ms: u64 },
     /// Somebody sets the clock.
     Clock { at_ms: u64, by_ms: i64 },
+}
+
+/// What a commit leaves that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leaves {
+    Nothing,
+    /// It is stored. Nothing can be read until the store was opened again.
+    All,
+    /// It is stored, and shows once the store was opened again; until then what was there before is read.
+    Hidden,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

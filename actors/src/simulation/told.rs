@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    plan::{Death, Fault, Kept, Move, Plan, Verb},
+    plan::{Death, Fault, Kept, Leaves, Move, Plan, Verb},
     scheduler::Manner,
 };
 
@@ -32,9 +32,10 @@ impl fmt::Display for Plan {
 impl fmt::Display for Move {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "at {:>6} ms  move {:<3} {}", self.at_ms, self.number, self.verb)?;
+        let pause = self.pause_ms;
         match (self.insists, self.again) {
-            (true, true) => f.write_str(" (insists, and asks again)"),
-            (true, false) => f.write_str(" (insists)"),
+            (true, true) => write!(f, " (insists after {pause} ms, and asks again)"),
+            (true, false) => write!(f, " (insists after {pause} ms)"),
             (false, _) => Ok(()),
         }
     }
@@ -90,8 +91,12 @@ impl fmt::Display for Verb {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Fails { commit, applied, reopens } => {
-                let is = if *applied { "is stored all the same" } else { "is not stored" };
+            Self::Fails { commit, leaves, reopens } => {
+                let is = match leaves {
+                    Leaves::Nothing => "is not stored",
+                    Leaves::All => "is stored all the same",
+                    Leaves::Hidden => "is stored all the same, which shows once the store is open again",
+                };
                 write!(f, "commit {commit} fails and {is}; opening the store fails {reopens} times")
             }
             Self::Full { commit, ms } => write!(f, "the disk is full from commit {commit} on, for {ms} ms"),

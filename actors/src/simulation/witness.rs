@@ -83,6 +83,8 @@ pub(crate) struct Witness {
     /// Turns that began with the words of a move.
     turns_of: BTreeMap<u32, u32>,
     replies: BTreeMap<u32, Replied>,
+    /// The keys of requests that were done, whether or not anybody was told.
+    receipts: BTreeSet<[u8; 32]>,
 }
 
 /// A log as it was stored.
@@ -176,7 +178,7 @@ impl Witness {
     }
 
     fn appended(&mut self, append: &Append, position: u64) -> Holds {
-        let Append { key, chunk, fork, row, .. } = append;
+        let Append { key, chunk, fork, row, receipts, .. } = append;
         // What it shares with its parent, under its own name.
         let past: Vec<StoredEvent> =
             match fork.and_then(|fork| self.logs.get(&ThreadKey { thread: fork.parent, ..*key })) {
@@ -204,6 +206,7 @@ impl Witness {
             format!("log {number} belongs to process {}, and an append of process {fence} is taken", log.fence)
         })?;
         log.fence = fence;
+        self.receipts.extend(receipts.iter().map(|receipt| receipt.key));
         let feed = self.feeds.entry(key.tenant).or_default();
         if !chunk.events.is_empty() {
             *feed += 1;
@@ -331,9 +334,10 @@ impl Witness {
         }
     }
 
-    /// A client was refused, and would not have been had it never asked before.
-    pub fn refused(&self, number: u32, why: &str) -> Holds {
-        unless(!self.replies.contains_key(&number), REQUEST, || {
+    /// A client was refused for good what it asks under this key. What its own first try did, though nobody may have
+    /// been told, is no reason.
+    pub fn refused(&self, number: u32, key: [u8; 32], why: &str) -> Holds {
+        unless(!self.replies.contains_key(&number) && !self.receipts.contains(&key), REQUEST, || {
             format!("move {number} was done, and is now refused: {why}")
         })
     }
