@@ -20,6 +20,8 @@ pub enum Fault {
     DoubleEffect,
     /// An inbox gives out its newest prompt, not its oldest.
     NewestFirst,
+    /// A model call takes what no budget has room for.
+    Overspend,
 }
 
 thread_local! {
@@ -37,13 +39,14 @@ pub fn is(fault: Fault) -> bool {
 }
 
 impl Fault {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::SkipFence,
         Self::ReplyEarly,
         Self::DropMessage,
         Self::ForgetTimer,
         Self::DoubleEffect,
         Self::NewestFirst,
+        Self::Overspend,
     ];
 
     /// What a command line calls it.
@@ -55,6 +58,7 @@ impl Fault {
             Self::ForgetTimer => "forget-timer",
             Self::DoubleEffect => "double-effect",
             Self::NewestFirst => "newest-first",
+            Self::Overspend => "overspend",
         }
     }
 }

@@ -9,12 +9,14 @@ use std::{
 
 use raddle_domain::{
     command::{Compact, EditPrompt, Interrupt, NewThread, StartTurn, Steer, ThreadPatch},
-    id::{ApprovalId, InputId, OperationId, QuestionId, TenantId, ThreadKey},
+    id::{ApprovalId, InputId, OperationId, QuestionId, TenantId, ThreadId, ThreadKey},
     record::{Decision, OnRestart, Resolution, Thread, Turn, Undelivered},
+    tenant::{Budget, Budgets, TenantPatch},
 };
 use sha2::{Digest, Sha256};
 use tokio::{task::LocalSet, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 use super::{
     model::choice,
@@ -114,6 +116,7 @@ enum Request {
     DeleteCheckpoint(ThreadKey),
     Fork(ThreadKey, ForkAt),
     Delete(ThreadKey),
+    Allow(TenantId, u64),
 }
 
 /// Makes a move, to its end.
@@ -186,6 +189,9 @@ async fn answered(outside: &Rc<Outside>, step: &Move, request: &Request) -> bool
             pause = (pause * 2).min(Duration::from_secs(10));
             continue;
         }
+        if let Request::Allow(tenant, tokens) = request {
+            world.allows(*tenant, *tokens);
+        }
         let (asked, call) = (request.clone(), Call { idempotency, ..Call::default() });
         let to = world.clone();
         let heard = outside.call(async move |runtime: Runtime| {
@@ -249,11 +255,13 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
     let said = |script: &str| format!("#{number} {script}");
     let late = |requeue: &bool| if *requeue { Undelivered::Queue } else { Undelivered::Report };
     let place = match &step.verb {
-        Verb::Create { to, auto_approve, interrupts } => {
+        Verb::Create { to, auto_approve, interrupts, budget } => {
             let on_restart = if *interrupts { OnRestart::Interrupt } else { OnRestart::Resume };
-            let new = NewThread { auto_approve: *auto_approve, on_restart, ..NewThread::with(choice()) };
+            let budget = budget.map(tokens);
+            let new = NewThread { auto_approve: *auto_approve, on_restart, budget, ..NewThread::with(choice()) };
             return Some(Request::Create(tenant(to % tenants), new));
         }
+        Verb::Allow { tenant: of, tokens } => return Some(Request::Allow(tenant(*of), *tokens)),
         Verb::Start { thread, .. }
         | Verb::Steer { thread, .. }
         | Verb::EditLast { thread, .. }
@@ -323,7 +331,13 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
                 }
             },
         ),
-        Verb::Create { .. } | Verb::Read { .. } | Verb::Watch { .. } | Verb::WatchTenant { .. } => return None,
+        Verb::Create { .. }
+        | Verb::Read { .. }
+        | Verb::Watch { .. }
+        | Verb::WatchTenant { .. }
+        | Verb::Allow { .. } => {
+            return None;
+        }
     })
 }
 
@@ -367,6 +381,10 @@ fn began(started: &Started) -> Fact {
         Started::Turn(turn) => thing("turn", turn.id),
         Started::Queued { admission, .. } => thing("prompt", admission.id),
     }
+}
+
+fn tokens(limit: u64) -> Budget {
+    Budget { tokens: Some(limit), ..Budget::default() }
 }
 
 /// Sends a request.
@@ -436,6 +454,22 @@ async fn ask(runtime: &Runtime, request: Request, call: Call) -> Result<Replied,
         Request::Delete(key) => {
             let done = runtime.delete_thread(key, call).await?;
             replied(key, &done, Fact::Deleted)
+        }
+        Request::Allow(tenant, limit) => {
+            let total = Some(tokens(limit));
+            let patch =
+                TenantPatch { budgets: Some(Budgets { total, ..Budgets::default() }), ..TenantPatch::default() };
+            match runtime.patch_tenant(tenant, patch.clone(), None, None).await {
+                Err(Error::NotFound(_)) => runtime.create_tenant(tenant, patch, None).await?,
+                kept => kept?,
+            };
+            Replied {
+                key: ThreadKey { tenant, thread: ThreadId::new(Uuid::nil()) },
+                seq: 0,
+                replayed: false,
+                value: String::new(),
+                fact: Fact::Allowed,
+            }
         }
     })
 }

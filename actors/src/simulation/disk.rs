@@ -102,8 +102,9 @@ impl Store {
         if matches!(*self.state(), State::Behind(_)) { Err(failed()) } else { Ok(()) }
     }
 
-    /// Shows what was hidden until now.
+    /// It is open: shows what was hidden until now.
     fn show(&self) {
+        self.world.doubt(false);
         let hidden = self.hidden.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((number, writes)) = hidden {
             self.world.note(format_args!("commit {number:<3} shows"));
@@ -158,6 +159,7 @@ impl LogStore for Store {
                     Leaves::Nothing => State::Down(reopens),
                     Leaves::All => {
                         drop(self.apply(number, writes));
+                        self.world.doubt(true);
                         State::Down(reopens)
                     }
                     Leaves::Hidden => {

@@ -60,6 +60,15 @@ impl Drawn<'_> {
                 verbs.push((self.numbers.below(span), Verb::WatchTenant { tenant, slow_ms: self.slow() }));
             }
         }
+        for tenant in 0..self.tenants {
+            if self.numbers.chance(200) {
+                let (at, tokens) = (self.numbers.below(span), self.numbers.within(60, 1_500));
+                verbs.push((at, Verb::Allow { tenant, tokens }));
+                if self.numbers.chance(500) {
+                    verbs.push((at + self.numbers.below(span), Verb::Allow { tenant, tokens: 2 * tokens }));
+                }
+            }
+        }
         for _ in 0..count {
             // Now and then several things are asked at the same moment.
             let at = match (self.numbers.chance(250), verbs.last()) {
@@ -113,7 +122,8 @@ impl Drawn<'_> {
     }
 
     fn create(&mut self, to: usize) -> Verb {
-        Verb::Create { to, auto_approve: self.numbers.chance(200), interrupts: self.numbers.chance(250) }
+        let budget = self.numbers.chance(150).then(|| self.numbers.within(40, 700));
+        Verb::Create { to, auto_approve: self.numbers.chance(200), interrupts: self.numbers.chance(250), budget }
     }
 
     fn start(&mut self, thread: usize) -> Verb {

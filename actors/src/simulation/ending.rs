@@ -3,6 +3,7 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use raddle_domain::{
+    budget::BudgetStatus,
     command::{Limits, ThreadPatch},
     event::Record,
     id::{Seq, ThreadKey},
@@ -21,7 +22,7 @@ use super::{
     witness::{Holds, PLACES, REPLAY, RESTS, Violation, decode, unless},
     world::{Fate, World},
 };
-use crate::{Call, Error, Runtime, thread};
+use crate::{Call, Error, Runtime, UsageQuery, thread};
 
 /// How often a person looks whether everything rests.
 const LOOKS: u32 = 40;
@@ -153,6 +154,30 @@ async fn compare(runtime: &Runtime, world: &Arc<World>) -> Holds {
             format!("{name} is shown as {record:?} and loaded as {:?}", state.view())
         })?;
         retell(&name, key, &events, &state, runtime.config().limits)?;
+        if let Some(shown) = record.spent {
+            let spent = world.know(|witness| witness.log(key).map_or(0, |log| log.account.spent));
+            unless(shown.tokens == spent, REPLAY, || {
+                format!("{name} is shown as having spent {}; its log says {spent}", shown.tokens)
+            })?;
+        }
+    }
+    bills(runtime, world).await
+}
+
+/// What every tenant has spent is what the logs say, those of deleted threads included.
+async fn bills(runtime: &Runtime, world: &World) -> Holds {
+    for tenant in world.know(|witness| witness.tenants().collect::<Vec<_>>()) {
+        let spent = world.know(|witness| witness.spent_by(tenant));
+        let bill = runtime.usage(tenant, UsageQuery::default()).await;
+        let totals = bill.map_err(|error| broken(format!("the bill of {tenant}: {error}")))?.totals;
+        let billed = totals.input_tokens + totals.output_tokens;
+        unless(billed == spent, REPLAY, || format!("{tenant} is billed {billed}; its logs say {spent}"))?;
+        let status = runtime.budget_status(tenant).await;
+        for BudgetStatus { state, reserved } in status.map_err(|error| broken(format!("{tenant}: {error}")))? {
+            unless((state.spent, reserved) == (spent, 0), REPLAY, || {
+                format!("{tenant} has spent {} and reserved {reserved}; its logs say {spent}", state.spent)
+            })?;
+        }
     }
     Ok(())
 }

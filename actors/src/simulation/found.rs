@@ -43,7 +43,7 @@ fn who_asks_again_is_not_refused_for_what_his_first_try_did_and_nobody_could_see
             requeue: false,
         };
         let moves = vec![
-            said(0, 0, Verb::Create { to: 0, auto_approve: false, interrupts: false }),
+            said(0, 0, Verb::Create { to: 0, auto_approve: false, interrupts: false, budget: None }),
             said(1, 500, start),
             Move { insists: true, pause_ms, ..said(2, 2_000, Verb::Interrupt { thread: 0, pause: false }) },
         ];

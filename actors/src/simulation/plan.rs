@@ -62,6 +62,7 @@ impl Move {
                 | Verb::EditPrompt { .. }
                 | Verb::Withdraw { .. }
                 | Verb::DeleteCheckpoint { .. }
+                | Verb::Allow { .. }
         );
         self.insists && !repeats
     }
@@ -75,6 +76,8 @@ pub(crate) enum Verb {
         to: usize,
         auto_approve: bool,
         interrupts: bool,
+        /// Tokens that it may spend.
+        budget: Option<u64>,
     },
     Start {
         thread: usize,
@@ -155,6 +158,11 @@ pub(crate) enum Verb {
     WatchTenant {
         tenant: usize,
         slow_ms: u64,
+    },
+    /// Says how many tokens a tenant may spend.
+    Allow {
+        tenant: usize,
+        tokens: u64,
     },
 }
 

@@ -45,10 +45,11 @@ impl fmt::Display for Verb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let back = |requeue: &bool| if *requeue { ", queued if too late" } else { "" };
         match self {
-            Self::Create { to, auto_approve, interrupts } => {
+            Self::Create { to, auto_approve, interrupts, budget } => {
                 let approves = if *auto_approve { " that approves by itself" } else { "" };
                 let ends = if *interrupts { " that is interrupted by a restart" } else { "" };
-                write!(f, "create thread {to}{approves}{ends}")
+                write!(f, "create thread {to}{approves}{ends}")?;
+                budget.map_or(Ok(()), |tokens| write!(f, " that may spend {tokens} tokens"))
             }
             Self::Start { thread, delivery, script, requeue } => {
                 write!(f, "start on thread {thread}, {delivery:?}: `{script}`{}", back(requeue))
@@ -84,6 +85,7 @@ impl fmt::Display for Verb {
             Self::WatchTenant { tenant, slow_ms } => {
                 write!(f, "watch tenant {tenant} from its beginning, {slow_ms} ms for each piece")
             }
+            Self::Allow { tenant, tokens } => write!(f, "let tenant {tenant} spend {tokens} tokens"),
         }
     }
 }
