@@ -16,6 +16,8 @@
 //! Absent on purpose: jobs, runs and hooks, whose actors are there and have nothing to do; torn pages and flipped bits,
 //! which tests of the store make.
 
+mod agent;
+mod board;
 mod client;
 mod disk;
 mod drawn;
@@ -129,6 +131,7 @@ async fn history(plan: &Plan, told: bool) -> Outcome {
         door: RefCell::new(None),
         lives: Cell::new(0),
         threads: RefCell::default(),
+        runs: RefCell::default(),
         watchers: RefCell::default(),
         over: Cell::new(false),
     });

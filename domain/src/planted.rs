@@ -22,6 +22,8 @@ pub enum Fault {
     NewestFirst,
     /// A model call takes what no budget has room for.
     Overspend,
+    /// Somebody is heard on a task whose lease has run out, or is another one's.
+    LateWord,
 }
 
 thread_local! {
@@ -39,7 +41,7 @@ pub fn is(fault: Fault) -> bool {
 }
 
 impl Fault {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::SkipFence,
         Self::ReplyEarly,
         Self::DropMessage,
@@ -47,6 +49,7 @@ impl Fault {
         Self::DoubleEffect,
         Self::NewestFirst,
         Self::Overspend,
+        Self::LateWord,
     ];
 
     /// What a command line calls it.
@@ -59,6 +62,7 @@ impl Fault {
             Self::DoubleEffect => "double-effect",
             Self::NewestFirst => "newest-first",
             Self::Overspend => "overspend",
+            Self::LateWord => "late-word",
         }
     }
 }

@@ -9,8 +9,12 @@ use std::{
 
 use raddle_domain::{
     command::{Compact, EditPrompt, Interrupt, NewThread, StartTurn, Steer, ThreadPatch},
-    id::{ApprovalId, InputId, OperationId, QuestionId, TenantId, ThreadId, ThreadKey},
+    id::{ApprovalId, InputId, OperationId, QuestionId, RunId, TenantId, ThreadId, ThreadKey},
     record::{Decision, OnRestart, Resolution, Thread, Turn, Undelivered},
+    run::{
+        TaskLease,
+        command::{Claim, NewRun, NewTask, Transition, ValidateLease},
+    },
     tenant::{Budget, Budgets, TenantPatch},
 };
 use sha2::{Digest, Sha256};
@@ -19,11 +23,12 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::{
+    agent, board,
     model::choice,
     plan::{At, Change, Move, Verb},
     scheduler::Scheduler,
     watcher,
-    witness::{DEFECT, Fact, REPLAY, Replied, Violation, unless},
+    witness::{DEFECT, Fact, REPLAY, Replied, Told, Violation, unless},
     world::World,
 };
 use crate::{Call, Done, Error, ForkAt, Idempotency, RecordQuery, Runtime, Started};
@@ -44,6 +49,8 @@ pub(crate) struct Outside {
     pub lives: Cell<u32>,
     /// The threads that they made.
     pub threads: RefCell<Vec<Option<ThreadKey>>>,
+    /// The logs of the runs that they made.
+    pub runs: RefCell<Vec<Option<ThreadKey>>>,
     pub watchers: RefCell<Vec<Rc<watcher::Watcher>>>,
     /// Set when nobody begins anything any more.
     pub over: Cell<bool>,
@@ -83,13 +90,17 @@ impl Outside {
         self.threads.borrow().get(place).copied().flatten()
     }
 
-    fn keep(&self, place: usize, key: ThreadKey) {
-        let mut threads = self.threads.borrow_mut();
-        if threads.len() <= place {
-            threads.resize(place + 1, None);
-        }
-        threads[place] = Some(key);
+    pub fn run(&self, place: usize) -> Option<ThreadKey> {
+        self.runs.borrow().get(place).copied().flatten()
     }
+}
+
+fn keep(keys: &RefCell<Vec<Option<ThreadKey>>>, place: usize, key: ThreadKey) {
+    let mut keys = keys.borrow_mut();
+    if keys.len() <= place {
+        keys.resize(place + 1, None);
+    }
+    keys[place] = Some(key);
 }
 
 /// The tenant of a thread that is made.
@@ -99,7 +110,7 @@ pub(crate) fn tenant(number: usize) -> TenantId {
 
 /// A request as it is sent, and sent again.
 #[derive(Debug, Clone)]
-enum Request {
+pub(crate) enum Request {
     Create(TenantId, NewThread),
     Start(ThreadKey, StartTurn),
     Steer(ThreadKey, Steer),
@@ -117,6 +128,12 @@ enum Request {
     Fork(ThreadKey, ForkAt),
     Delete(ThreadKey),
     Allow(TenantId, u64),
+    CreateRun(TenantId),
+    AddTasks(ThreadKey, Vec<NewTask>),
+    Bind(ThreadKey, ValidateLease),
+    Claim(ThreadKey, Claim),
+    /// Under a lease with this fence.
+    Say(ThreadKey, Transition, u64),
 }
 
 /// Makes a move, to its end.
@@ -133,6 +150,7 @@ pub(crate) async fn play(outside: Rc<Outside>, step: Move, tenants: usize) {
         Verb::WatchTenant { tenant: of, slow_ms } => {
             return watcher::watch_tenant(outside, number, tenant(*of), *slow_ms).await;
         }
+        Verb::Work { .. } => return agent::work(outside, step).await,
         Verb::Read { thread } => {
             if let Some(key) = outside.thread(*thread) {
                 read(&outside, number, key).await;
@@ -154,7 +172,7 @@ pub(crate) async fn play(outside: Rc<Outside>, step: Move, tenants: usize) {
         outside.world.note(format_args!("move {number:<4} has nothing to be about"));
         return;
     };
-    if answered(&outside, &step, &request).await && step.again {
+    if answered(&outside, &step, &request).await.is_some() && step.again {
         sleep(Duration::from_millis(500)).await;
         answered(&outside, &step, &request).await;
     }
@@ -175,14 +193,14 @@ async fn read(outside: &Rc<Outside>, number: u32, key: ThreadKey) {
     });
 }
 
-/// Asks until there is an answer, or it is not worth another try. Whether there was one.
-async fn answered(outside: &Rc<Outside>, step: &Move, request: &Request) -> bool {
+/// Asks until there is an answer, or it is not worth another try. The answer, if there was one.
+pub(crate) async fn answered(outside: &Rc<Outside>, step: &Move, request: &Request) -> Option<Replied> {
     let (world, number) = (&outside.world, step.number);
     let idempotency = step.is_keyed().then(|| Idempotency { key: digest(number, 0), request: digest(number, 1) });
     let mut pause = Duration::from_millis(step.pause_ms);
     for _ in 0..TRIES {
         if outside.over.get() {
-            return false;
+            return None;
         }
         if outside.door.borrow().is_none() {
             sleep(pause).await;
@@ -201,22 +219,26 @@ async fn answered(outside: &Rc<Outside>, step: &Move, request: &Request) -> bool
         });
         match heard.await {
             Some(Ok(replied)) => {
-                if let (Verb::Create { to, .. } | Verb::Fork { to, .. }, Fact::Thread) = (&step.verb, &replied.fact) {
-                    outside.keep(*to, replied.key);
+                match (&step.verb, &replied.fact) {
+                    (Verb::Create { to, .. } | Verb::Fork { to, .. }, Fact::Thread) => {
+                        keep(&outside.threads, *to, replied.key);
+                    }
+                    (Verb::CreateRun { to }, _) => keep(&outside.runs, *to, replied.key),
+                    _ => {}
                 }
-                return true;
+                return Some(replied);
             }
-            Some(Err(error)) if !passes(&error) => return false,
+            Some(Err(error)) if !passes(&error) => return None,
             Some(Err(_)) => {}
             None => world.note(format_args!("move {number:<4} hears nothing")),
         }
         if !step.insists {
-            return false;
+            return None;
         }
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(10));
     }
-    false
+    None
 }
 
 /// What is answered must be so.
@@ -261,6 +283,16 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
             let new = NewThread { auto_approve: *auto_approve, on_restart, budget, ..NewThread::with(choice()) };
             return Some(Request::Create(tenant(to % tenants), new));
         }
+        Verb::CreateRun { to } => return Some(Request::CreateRun(tenant(to % tenants))),
+        Verb::AddTasks { run, count, attempts } => {
+            let task = |nth| NewTask {
+                id: Some(format!("task-{number}-{nth}")),
+                task_type: "work".to_owned(),
+                max_attempts: Some(*attempts),
+                ..NewTask::default()
+            };
+            return Some(Request::AddTasks(outside.run(*run)?, (0..*count).map(task).collect()));
+        }
         Verb::Allow { tenant: of, tokens } => return Some(Request::Allow(tenant(*of), *tokens)),
         Verb::Start { thread, .. }
         | Verb::Steer { thread, .. }
@@ -277,7 +309,7 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
         | Verb::DeleteCheckpoint { thread }
         | Verb::Fork { thread, .. }
         | Verb::Delete { thread } => *thread,
-        Verb::Read { .. } | Verb::Watch { .. } | Verb::WatchTenant { .. } => return None,
+        Verb::Read { .. } | Verb::Watch { .. } | Verb::WatchTenant { .. } | Verb::Work { .. } => return None,
     };
     let key = outside.thread(place)?;
     let start = |script: &str, delivery, requeue: &bool| StartTurn {
@@ -335,6 +367,9 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
         | Verb::Read { .. }
         | Verb::Watch { .. }
         | Verb::WatchTenant { .. }
+        | Verb::CreateRun { .. }
+        | Verb::AddTasks { .. }
+        | Verb::Work { .. }
         | Verb::Allow { .. } => {
             return None;
         }
@@ -369,7 +404,8 @@ pub(crate) fn patch(change: Change, number: u32) -> ThreadPatch {
 }
 
 fn replied<T: std::fmt::Debug>(key: ThreadKey, done: &Done<T>, fact: Fact) -> Replied {
-    Replied { key, seq: done.seq, replayed: done.replayed, value: format!("{:?}", done.value), fact }
+    let value = format!("{:?}", done.value);
+    Replied { key, seq: done.seq, replayed: done.replayed, value, fact, told: Told::Nothing }
 }
 
 fn thing(kind: &'static str, id: impl ToString) -> Fact {
@@ -385,6 +421,10 @@ fn began(started: &Started) -> Fact {
 
 fn tokens(limit: u64) -> Budget {
     Budget { tokens: Some(limit), ..Budget::default() }
+}
+
+fn run(log: ThreadKey) -> Result<RunId, Error> {
+    log.thread.of_run().ok_or(Error::NotFound("run"))
 }
 
 /// Sends a request.
@@ -455,6 +495,34 @@ async fn ask(runtime: &Runtime, request: Request, call: Call) -> Result<Replied,
             let done = runtime.delete_thread(key, call).await?;
             replied(key, &done, Fact::Deleted)
         }
+        Request::CreateRun(tenant) => {
+            let new = NewRun { objective: "to be done".to_owned(), ..NewRun::default() };
+            let done = runtime.create_run(tenant, new, call).await?;
+            replied(done.value.id.log(tenant), &done, Fact::Thread)
+        }
+        Request::AddTasks(key, tasks) => {
+            let done = runtime.create_tasks(key.tenant, run(key)?, tasks, call).await?;
+            replied(key, &done, Fact::Thread)
+        }
+        Request::Bind(key, lease) => {
+            let done = runtime.validate_run_lease(key.tenant, run(key)?, lease, call).await?;
+            Replied { told: Told::Epoch(done.value.lease_epoch), ..replied(key, &done, Fact::Thread) }
+        }
+        Request::Claim(key, claim) => {
+            let done = runtime.claim_task(key.tenant, run(key)?, claim, call).await?;
+            let held = done.value.task.as_ref().and_then(|task| Some((task.id.clone(), task.lease.clone()?)));
+            match held {
+                Some((task, TaskLease { token: Some(token), fence, .. })) => {
+                    let fact = board::claim(&task, fence);
+                    Replied { told: Told::Lease { task, token, fence }, ..replied(key, &done, fact) }
+                }
+                _ => replied(key, &done, Fact::Thread),
+            }
+        }
+        Request::Say(key, transition, fence) => {
+            let done = runtime.transition_task(key.tenant, run(key)?, transition, call).await?;
+            replied(key, &done, board::word(&done.value.id, done.value.task_rev, fence))
+        }
         Request::Allow(tenant, limit) => {
             let total = Some(tokens(limit));
             let patch =
@@ -469,6 +537,7 @@ async fn ask(runtime: &Runtime, request: Request, call: Call) -> Result<Replied,
                 replayed: false,
                 value: String::new(),
                 fact: Fact::Allowed,
+                told: Told::Nothing,
             }
         }
     })

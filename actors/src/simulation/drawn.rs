@@ -5,7 +5,7 @@ use raddle_domain::record::{Decision, Delivery, Resolution};
 
 use super::{
     numbers::Numbers,
-    plan::{At, Change, Death, Fault, Kept, Leaves, Move, Plan, Verb},
+    plan::{At, Change, Death, Fault, Kept, Leaves, Move, Parting, Plan, Verb},
     scheduler::Manner,
 };
 
@@ -69,6 +69,9 @@ impl Drawn<'_> {
                 }
             }
         }
+        if self.numbers.chance(300) {
+            verbs.extend(self.board(span));
+        }
         for _ in 0..count {
             // Now and then several things are asked at the same moment.
             let at = match (self.numbers.chance(250), verbs.last()) {
@@ -87,6 +90,31 @@ impl Drawn<'_> {
             Move { number, at_ms, verb, insists, pause_ms, again: insists && self.numbers.chance(200) }
         });
         moves.collect()
+    }
+
+    /// A run, with tasks and those who work on them.
+    fn board(&mut self, span: u64) -> Vec<(u64, Verb)> {
+        let run = 0;
+        let mut verbs = vec![(self.numbers.below(200), Verb::CreateRun { to: run })];
+        for _ in 0..self.numbers.within(1, 2) {
+            let (count, attempts) = (self.numbers.within(1, 3) as u32, self.numbers.within(1, 3) as u32);
+            verbs.push((self.numbers.within(200, 3_000), Verb::AddTasks { run, count, attempts }));
+        }
+        for _ in 0..self.numbers.within(2, 8) {
+            let parting =
+                [Parting::Completes, Parting::Completes, Parting::Fails, Parting::Releases, Parting::Vanishes];
+            let work = Verb::Work {
+                run,
+                path: self.numbers.below(2) as usize,
+                rebinds: self.numbers.chance(300),
+                lease_ms: *self.numbers.pick(&[5_000, 5_000, 8_000, 30_000]),
+                beats: self.numbers.below(4) as u32,
+                pause_ms: *self.numbers.pick(&[10, 900, 4_000, 4_990, 5_000, 9_000]),
+                parting: *self.numbers.pick(&parting),
+            };
+            verbs.push((self.numbers.within(400, span), work));
+        }
+        verbs
     }
 
     /// What a person says to what comes of a prompt.

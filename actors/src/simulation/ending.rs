@@ -6,10 +6,11 @@ use raddle_domain::{
     budget::BudgetStatus,
     command::{Limits, ThreadPatch},
     event::Record,
-    id::{Seq, ThreadKey},
+    id::{RunId, Seq, ThreadKey},
     ports::StoredEvent,
     price::Prices,
     record::{Resolution, Thread, ThreadStatus},
+    run::RunState,
     thread::ThreadState,
     time::UnixMs,
     trace::{Header, Rerun, derive},
@@ -86,6 +87,9 @@ async fn look(runtime: &Runtime, keys: Vec<ThreadKey>) -> Vec<String> {
 }
 
 async fn see(runtime: &Runtime, key: ThreadKey) -> Result<Option<String>, Error> {
+    if key.is_run() {
+        return owes(runtime, key);
+    }
     let found = runtime.thread(key).await?;
     for effect in runtime.effects(key.tenant, of(key)).await?.data {
         runtime.resolve(key.tenant, effect.operation_id, Resolution::Abort, None, Call::default()).await?;
@@ -100,6 +104,10 @@ async fn see(runtime: &Runtime, key: ThreadKey) -> Result<Option<String>, Error>
         let what = format!("{} is {} with {queued} prompts waiting", key.thread, status.as_str());
         return Ok(Some(what));
     }
+    owes(runtime, key)
+}
+
+fn owes(runtime: &Runtime, key: ThreadKey) -> Result<Option<String>, Error> {
     let row = runtime.shared().store.view()?.row(key)?.ok_or(Error::NotFound("thread"))?;
     let owes = row.head.owes_since.is_some() || row.head.wake_at.is_some();
     Ok(owes.then(|| format!("{} is idle and owes something, or waits for a time: {:?}", key.thread, row.head)))
@@ -146,6 +154,10 @@ async fn compare(runtime: &Runtime, world: &Arc<World>) -> Holds {
         unless(after == events.len() as Seq, REPLAY, || {
             format!("{name} is read to {after}; {} events were stored", events.len())
         })?;
+        if let Some(run) = key.thread.of_run() {
+            replayed(&name, runtime, world, key, run).await?;
+            continue;
+        }
         let record = runtime.thread(key).await.map_err(|error| broken(format!("{name}: {error}")))?;
         let state = runtime.shared().store.view().and_then(|view| thread::state(&*view, key));
         let state = state.map_err(|error| broken(format!("{name}: {error}")))?;
@@ -180,6 +192,19 @@ async fn bills(runtime: &Runtime, world: &World) -> Holds {
         }
     }
     Ok(())
+}
+
+/// A run is what its log makes of it, and is shown so.
+async fn replayed(name: &str, runtime: &Runtime, world: &World, key: ThreadKey, run: RunId) -> Holds {
+    let failed = |error: Error| broken(format!("{name}: {error}"));
+    let shown = runtime.run(key.tenant, run).await.map_err(failed)?;
+    let replayed = runtime.replay_run(key.tenant, run, None, None).await.map_err(failed)?;
+    let drift = replayed.drift.unwrap_or_default();
+    unless(!drift.mismatch, REPLAY, || format!("{name} is kept as another than its log makes it: {drift:?}"))?;
+    let known = world.know(|witness| witness.log(key)?.board.state.as_ref().map(RunState::image));
+    unless(known.as_ref() == Some(&replayed.image) && shown == replayed.image.run, REPLAY, || {
+        format!("{name} is shown as {shown:?}; its log makes {known:?}")
+    })
 }
 
 /// The rules make the same log, and the same state, of what the log says that the thread was told.

@@ -159,6 +159,29 @@ pub(crate) enum Verb {
         tenant: usize,
         slow_ms: u64,
     },
+    CreateRun {
+        to: usize,
+    },
+    AddTasks {
+        run: usize,
+        count: u32,
+        /// Failures after which one has failed for good.
+        attempts: u32,
+    },
+    /// Works on a task of a run, from a claim to a last word.
+    Work {
+        run: usize,
+        /// Where.
+        path: usize,
+        /// Whether the run is to be bound there, if it is bound elsewhere.
+        rebinds: bool,
+        lease_ms: u64,
+        /// How often it is said that somebody is still there.
+        beats: u32,
+        /// Between two words.
+        pause_ms: u64,
+        parting: Parting,
+    },
     /// Says how many tokens a tenant may spend.
     Allow {
         tenant: usize,
@@ -183,6 +206,16 @@ impl Verb {
             _ => None,
         }
     }
+}
+
+/// How somebody leaves a task that he holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Parting {
+    Completes,
+    Fails,
+    Releases,
+    /// Without a word: its lease runs out.
+    Vanishes,
 }
 
 /// A change of a thread's settings.

@@ -85,6 +85,18 @@ impl fmt::Display for Verb {
             Self::WatchTenant { tenant, slow_ms } => {
                 write!(f, "watch tenant {tenant} from its beginning, {slow_ms} ms for each piece")
             }
+            Self::CreateRun { to } => write!(f, "create run {to}"),
+            Self::AddTasks { run, count, attempts } => {
+                write!(f, "add {count} tasks to run {run}, of {attempts} attempts each")
+            }
+            Self::Work { run, path, rebinds, lease_ms, beats, pause_ms, parting } => {
+                let binds = if *rebinds { ", and binds it there" } else { "" };
+                write!(
+                    f,
+                    "work on run {run} at path {path}{binds}: leases of {lease_ms} ms, {beats} heartbeats, \
+                     {pause_ms} ms for each word, {parting:?}"
+                )
+            }
             Self::Allow { tenant, tokens } => write!(f, "let tenant {tenant} spend {tokens} tokens"),
         }
     }

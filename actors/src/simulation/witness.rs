@@ -7,13 +7,14 @@ use std::{
 
 use raddle_domain::{
     event::{self, Event, Record},
-    id::{OperationId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    id::{OperationId, RunId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{Append, Invocation, ModelErrorKind, StoredEvent, Write, WriteRefused},
     record::{ApprovalStatus, Effect, EffectClass, EffectStatus, Resolution, ResolvedBy, TurnStatus, Usage},
     sound::Sound,
 };
 use serde::Deserialize;
 
+use super::board::{self, Board};
 use crate::store::rename;
 
 /// Something that must hold and does not.
@@ -47,6 +48,7 @@ pub(crate) const FEED: &str = "the feed is dense";
 pub(crate) const RESTS: &str = "everything comes to rest";
 pub(crate) const REPLAY: &str = "what is stored is what was";
 pub(crate) const DEFECT: &str = "nobody is told of a defect";
+pub(crate) const LEASE: &str = "a task is its holder's";
 pub(crate) const BUDGET: &str = "a budget holds";
 pub(crate) const PLACES: &str = "every place is given back";
 
@@ -64,6 +66,20 @@ pub(crate) struct Replied {
     pub value: String,
     /// What must be in the log for it to be true.
     pub fact: Fact,
+    pub told: Told,
+}
+
+/// What of a reply its client goes on from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Told {
+    Nothing,
+    /// Of the workspace of a run.
+    Epoch(u64),
+    Lease {
+        task: String,
+        token: String,
+        fence: u64,
+    },
 }
 
 /// What a reply says that there is.
@@ -88,6 +104,8 @@ pub(crate) struct Witness {
     replies: BTreeMap<u32, Replied>,
     /// The keys of requests that were done, whether or not anybody was told.
     receipts: BTreeSet<[u8; 32]>,
+    /// Who was told of which lease.
+    leases: BTreeMap<(ThreadKey, u64), u32>,
     accounts: BTreeMap<TenantId, Account>,
     /// Times that a commit failed and was stored, with what it said of spending.
     doubts: u64,
@@ -105,6 +123,8 @@ pub(crate) struct Log {
     pub gone: bool,
     things: BTreeSet<Fact>,
     sound: Sound,
+    /// Of a run.
+    pub board: Board,
     pub account: Account,
     /// The turn that was stopped for lack of a budget.
     exceeded: Option<TurnId>,
@@ -152,7 +172,8 @@ struct Done {
 struct Place {
     seq: Seq,
     prev: Seq,
-    thread_id: ThreadId,
+    thread_id: Option<ThreadId>,
+    run_id: Option<RunId>,
 }
 
 impl Log {
@@ -247,6 +268,10 @@ impl Witness {
             unless(*feed == position, FEED, || format!("an append has position {position} instead of {feed}"))?;
         }
         for stored in &chunk.events {
+            if key.is_run() {
+                self.saw_of_run(*key, stored)?;
+                continue;
+            }
             let record = decode(stored)?;
             let log = self.logs.get_mut(key).expect("it was put in above");
             unless(record.seq == log.head() + 1 && record.thread == key.thread, DENSE, || {
@@ -256,6 +281,19 @@ impl Witness {
             unsound(number, log.sound.see(&record))?;
             self.saw(*key, &record, fork.is_some())?;
         }
+        Ok(())
+    }
+
+    fn saw_of_run(&mut self, key: ThreadKey, stored: &StoredEvent) -> Holds {
+        let (record, place) = (board::decode(stored)?, place(stored)?);
+        let log = self.logs.get_mut(&key).expect("whoever asks has put it in");
+        let (number, head) = (log.number, log.head());
+        let follows = record.seq == head + 1 && place.prev == head && record.run_id.log(key.tenant) == key;
+        unless(follows, DENSE, || {
+            format!("log {number} has {head} events, and the next one says {} behind {}", record.seq, place.prev)
+        })?;
+        log.events.push(stored.clone());
+        log.things.extend(log.board.see(number, &record)?);
         Ok(())
     }
 
@@ -430,6 +468,12 @@ impl Witness {
             })?;
             self.replies.insert(number, replied.clone());
         }
+        if let Told::Lease { fence, task, .. } = &replied.told {
+            let holder = *self.leases.entry((replied.key, *fence)).or_insert(number);
+            unless(holder == number, LEASE, || {
+                format!("`{task}` is given to move {number} under {fence}, which is the lease of move {holder}")
+            })?;
+        }
         Ok(())
     }
 
@@ -483,8 +527,9 @@ impl Witness {
         stored: &StoredEvent,
     ) -> Holds<Option<(ThreadKey, Seq)>> {
         let place = place(stored)?;
-        let key = ThreadKey { tenant, thread: place.thread_id };
-        let Some(log) = self.log(key) else {
+        let run = || place.run_id.map(|run| run.log(tenant));
+        let key = place.thread_id.map(|thread| ThreadKey { tenant, thread }).or_else(run);
+        let Some((key, log)) = key.and_then(|key| Some((key, self.log(key)?))) else {
             return Err(Violation { invariant: TENANT, what: format!("{tenant} hears {} of another's", stored.name) });
         };
         if stored.name == "thread.deleted" {
