@@ -13,18 +13,27 @@
 //! ```
 //! A history that breaks an invariant is told by the shortest plan that was found to break it too ([`shrink`]).
 //!
-//! Absent on purpose: jobs, runs and hooks, whose actors are there and have nothing to do; torn pages and flipped bits,
-//! which tests of the store make.
+//! Tenants and threads have budgets of tokens, and agents work on the tasks of runs.
+//!
+//! Absent: jobs, schedules and hooks, whose actors are there and have nothing to do; of runs, what threads do for them
+//! (workers of the runtime, ledgers, rollbacks), checkpoints and deletion; budgets that are lowered, in money, or of a
+//! turn; quotas; the erasure of a tenant. Absent on purpose: torn pages and flipped bits, which tests of the store make.
 
+mod agent;
+mod board;
 mod client;
 mod disk;
+mod drawn;
 mod ending;
+#[cfg(test)]
+mod found;
 mod lives;
 mod model;
 mod numbers;
 mod plan;
 mod scheduler;
 mod shrink;
+mod told;
 mod watcher;
 mod witness;
 mod world;
@@ -125,6 +134,7 @@ async fn history(plan: &Plan, told: bool) -> Outcome {
         door: RefCell::new(None),
         lives: Cell::new(0),
         threads: RefCell::default(),
+        runs: RefCell::default(),
         watchers: RefCell::default(),
         over: Cell::new(false),
     });

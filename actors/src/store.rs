@@ -150,6 +150,14 @@ impl StoreHandle {
         &self.stats
     }
 
+    /// Refused while nobody knows what is stored: what a commit stored that failed may show only once the store was
+    /// opened again. Who is to go on from what he reads asks before he does.
+    pub fn known(&self) -> Result<(), StoreError> {
+        let StoreStats { writable, full, .. } = &*self.stats;
+        let is_down = !writable.load(Ordering::Relaxed) && !full.load(Ordering::Relaxed);
+        if is_down { Err(StoreError::Unavailable("it is not known what is stored".to_owned())) } else { Ok(()) }
+    }
+
     /// Stores what was handed over before, makes the store rest, and ends the actor.
     pub async fn shutdown(&self) {
         let (done, is_done) = oneshot::channel();
@@ -313,8 +321,9 @@ impl StoreActor {
                 self.watch_silence(ctx);
             }
             Err(error) => {
+                // First that nothing is known any more: who hears of it may come to read.
+                self.failed(error.clone(), ctx);
                 self.refuse(replies, &error);
-                self.failed(error, ctx);
             }
         }
     }

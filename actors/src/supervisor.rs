@@ -142,8 +142,12 @@ impl Supervisor {
     /// Reads a thread and starts its actor; whoever asked meanwhile gets a ticket before anybody can unload it.
     fn load_as<M: Machine>(&mut self, key: ThreadKey, ctx: &mut Context<Self>) {
         let shared = self.shared();
-        let store = shared.store.clone();
-        let read = shared.tasks.blocking(move || M::load(&*store.view()?, key));
+        let store = shared.store_handle.clone();
+        let read = shared.tasks.blocking(move || {
+            // One that is loaded is not looked at again when the store is: it must not begin behind its log.
+            store.known()?;
+            M::load(&*store.store().view()?, key)
+        });
         ctx.spawn(read.into_actor(self).map(move |read, this, ctx| {
             let loaded = match read {
                 Ok(Ok(Some(loaded))) => Ok(loaded),

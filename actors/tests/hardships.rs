@@ -4,17 +4,19 @@
 mod testbed;
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
 };
 
 use raddle_actors::{Call, Error, Ports, Runtime};
 use raddle_domain::{
     command::Interrupt,
+    id::InputId,
     ports::{Document, DocumentKind, LogStore, StoreError, Write},
     record::{ApprovalStatus, Decision, Delivery, EffectOutcome, TurnStatus},
 };
 use testbed::*;
+use uuid::Uuid;
 
 #[tokio::test]
 async fn a_full_disk_takes_neither_a_running_tool_nor_what_it_said() {
@@ -100,6 +102,43 @@ async fn what_a_commit_stored_that_failed_reaches_those_who_watch_already() {
         }
     };
     tokio::time::timeout(LONG, told).await.expect("the tenant's watcher is told of the end");
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn a_turn_that_shows_once_the_store_is_open_again_is_worked_on_whoever_asked_meanwhile() {
+    let bed = Bed::new();
+    let config = bed.config();
+    let hidden: Arc<Mutex<Option<Vec<Write>>>> = Arc::default();
+    let (fails, down) = (AtomicBool::new(true), Arc::new(AtomicBool::new(true)));
+    let (hides, shows, is_down) = (hidden.clone(), hidden.clone(), down.clone());
+    let door: OnCommit = Box::new(move |writes, commit| {
+        if !holds(writes, "turn.started") || !fails.swap(false, SeqCst) {
+            return commit();
+        }
+        *hides.lock().unwrap() = Some(writes.to_vec());
+        Err(StoreError::Unavailable("told to fail".into()))
+    });
+    let store = Hooked::open(&config.store, door).reopening(Box::new(move |store| {
+        if is_down.load(SeqCst) {
+            return Err(StoreError::Unavailable("told to fail".into()));
+        }
+        store.reopen()?;
+        let hidden = shows.lock().unwrap().take();
+        hidden.map_or(Ok(()), |writes| store.commit(&writes).map(drop))
+    }));
+    let runtime = Runtime::start(config, Ports { store: Some(Arc::new(store)), ..bed.ports() }).await.unwrap();
+    let key = create(&runtime).await;
+    let failed = runtime.start_turn(key, prompt("hello", Delivery::Queue), Call::default()).await;
+    assert!(matches!(failed, Err(Error::Store(StoreError::Unavailable(_)))), "{failed:?}");
+    // Nothing of it would have to be stored: the thread alone could say that there is no such prompt.
+    let nobody = InputId::new(Uuid::now_v7());
+    let asked = runtime.withdraw_prompt(key, nobody, Call::default()).await;
+    assert!(matches!(asked, Err(Error::Store(StoreError::Unavailable(_)))), "{asked:?}");
+    down.store(false, SeqCst);
+    happens(&runtime, key, "turn.completed", 1).await;
+    rests(&runtime, key).await;
+    assert_sound(&log(&runtime, key).await, true);
     runtime.shutdown(LONG).await;
 }
 

@@ -20,6 +20,10 @@ pub enum Fault {
     DoubleEffect,
     /// An inbox gives out its newest prompt, not its oldest.
     NewestFirst,
+    /// A model call takes what no budget has room for.
+    Overspend,
+    /// Somebody is heard on a task whose lease has run out, or is another one's.
+    LateWord,
 }
 
 thread_local! {
@@ -37,13 +41,15 @@ pub fn is(fault: Fault) -> bool {
 }
 
 impl Fault {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::SkipFence,
         Self::ReplyEarly,
         Self::DropMessage,
         Self::ForgetTimer,
         Self::DoubleEffect,
         Self::NewestFirst,
+        Self::Overspend,
+        Self::LateWord,
     ];
 
     /// What a command line calls it.
@@ -55,6 +61,8 @@ impl Fault {
             Self::ForgetTimer => "forget-timer",
             Self::DoubleEffect => "double-effect",
             Self::NewestFirst => "newest-first",
+            Self::Overspend => "overspend",
+            Self::LateWord => "late-word",
         }
     }
 }

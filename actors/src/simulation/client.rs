@@ -9,19 +9,26 @@ use std::{
 
 use raddle_domain::{
     command::{Compact, EditPrompt, Interrupt, NewThread, StartTurn, Steer, ThreadPatch},
-    id::{ApprovalId, InputId, OperationId, QuestionId, TenantId, ThreadKey},
+    id::{ApprovalId, InputId, OperationId, QuestionId, RunId, TenantId, ThreadId, ThreadKey},
     record::{Decision, OnRestart, Resolution, Thread, Turn, Undelivered},
+    run::{
+        TaskLease,
+        command::{Claim, NewRun, NewTask, Transition, ValidateLease},
+    },
+    tenant::{Budget, Budgets, TenantPatch},
 };
 use sha2::{Digest, Sha256};
 use tokio::{task::LocalSet, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 use super::{
+    agent, board,
     model::choice,
     plan::{At, Change, Move, Verb},
     scheduler::Scheduler,
     watcher,
-    witness::{DEFECT, Fact, REPLAY, Replied, Violation, unless},
+    witness::{DEFECT, Fact, REPLAY, Replied, Told, Violation, unless},
     world::World,
 };
 use crate::{Call, Done, Error, ForkAt, Idempotency, RecordQuery, Runtime, Started};
@@ -42,6 +49,8 @@ pub(crate) struct Outside {
     pub lives: Cell<u32>,
     /// The threads that they made.
     pub threads: RefCell<Vec<Option<ThreadKey>>>,
+    /// The logs of the runs that they made.
+    pub runs: RefCell<Vec<Option<ThreadKey>>>,
     pub watchers: RefCell<Vec<Rc<watcher::Watcher>>>,
     /// Set when nobody begins anything any more.
     pub over: Cell<bool>,
@@ -81,13 +90,17 @@ impl Outside {
         self.threads.borrow().get(place).copied().flatten()
     }
 
-    fn keep(&self, place: usize, key: ThreadKey) {
-        let mut threads = self.threads.borrow_mut();
-        if threads.len() <= place {
-            threads.resize(place + 1, None);
-        }
-        threads[place] = Some(key);
+    pub fn run(&self, place: usize) -> Option<ThreadKey> {
+        self.runs.borrow().get(place).copied().flatten()
     }
+}
+
+fn keep(keys: &RefCell<Vec<Option<ThreadKey>>>, place: usize, key: ThreadKey) {
+    let mut keys = keys.borrow_mut();
+    if keys.len() <= place {
+        keys.resize(place + 1, None);
+    }
+    keys[place] = Some(key);
 }
 
 /// The tenant of a thread that is made.
@@ -97,7 +110,7 @@ pub(crate) fn tenant(number: usize) -> TenantId {
 
 /// A request as it is sent, and sent again.
 #[derive(Debug, Clone)]
-enum Request {
+pub(crate) enum Request {
     Create(TenantId, NewThread),
     Start(ThreadKey, StartTurn),
     Steer(ThreadKey, Steer),
@@ -114,6 +127,13 @@ enum Request {
     DeleteCheckpoint(ThreadKey),
     Fork(ThreadKey, ForkAt),
     Delete(ThreadKey),
+    Allow(TenantId, u64),
+    CreateRun(TenantId),
+    AddTasks(ThreadKey, Vec<NewTask>),
+    Bind(ThreadKey, ValidateLease),
+    Claim(ThreadKey, Claim),
+    /// Under a lease with this fence.
+    Say(ThreadKey, Transition, u64),
 }
 
 /// Makes a move, to its end.
@@ -130,6 +150,7 @@ pub(crate) async fn play(outside: Rc<Outside>, step: Move, tenants: usize) {
         Verb::WatchTenant { tenant: of, slow_ms } => {
             return watcher::watch_tenant(outside, number, tenant(*of), *slow_ms).await;
         }
+        Verb::Work { .. } => return agent::work(outside, step).await,
         Verb::Read { thread } => {
             if let Some(key) = outside.thread(*thread) {
                 read(&outside, number, key).await;
@@ -151,7 +172,7 @@ pub(crate) async fn play(outside: Rc<Outside>, step: Move, tenants: usize) {
         outside.world.note(format_args!("move {number:<4} has nothing to be about"));
         return;
     };
-    if answered(&outside, &step, &request).await && step.again {
+    if answered(&outside, &step, &request).await.is_some() && step.again {
         sleep(Duration::from_millis(500)).await;
         answered(&outside, &step, &request).await;
     }
@@ -172,55 +193,61 @@ async fn read(outside: &Rc<Outside>, number: u32, key: ThreadKey) {
     });
 }
 
-/// Asks until there is an answer, or it is not worth another try. Whether there was one.
-async fn answered(outside: &Rc<Outside>, step: &Move, request: &Request) -> bool {
+/// Asks until there is an answer, or it is not worth another try. The answer, if there was one.
+pub(crate) async fn answered(outside: &Rc<Outside>, step: &Move, request: &Request) -> Option<Replied> {
     let (world, number) = (&outside.world, step.number);
-    let (keyed, idempotency) =
-        (step.is_keyed(), step.is_keyed().then(|| Idempotency { key: digest(number, 0), request: digest(number, 1) }));
-    let mut pause = Duration::from_millis(50);
+    let idempotency = step.is_keyed().then(|| Idempotency { key: digest(number, 0), request: digest(number, 1) });
+    let mut pause = Duration::from_millis(step.pause_ms);
     for _ in 0..TRIES {
         if outside.over.get() {
-            return false;
+            return None;
         }
         if outside.door.borrow().is_none() {
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(10));
             continue;
         }
+        if let Request::Allow(tenant, tokens) = request {
+            world.allows(*tenant, *tokens);
+        }
         let (asked, call) = (request.clone(), Call { idempotency, ..Call::default() });
         let to = world.clone();
         let heard = outside.call(async move |runtime: Runtime| {
             let heard = ask(&runtime, asked, call).await;
-            hear(&to, (number, keyed), &heard);
+            hear(&to, (number, idempotency), &heard);
             heard
         });
         match heard.await {
             Some(Ok(replied)) => {
-                if let (Verb::Create { to, .. } | Verb::Fork { to, .. }, Fact::Thread) = (&step.verb, &replied.fact) {
-                    outside.keep(*to, replied.key);
+                match (&step.verb, &replied.fact) {
+                    (Verb::Create { to, .. } | Verb::Fork { to, .. }, Fact::Thread) => {
+                        keep(&outside.threads, *to, replied.key);
+                    }
+                    (Verb::CreateRun { to }, _) => keep(&outside.runs, *to, replied.key),
+                    _ => {}
                 }
-                return true;
+                return Some(replied);
             }
-            Some(Err(error)) if !passes(&error) => return false,
+            Some(Err(error)) if !passes(&error) => return None,
             Some(Err(_)) => {}
             None => world.note(format_args!("move {number:<4} hears nothing")),
         }
         if !step.insists {
-            return false;
+            return None;
         }
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(10));
     }
-    false
+    None
 }
 
 /// What is answered must be so.
-fn hear(world: &World, (number, keyed): (u32, bool), heard: &Result<Replied, Error>) {
+fn hear(world: &World, (number, named): (u32, Option<Idempotency>), heard: &Result<Replied, Error>) {
     match heard {
         Ok(replied) => {
             let again = if replied.replayed { " again" } else { "" };
             world.note(format_args!("move {number:<4} is done{again}, at {}: {:?}", replied.seq, replied.fact));
-            world.witness(|witness| witness.replied(number, keyed, replied));
+            world.witness(|witness| witness.replied(number, named.is_some(), replied));
         }
         Err(error) => {
             world.note(format_args!("move {number:<4} is refused: {error}"));
@@ -228,8 +255,8 @@ fn hear(world: &World, (number, keyed): (u32, bool), heard: &Result<Replied, Err
                 world.violated(Violation { invariant: DEFECT, what: format!("move {number}: {why}") });
             }
             let gone = matches!(error, Error::Deleted | Error::NotFound(_));
-            if keyed && !passes(error) && !gone {
-                world.witness(|witness| witness.refused(number, &error.to_string()));
+            if let Some(named) = named.filter(|_| !passes(error) && !gone) {
+                world.witness(|witness| witness.refused(number, named.key, &error.to_string()));
             }
         }
     }
@@ -250,11 +277,23 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
     let said = |script: &str| format!("#{number} {script}");
     let late = |requeue: &bool| if *requeue { Undelivered::Queue } else { Undelivered::Report };
     let place = match &step.verb {
-        Verb::Create { to, auto_approve, interrupts } => {
+        Verb::Create { to, auto_approve, interrupts, budget } => {
             let on_restart = if *interrupts { OnRestart::Interrupt } else { OnRestart::Resume };
-            let new = NewThread { auto_approve: *auto_approve, on_restart, ..NewThread::with(choice()) };
+            let budget = budget.map(tokens);
+            let new = NewThread { auto_approve: *auto_approve, on_restart, budget, ..NewThread::with(choice()) };
             return Some(Request::Create(tenant(to % tenants), new));
         }
+        Verb::CreateRun { to } => return Some(Request::CreateRun(tenant(to % tenants))),
+        Verb::AddTasks { run, count, attempts } => {
+            let task = |nth| NewTask {
+                id: Some(format!("task-{number}-{nth}")),
+                task_type: "work".to_owned(),
+                max_attempts: Some(*attempts),
+                ..NewTask::default()
+            };
+            return Some(Request::AddTasks(outside.run(*run)?, (0..*count).map(task).collect()));
+        }
+        Verb::Allow { tenant: of, tokens } => return Some(Request::Allow(tenant(*of), *tokens)),
         Verb::Start { thread, .. }
         | Verb::Steer { thread, .. }
         | Verb::EditLast { thread, .. }
@@ -270,7 +309,7 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
         | Verb::DeleteCheckpoint { thread }
         | Verb::Fork { thread, .. }
         | Verb::Delete { thread } => *thread,
-        Verb::Read { .. } | Verb::Watch { .. } | Verb::WatchTenant { .. } => return None,
+        Verb::Read { .. } | Verb::Watch { .. } | Verb::WatchTenant { .. } | Verb::Work { .. } => return None,
     };
     let key = outside.thread(place)?;
     let start = |script: &str, delivery, requeue: &bool| StartTurn {
@@ -324,7 +363,16 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
                 }
             },
         ),
-        Verb::Create { .. } | Verb::Read { .. } | Verb::Watch { .. } | Verb::WatchTenant { .. } => return None,
+        Verb::Create { .. }
+        | Verb::Read { .. }
+        | Verb::Watch { .. }
+        | Verb::WatchTenant { .. }
+        | Verb::CreateRun { .. }
+        | Verb::AddTasks { .. }
+        | Verb::Work { .. }
+        | Verb::Allow { .. } => {
+            return None;
+        }
     })
 }
 
@@ -356,7 +404,8 @@ pub(crate) fn patch(change: Change, number: u32) -> ThreadPatch {
 }
 
 fn replied<T: std::fmt::Debug>(key: ThreadKey, done: &Done<T>, fact: Fact) -> Replied {
-    Replied { key, seq: done.seq, replayed: done.replayed, value: format!("{:?}", done.value), fact }
+    let value = format!("{:?}", done.value);
+    Replied { key, seq: done.seq, replayed: done.replayed, value, fact, told: Told::Nothing }
 }
 
 fn thing(kind: &'static str, id: impl ToString) -> Fact {
@@ -368,6 +417,14 @@ fn began(started: &Started) -> Fact {
         Started::Turn(turn) => thing("turn", turn.id),
         Started::Queued { admission, .. } => thing("prompt", admission.id),
     }
+}
+
+fn tokens(limit: u64) -> Budget {
+    Budget { tokens: Some(limit), ..Budget::default() }
+}
+
+fn run(log: ThreadKey) -> Result<RunId, Error> {
+    log.thread.of_run().ok_or(Error::NotFound("run"))
 }
 
 /// Sends a request.
@@ -437,6 +494,51 @@ async fn ask(runtime: &Runtime, request: Request, call: Call) -> Result<Replied,
         Request::Delete(key) => {
             let done = runtime.delete_thread(key, call).await?;
             replied(key, &done, Fact::Deleted)
+        }
+        Request::CreateRun(tenant) => {
+            let new = NewRun { objective: "to be done".to_owned(), ..NewRun::default() };
+            let done = runtime.create_run(tenant, new, call).await?;
+            replied(done.value.id.log(tenant), &done, Fact::Thread)
+        }
+        Request::AddTasks(key, tasks) => {
+            let done = runtime.create_tasks(key.tenant, run(key)?, tasks, call).await?;
+            replied(key, &done, Fact::Thread)
+        }
+        Request::Bind(key, lease) => {
+            let done = runtime.validate_run_lease(key.tenant, run(key)?, lease, call).await?;
+            Replied { told: Told::Epoch(done.value.lease_epoch), ..replied(key, &done, Fact::Thread) }
+        }
+        Request::Claim(key, claim) => {
+            let done = runtime.claim_task(key.tenant, run(key)?, claim, call).await?;
+            let held = done.value.task.as_ref().and_then(|task| Some((task.id.clone(), task.lease.clone()?)));
+            match held {
+                Some((task, TaskLease { token: Some(token), fence, .. })) => {
+                    let fact = board::claim(&task, fence);
+                    Replied { told: Told::Lease { task, token, fence }, ..replied(key, &done, fact) }
+                }
+                _ => replied(key, &done, Fact::Thread),
+            }
+        }
+        Request::Say(key, transition, fence) => {
+            let done = runtime.transition_task(key.tenant, run(key)?, transition, call).await?;
+            replied(key, &done, board::word(&done.value.id, done.value.task_rev, fence))
+        }
+        Request::Allow(tenant, limit) => {
+            let total = Some(tokens(limit));
+            let patch =
+                TenantPatch { budgets: Some(Budgets { total, ..Budgets::default() }), ..TenantPatch::default() };
+            match runtime.patch_tenant(tenant, patch.clone(), None, None).await {
+                Err(Error::NotFound(_)) => runtime.create_tenant(tenant, patch, None).await?,
+                kept => kept?,
+            };
+            Replied {
+                key: ThreadKey { tenant, thread: ThreadId::new(Uuid::nil()) },
+                seq: 0,
+                replayed: false,
+                value: String::new(),
+                fact: Fact::Allowed,
+                told: Told::Nothing,
+            }
         }
     })
 }

@@ -13,7 +13,7 @@ use raddle_domain::{
 use tokio::time::Instant;
 
 use super::{
-    plan::{Death, Fault, Kept},
+    plan::{Death, Fault, Kept, Leaves},
     scheduler::Scheduler,
     witness::{Violation, WRITER},
     world::{Fate, World},
@@ -29,12 +29,16 @@ pub(crate) struct Disk {
     kept: Kept,
     memory: Arc<MemoryStore>,
     medium: MemoryMedium,
+    hidden: Hidden,
     opened: u64,
 }
 
+/// A commit that is stored, and shows when the store is opened again.
+type Hidden = Arc<Mutex<Option<(u32, Vec<Write>)>>>;
+
 impl Disk {
     pub fn new(kept: Kept) -> Self {
-        Self { kept, memory: Arc::default(), medium: MemoryMedium::default(), opened: 0 }
+        Self { kept, memory: Arc::default(), medium: MemoryMedium::default(), hidden: Hidden::default(), opened: 0 }
     }
 
     /// Opens it for another process.
@@ -45,14 +49,17 @@ impl Disk {
             Kept::Database => Arc::new(RedbStore::open_medium(Arc::new(self.medium.clone()), 1 << 20, 0)?),
         };
         let epoch = if self.kept == Kept::Memory { self.opened } else { inner.epoch() };
-        let (world, scheduler) = (world.clone(), scheduler.clone());
-        Ok(Store { inner, epoch, world, scheduler, state: Mutex::new(State::Well) })
+        let (world, scheduler, hidden) = (world.clone(), scheduler.clone(), self.hidden.clone());
+        let store = Store { inner, hidden, epoch, world, scheduler, state: Mutex::new(State::Well) };
+        store.show();
+        Ok(store)
     }
 }
 
 /// The store of one process.
 pub(crate) struct Store {
     inner: Arc<dyn LogStore>,
+    hidden: Hidden,
     epoch: u64,
     world: Arc<World>,
     scheduler: Arc<Scheduler>,
@@ -64,6 +71,8 @@ enum State {
     Well,
     /// Until it was opened again, which fails so often.
     Down(u32),
+    /// The same; meanwhile what can be read is what was there before.
+    Behind(u32),
     Full(Instant),
 }
 
@@ -78,12 +87,28 @@ impl Store {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the handle can be used.
-    fn well(&self) -> Result<(), StoreError> {
+    /// Whether the handle can be used for reading.
+    fn reads(&self) -> Result<(), StoreError> {
         match *self.state() {
             _ if self.scheduler.is_dead() => Err(failed()),
             State::Down(_) => Err(failed()),
-            State::Well | State::Full(_) => Ok(()),
+            State::Well | State::Behind(_) | State::Full(_) => Ok(()),
+        }
+    }
+
+    /// Whether it can be used for whatever it is there for.
+    fn well(&self) -> Result<(), StoreError> {
+        self.reads()?;
+        if matches!(*self.state(), State::Behind(_)) { Err(failed()) } else { Ok(()) }
+    }
+
+    /// It is open: shows what was hidden until now.
+    fn show(&self) {
+        self.world.doubt(false);
+        let hidden = self.hidden.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((number, writes)) = hidden {
+            self.world.note(format_args!("commit {number:<3} shows"));
+            drop(self.apply(number, &writes));
         }
     }
 
@@ -128,12 +153,22 @@ impl LogStore for Store {
         }
         let (number, fault) = self.world.commits();
         match fault {
-            Some(Fault::Fails { applied, reopens, .. }) => {
-                if applied {
-                    drop(self.apply(number, writes));
-                }
-                self.world.note(format_args!("commit {number:<3} fails, applied: {applied}"));
-                *self.state() = State::Down(reopens);
+            Some(Fault::Fails { leaves, reopens, .. }) => {
+                self.world.note(format_args!("commit {number:<3} fails and leaves: {leaves:?}"));
+                let state = match leaves {
+                    Leaves::Nothing => State::Down(reopens),
+                    Leaves::All => {
+                        drop(self.apply(number, writes));
+                        self.world.doubt(true);
+                        State::Down(reopens)
+                    }
+                    Leaves::Hidden => {
+                        let hidden = Some((number, writes.to_vec()));
+                        *self.hidden.lock().unwrap_or_else(PoisonError::into_inner) = hidden;
+                        State::Behind(reopens)
+                    }
+                };
+                *self.state() = state;
                 Err(failed())
             }
             Some(Fault::Full { ms, .. }) => {
@@ -155,7 +190,7 @@ impl LogStore for Store {
     }
 
     fn figures(&self, tenant: TenantId) -> Result<Figures, StoreError> {
-        self.well()?;
+        self.reads()?;
         self.inner.figures(tenant)
     }
 
@@ -164,7 +199,7 @@ impl LogStore for Store {
     }
 
     fn view(&self) -> Result<Box<dyn View + '_>, StoreError> {
-        self.well()?;
+        self.reads()?;
         if self.world.read_fails() {
             self.world.note(format_args!("read      fails"));
             return Err(failed());
@@ -199,9 +234,15 @@ impl LogStore for Store {
                 *state = State::Down(left - 1);
                 return Err(failed());
             }
+            State::Behind(left @ 1..) => {
+                *state = State::Behind(left - 1);
+                return Err(failed());
+            }
             State::Full(until) if Instant::now() < until => return Err(StoreError::Full),
-            State::Down(0) | State::Full(_) | State::Well => *state = State::Well,
+            State::Down(0) | State::Behind(0) | State::Full(_) | State::Well => *state = State::Well,
         }
+        drop(state);
+        self.show();
         Ok(())
     }
 }

@@ -3,12 +3,14 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use raddle_domain::{
+    budget::BudgetStatus,
     command::{Limits, ThreadPatch},
     event::Record,
-    id::{Seq, ThreadKey},
+    id::{RunId, Seq, ThreadKey},
     ports::StoredEvent,
     price::Prices,
     record::{Resolution, Thread, ThreadStatus},
+    run::RunState,
     thread::ThreadState,
     time::UnixMs,
     trace::{Header, Rerun, derive},
@@ -21,7 +23,7 @@ use super::{
     witness::{Holds, PLACES, REPLAY, RESTS, Violation, decode, unless},
     world::{Fate, World},
 };
-use crate::{Call, Error, Runtime, thread};
+use crate::{Call, Error, Runtime, UsageQuery, thread};
 
 /// How often a person looks whether everything rests.
 const LOOKS: u32 = 40;
@@ -85,6 +87,9 @@ async fn look(runtime: &Runtime, keys: Vec<ThreadKey>) -> Vec<String> {
 }
 
 async fn see(runtime: &Runtime, key: ThreadKey) -> Result<Option<String>, Error> {
+    if key.is_run() {
+        return owes(runtime, key);
+    }
     let found = runtime.thread(key).await?;
     for effect in runtime.effects(key.tenant, of(key)).await?.data {
         runtime.resolve(key.tenant, effect.operation_id, Resolution::Abort, None, Call::default()).await?;
@@ -99,6 +104,10 @@ async fn see(runtime: &Runtime, key: ThreadKey) -> Result<Option<String>, Error>
         let what = format!("{} is {} with {queued} prompts waiting", key.thread, status.as_str());
         return Ok(Some(what));
     }
+    owes(runtime, key)
+}
+
+fn owes(runtime: &Runtime, key: ThreadKey) -> Result<Option<String>, Error> {
     let row = runtime.shared().store.view()?.row(key)?.ok_or(Error::NotFound("thread"))?;
     let owes = row.head.owes_since.is_some() || row.head.wake_at.is_some();
     Ok(owes.then(|| format!("{} is idle and owes something, or waits for a time: {:?}", key.thread, row.head)))
@@ -145,6 +154,10 @@ async fn compare(runtime: &Runtime, world: &Arc<World>) -> Holds {
         unless(after == events.len() as Seq, REPLAY, || {
             format!("{name} is read to {after}; {} events were stored", events.len())
         })?;
+        if let Some(run) = key.thread.of_run() {
+            replayed(&name, runtime, world, key, run).await?;
+            continue;
+        }
         let record = runtime.thread(key).await.map_err(|error| broken(format!("{name}: {error}")))?;
         let state = runtime.shared().store.view().and_then(|view| thread::state(&*view, key));
         let state = state.map_err(|error| broken(format!("{name}: {error}")))?;
@@ -153,8 +166,45 @@ async fn compare(runtime: &Runtime, world: &Arc<World>) -> Holds {
             format!("{name} is shown as {record:?} and loaded as {:?}", state.view())
         })?;
         retell(&name, key, &events, &state, runtime.config().limits)?;
+        if let Some(shown) = record.spent {
+            let spent = world.know(|witness| witness.log(key).map_or(0, |log| log.account.spent));
+            unless(shown.tokens == spent, REPLAY, || {
+                format!("{name} is shown as having spent {}; its log says {spent}", shown.tokens)
+            })?;
+        }
+    }
+    bills(runtime, world).await
+}
+
+/// What every tenant has spent is what the logs say, those of deleted threads included.
+async fn bills(runtime: &Runtime, world: &World) -> Holds {
+    for tenant in world.know(|witness| witness.tenants().collect::<Vec<_>>()) {
+        let spent = world.know(|witness| witness.spent_by(tenant));
+        let bill = runtime.usage(tenant, UsageQuery::default()).await;
+        let totals = bill.map_err(|error| broken(format!("the bill of {tenant}: {error}")))?.totals;
+        let billed = totals.input_tokens + totals.output_tokens;
+        unless(billed == spent, REPLAY, || format!("{tenant} is billed {billed}; its logs say {spent}"))?;
+        let status = runtime.budget_status(tenant).await;
+        for BudgetStatus { state, reserved } in status.map_err(|error| broken(format!("{tenant}: {error}")))? {
+            unless((state.spent, reserved) == (spent, 0), REPLAY, || {
+                format!("{tenant} has spent {} and reserved {reserved}; its logs say {spent}", state.spent)
+            })?;
+        }
     }
     Ok(())
+}
+
+/// A run is what its log makes of it, and is shown so.
+async fn replayed(name: &str, runtime: &Runtime, world: &World, key: ThreadKey, run: RunId) -> Holds {
+    let failed = |error: Error| broken(format!("{name}: {error}"));
+    let shown = runtime.run(key.tenant, run).await.map_err(failed)?;
+    let replayed = runtime.replay_run(key.tenant, run, None, None).await.map_err(failed)?;
+    let drift = replayed.drift.unwrap_or_default();
+    unless(!drift.mismatch, REPLAY, || format!("{name} is kept as another than its log makes it: {drift:?}"))?;
+    let known = world.know(|witness| witness.log(key)?.board.state.as_ref().map(RunState::image));
+    unless(known.as_ref() == Some(&replayed.image) && shown == replayed.image.run, REPLAY, || {
+        format!("{name} is shown as {shown:?}; its log makes {known:?}")
+    })
 }
 
 /// The rules make the same log, and the same state, of what the log says that the thread was told.

@@ -29,6 +29,7 @@ fn config(plan: &Plan) -> Config {
         turn_ms: ms(TURN),
         inbox_per_thread: 8,
         model_calls_per_turn: 8,
+        reserve_output_tokens: 32,
         ..Limits::default()
     };
     Config {

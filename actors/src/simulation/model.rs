@@ -16,6 +16,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use raddle_domain::{
+    budget::tokens_of,
     history::{Message, ToolCall},
     id::TurnId,
     policy::TenantRules,
@@ -67,6 +68,7 @@ impl Model for Scripted {
     }
 
     fn act(&self, request: ModelRequest, errand: Errand) -> ModelStream {
+        self.0.call_begins(errand.key, tokens_of(request.bytes()));
         let pieces = pieces(&self.0, &request, errand.turn);
         let pieces = stream::unfold(pieces.into_iter(), |mut pieces| async move {
             loop {

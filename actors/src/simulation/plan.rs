@@ -1,11 +1,10 @@
 //! What happens to a runtime from outside: what clients ask of it and when, and what goes wrong. All of it is a value,
-//! made from a seed, so that parts of it can be left out.
-
-use std::fmt;
+//! so that parts of it can be left out. How a seed makes one is in [`super::drawn`], how people read one in
+//! [`super::told`].
 
 use raddle_domain::record::{Decision, Delivery, Resolution};
 
-use super::{numbers::Numbers, scheduler::Manner};
+use super::scheduler::Manner;
 
 /// What a seed stands for.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +41,8 @@ pub(crate) struct Move {
     pub verb: Verb,
     /// Whether it is asked again until somebody answers: with an idempotency key, where the verb knows one.
     pub insists: bool,
+    /// How long somebody who insists waits before he asks for the second time; then twice as long, and so on.
+    pub pause_ms: u64,
     /// Whether it is asked again although it was answered.
     pub again: bool,
 }
@@ -61,6 +62,7 @@ impl Move {
                 | Verb::EditPrompt { .. }
                 | Verb::Withdraw { .. }
                 | Verb::DeleteCheckpoint { .. }
+                | Verb::Allow { .. }
         );
         self.insists && !repeats
     }
@@ -74,6 +76,8 @@ pub(crate) enum Verb {
         to: usize,
         auto_approve: bool,
         interrupts: bool,
+        /// Tokens that it may spend.
+        budget: Option<u64>,
     },
     Start {
         thread: usize,
@@ -155,6 +159,34 @@ pub(crate) enum Verb {
         tenant: usize,
         slow_ms: u64,
     },
+    CreateRun {
+        to: usize,
+    },
+    AddTasks {
+        run: usize,
+        count: u32,
+        /// Failures after which one has failed for good.
+        attempts: u32,
+    },
+    /// Works on a task of a run, from a claim to a last word.
+    Work {
+        run: usize,
+        /// Where.
+        path: usize,
+        /// Whether the run is to be bound there, if it is bound elsewhere.
+        rebinds: bool,
+        lease_ms: u64,
+        /// How often it is said that somebody is still there.
+        beats: u32,
+        /// Between two words.
+        pause_ms: u64,
+        parting: Parting,
+    },
+    /// Says how many tokens a tenant may spend.
+    Allow {
+        tenant: usize,
+        tokens: u64,
+    },
 }
 
 impl Verb {
@@ -174,6 +206,16 @@ impl Verb {
             _ => None,
         }
     }
+}
+
+/// How somebody leaves a task that he holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Parting {
+    Completes,
+    Fails,
+    Releases,
+    /// Without a word: its lease runs out.
+    Vanishes,
 }
 
 /// A change of a thread's settings.
@@ -197,8 +239,8 @@ pub(crate) enum At {
 /// Something that goes wrong. Commits are counted from 1 over all processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// A commit fails, applied or not, and so do the next attempts to open the store again.
-    Fails { commit: u32, applied: bool, reopens: u32 },
+    /// A commit fails, and so do the next attempts to open the store again.
+    Fails { commit: u32, leaves: Leaves, reopens: u32 },
     /// The disk is full for some time.
     Full { commit: u32, ms: u64 },
     /// The disk answers late what comes after a commit.
@@ -216,6 +258,16 @@ pub(crate) enum Fault {
     Clock { at_ms: u64, by_ms: i64 },
 }
 
+/// What a commit leaves that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leaves {
+    Nothing,
+    /// It is stored. Nothing can be read until the store was opened again.
+    All,
+    /// It is stored, and shows once the store was opened again; until then what was there before is read.
+    Hidden,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Death {
     Before,
@@ -224,37 +276,6 @@ pub(crate) enum Death {
 }
 
 impl Plan {
-    /// The plan of a seed.
-    pub fn new(seed: u64) -> Self {
-        let numbers = &mut Numbers::new(seed, 0);
-        let manner = match numbers.below(8) {
-            0 => Manner::CALM,
-            1 => Manner { later: 300, nap: 30, longest_ms: 400, read_ms: 30 },
-            2 => Manner { later: 500, nap: 0, longest_ms: 1, read_ms: 2 },
-            _ => Manner { later: 150, nap: 8, longest_ms: 60, read_ms: 5 },
-        };
-        let kept = if numbers.chance(125) { Kept::Database } else { Kept::Memory };
-        let tenants = if numbers.chance(300) { 2 } else { 1 };
-        let loaded = *numbers.pick(&[1, 1, 2, 2, 8]);
-        let threads = numbers.within(1, 3) as usize;
-        let pack_ms = *numbers.pick(&[3_600_000, 3_600_000, 60_000, 15_000]);
-        let span = numbers.within(2_000, 45_000);
-        let moves = Drawn { numbers, threads, tenants }.moves(span);
-        let faults = if numbers.chance(150) { Vec::new() } else { faults(numbers, span) };
-        Self {
-            seed,
-            kept,
-            manner,
-            loaded,
-            tenants,
-            pack_ms,
-            moves,
-            faults,
-            #[cfg(feature = "planted")]
-            plant: None,
-        }
-    }
-
     /// The same with a fault in the runtime itself, or without one.
     #[cfg(feature = "planted")]
     #[must_use]
@@ -265,340 +286,5 @@ impl Plan {
     /// How much there is of it: what is left out counts less.
     pub fn size(&self) -> usize {
         self.moves.len() + self.faults.len()
-    }
-}
-
-/// What moves are drawn from.
-struct Drawn<'a> {
-    numbers: &'a mut Numbers,
-    threads: usize,
-    tenants: usize,
-}
-
-impl Drawn<'_> {
-    fn moves(&mut self, span: u64) -> Vec<Move> {
-        let count = self.numbers.within(6, 26);
-        let mut verbs: Vec<(u64, Verb)> =
-            (0..self.threads).map(|to| (self.numbers.below(200), self.create(to))).collect();
-        let mut to = self.threads;
-        for tenant in 0..self.tenants {
-            if self.numbers.chance(400) {
-                verbs.push((self.numbers.below(span), Verb::WatchTenant { tenant, slow_ms: self.slow() }));
-            }
-        }
-        for _ in 0..count {
-            // Now and then several things are asked at the same moment.
-            let at = match (self.numbers.chance(250), verbs.last()) {
-                (true, Some((at, _))) => *at,
-                _ => self.numbers.below(span),
-            };
-            let verb = self.verb(&mut to);
-            verbs.extend(self.follow(&verb).map(|then| (at + self.numbers.within(20, 5_000), then)));
-            verbs.push((at, verb));
-        }
-        verbs.sort_by_key(|(at, _)| *at);
-        let moves = verbs.into_iter().zip(0..).map(|((at_ms, verb), number)| {
-            let insists = self.numbers.chance(700);
-            Move { number, at_ms, verb, insists, again: insists && self.numbers.chance(200) }
-        });
-        moves.collect()
-    }
-
-    /// What a person says to what comes of a prompt.
-    fn follow(&mut self, verb: &Verb) -> Option<Verb> {
-        let (Verb::Start { thread, script, .. } | Verb::EditLast { thread, script }) = verb else { return None };
-        let (thread, nth) = (*thread, self.numbers.below(2) as usize);
-        let asks = ["gated_", "person_"].iter().any(|gate| script.contains(gate));
-        if !self.numbers.chance(650) {
-            None
-        } else if asks {
-            Some(Verb::Decide { thread, nth, decision: self.decision() })
-        } else if script.contains("call ask") {
-            Some(Verb::Answer { thread, nth })
-        } else if script.contains("once") || script.contains("unknown") {
-            Some(Verb::Resolve { thread, nth, resolution: self.resolution() })
-        } else {
-            None
-        }
-    }
-
-    fn decision(&mut self) -> Decision {
-        match self.numbers.below(10) {
-            0..=5 => Decision::Approved,
-            6 => Decision::ApprovedForSession,
-            7 => Decision::ApprovedAlways,
-            8 => Decision::Denied,
-            _ => Decision::Abort,
-        }
-    }
-
-    fn resolution(&mut self) -> Resolution {
-        *self.numbers.pick(&[Resolution::Retry, Resolution::Retry, Resolution::Settle, Resolution::Abort])
-    }
-
-    fn create(&mut self, to: usize) -> Verb {
-        Verb::Create { to, auto_approve: self.numbers.chance(200), interrupts: self.numbers.chance(250) }
-    }
-
-    fn start(&mut self, thread: usize) -> Verb {
-        let delivery = match self.numbers.below(20) {
-            0..=11 => Delivery::Queue,
-            12..=14 => Delivery::Reject,
-            15 | 16 => Delivery::Steer,
-            17 | 18 => Delivery::Interrupt,
-            _ => Delivery::Rollback,
-        };
-        Verb::Start { thread, delivery, script: self.script(), requeue: self.numbers.chance(500) }
-    }
-
-    fn slow(&mut self) -> u64 {
-        *self.numbers.pick(&[0, 0, 1, 40, 700])
-    }
-
-    fn verb(&mut self, forks: &mut usize) -> Verb {
-        let thread = self.numbers.below(*forks as u64) as usize;
-        let nth = self.numbers.below(3) as usize;
-        match self.numbers.below(100) {
-            0..=31 => self.start(thread),
-            32..=36 => Verb::Steer { thread, script: self.script(), requeue: self.numbers.chance(500) },
-            37..=39 => Verb::EditLast { thread, script: self.script() },
-            40..=42 => {
-                let script = self.numbers.chance(600).then(|| self.script());
-                let position = (script.is_none() || self.numbers.chance(400)).then(|| self.numbers.below(3) as u32);
-                Verb::EditPrompt { thread, nth, script, position }
-            }
-            43..=45 => Verb::Withdraw { thread, nth },
-            46..=51 => Verb::Interrupt { thread, pause: self.numbers.chance(250) },
-            52..=54 => {
-                let delivery = if self.numbers.chance(600) { Delivery::Queue } else { Delivery::Reject };
-                Verb::Compact { thread, delivery }
-            }
-            55..=58 => Verb::Decide { thread, nth, decision: self.decision() },
-            59 | 60 => Verb::Answer { thread, nth },
-            61 | 62 => Verb::Resolve { thread, nth, resolution: self.resolution() },
-            63..=70 => Verb::Watch { thread, from_start: self.numbers.chance(700), slow_ms: self.slow(), for_ms: None },
-            71..=76 => {
-                let change = match self.numbers.below(8) {
-                    0 | 1 => Change::Title,
-                    2 => Change::AutoApprove(self.numbers.chance(500)),
-                    3 => Change::Archived(true),
-                    4 => Change::Archived(false),
-                    5 => Change::QueuePaused(true),
-                    _ => Change::QueuePaused(false),
-                };
-                Verb::Patch { thread, change }
-            }
-            77 | 78 => Verb::SaveCheckpoint { thread },
-            79 => Verb::DeleteCheckpoint { thread },
-            80..=84 => {
-                let to = *forks;
-                *forks += 1;
-                Verb::Fork {
-                    thread,
-                    to,
-                    at: *self.numbers.pick(&[At::Settled, At::Settled, At::Checkpoint, At::LastTurn]),
-                }
-            }
-            85 => Verb::Delete { thread },
-            86..=88 => Verb::Read { thread },
-            89..=91 => {
-                let for_ms = Some(self.numbers.within(50, 8_000));
-                Verb::Watch { thread, from_start: self.numbers.chance(700), slow_ms: self.slow(), for_ms }
-            }
-            _ => self.start(thread),
-        }
-    }
-
-    /// What a model is to do; see [`super::model`].
-    fn script(&mut self) -> String {
-        let rounds = self.numbers.within(1, 2);
-        let rounds: Vec<_> = (0..rounds).map(|_| self.round()).collect();
-        rounds.join(" / ")
-    }
-
-    fn round(&mut self) -> String {
-        let mut steps = Vec::new();
-        if self.numbers.chance(150) {
-            steps.push("think".to_owned());
-        }
-        if self.numbers.chance(700) {
-            steps.push(format!("say {}", self.numbers.within(1, 4)));
-        }
-        if self.numbers.chance(300) {
-            steps.push(format!("wait {}", *self.numbers.pick(&[5, 40, 300, 2_500, 20_000])));
-        }
-        match self.numbers.below(20) {
-            0 => steps.push(format!("fail unavailable {}", self.numbers.within(1, 5))),
-            1 => steps.push(format!("fail limited {}", self.numbers.within(1, 2))),
-            2 => steps.push("fail rejected 9".to_owned()),
-            3 | 4 => steps.push(format!("cut {}", self.numbers.within(1, 3))),
-            5 if self.numbers.chance(300) => steps.push("hang".to_owned()),
-            _ => {}
-        }
-        if self.numbers.chance(550) {
-            for call in 0..self.numbers.within(1, 2) {
-                steps.push(self.call(call));
-            }
-        }
-        if steps.is_empty() {
-            steps.push("say 1".to_owned());
-        }
-        steps.join("; ")
-    }
-
-    fn call(&mut self, call: u64) -> String {
-        if self.numbers.chance(80) {
-            return format!("call ask whether{call}");
-        }
-        let gate = *self.numbers.pick(&["", "", "", "gated_", "gated_", "person_"]);
-        let class = *self.numbers.pick(&["read", "idempotent", "reconcilable", "once", "once"]);
-        let mut words = vec![format!("call {gate}{class} act{call}")];
-        let more = ["slow", "late", "says", "fails", "unknown", "unknown1", "undone1", "mute", "hang1"];
-        for word in more {
-            if self.numbers.chance(if matches!(word, "slow" | "late" | "says") { 250 } else { 70 }) {
-                words.push(word.to_owned());
-            }
-        }
-        words.join(" ")
-    }
-}
-
-fn faults(numbers: &mut Numbers, span: u64) -> Vec<Fault> {
-    // Late commits are rarer than early ones.
-    let commit = |numbers: &mut Numbers| {
-        let most = *numbers.pick(&[10, 40, 120]);
-        numbers.within(2, most) as u32
-    };
-    let down = |numbers: &mut Numbers| *numbers.pick(&[0, 20, 400, 3_000, 70_000]);
-    (0..numbers.within(1, 4))
-        .map(|_| match numbers.below(20) {
-            0..=3 => {
-                let reopens = numbers.below(4) as u32;
-                Fault::Fails { commit: commit(numbers), applied: numbers.chance(500), reopens }
-            }
-            4 | 5 => Fault::Full { commit: commit(numbers), ms: numbers.within(10, 6_000) },
-            6 | 7 => Fault::Stalls { commit: commit(numbers), ms: *numbers.pick(&[5, 80, 900, 20_000]) },
-            8 => Fault::Reads { at_ms: numbers.below(span), count: numbers.within(1, 4) as u32 },
-            9..=14 => {
-                let how = *numbers.pick(&[Death::Before, Death::After, Death::After, Death::Late]);
-                Fault::Dies { commit: commit(numbers), how, down_ms: down(numbers) }
-            }
-            15 | 16 => Fault::Killed { at_ms: numbers.below(span), down_ms: down(numbers) },
-            17 | 18 => {
-                let deadline_ms = *numbers.pick(&[0, 100, 5_000]);
-                Fault::Stops { at_ms: numbers.below(span), deadline_ms, down_ms: down(numbers) }
-            }
-            _ => Fault::Clock { at_ms: numbers.below(span), by_ms: *numbers.pick(&[-20_000, -50, 3_000, 400_000]) },
-        })
-        .collect()
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kept = match self.kept {
-            Kept::Memory => "a store in memory",
-            Kept::Database => "the database on memory",
-        };
-        let order = if self.manner == Manner::CALM { "in order" } else { "in an order of its own" };
-        let (loaded, tenants, pack) = (self.loaded, self.tenants, self.pack_ms);
-        writeln!(
-            f,
-            "  {kept}; tasks run {order}; at most {loaded} loaded at rest; tenants: {tenants}; packed after {pack} ms"
-        )?;
-        for step in &self.moves {
-            writeln!(f, "  {step}")?;
-        }
-        for fault in &self.faults {
-            writeln!(f, "  {fault}")?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for Move {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "at {:>6} ms  move {:<3} {}", self.at_ms, self.number, self.verb)?;
-        match (self.insists, self.again) {
-            (true, true) => f.write_str(" (insists, and asks again)"),
-            (true, false) => f.write_str(" (insists)"),
-            (false, _) => Ok(()),
-        }
-    }
-}
-
-impl fmt::Display for Verb {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let back = |requeue: &bool| if *requeue { ", queued if too late" } else { "" };
-        match self {
-            Self::Create { to, auto_approve, interrupts } => {
-                let approves = if *auto_approve { " that approves by itself" } else { "" };
-                let ends = if *interrupts { " that is interrupted by a restart" } else { "" };
-                write!(f, "create thread {to}{approves}{ends}")
-            }
-            Self::Start { thread, delivery, script, requeue } => {
-                write!(f, "start on thread {thread}, {delivery:?}: `{script}`{}", back(requeue))
-            }
-            Self::Steer { thread, script, requeue } => write!(f, "steer thread {thread}: `{script}`{}", back(requeue)),
-            Self::EditLast { thread, script } => write!(f, "edit the last prompt of thread {thread}: `{script}`"),
-            Self::EditPrompt { thread, nth, script, position } => {
-                write!(f, "change waiting prompt {nth} of thread {thread}: {script:?} to place {position:?}")
-            }
-            Self::Withdraw { thread, nth } => write!(f, "withdraw waiting prompt {nth} of thread {thread}"),
-            Self::Interrupt { thread, pause } => {
-                write!(f, "interrupt thread {thread}{}", if *pause { " and pause its queue" } else { "" })
-            }
-            Self::Compact { thread, delivery } => write!(f, "compact thread {thread}, {delivery:?}"),
-            Self::Decide { thread, nth, decision } => {
-                write!(f, "decide approval {nth} of thread {thread}: {decision:?}")
-            }
-            Self::Answer { thread, nth } => write!(f, "answer question {nth} of thread {thread}"),
-            Self::Resolve { thread, nth, resolution } => {
-                write!(f, "resolve uncertain effect {nth} of thread {thread}: {resolution:?}")
-            }
-            Self::Patch { thread, change } => write!(f, "change thread {thread}: {change:?}"),
-            Self::SaveCheckpoint { thread } => write!(f, "save a checkpoint of thread {thread}"),
-            Self::DeleteCheckpoint { thread } => write!(f, "delete the checkpoint of thread {thread}"),
-            Self::Fork { thread, to, at } => write!(f, "fork thread {thread} as thread {to}, {at:?}"),
-            Self::Delete { thread } => write!(f, "delete thread {thread}"),
-            Self::Read { thread } => write!(f, "read thread {thread}"),
-            Self::Watch { thread, from_start, slow_ms, for_ms } => {
-                let from = if *from_start { "its beginning" } else { "now" };
-                write!(f, "watch thread {thread} from {from}, {slow_ms} ms for each piece")?;
-                for_ms.map_or(Ok(()), |time| write!(f, ", for {time} ms"))
-            }
-            Self::WatchTenant { tenant, slow_ms } => {
-                write!(f, "watch tenant {tenant} from its beginning, {slow_ms} ms for each piece")
-            }
-        }
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Fails { commit, applied, reopens } => {
-                let is = if *applied { "is stored all the same" } else { "is not stored" };
-                write!(f, "commit {commit} fails and {is}; opening the store fails {reopens} times")
-            }
-            Self::Full { commit, ms } => write!(f, "the disk is full from commit {commit} on, for {ms} ms"),
-            Self::Stalls { commit, ms } => write!(f, "the disk stalls for {ms} ms after commit {commit}"),
-            Self::Reads { at_ms, count } => write!(f, "{count} reads fail from {at_ms} ms on"),
-            Self::Dies { commit, how, down_ms } => {
-                let how = match how {
-                    Death::Before => "which is not stored",
-                    Death::After => "which is stored",
-                    Death::Late => "which comes to the disk when the next process is there",
-                };
-                write!(f, "the process dies at commit {commit}, {how}; the next one starts after {down_ms} ms")
-            }
-            Self::Killed { at_ms, down_ms } => {
-                write!(f, "the process is killed at {at_ms} ms; the next one starts after {down_ms} ms")
-            }
-            Self::Stops { at_ms, deadline_ms, down_ms } => write!(
-                f,
-                "the server is stopped at {at_ms} ms, with {deadline_ms} ms for what is open, and started {down_ms} ms later"
-            ),
-            Self::Clock { at_ms, by_ms } => write!(f, "at {at_ms} ms the clock is set by {by_ms} ms"),
-        }
     }
 }

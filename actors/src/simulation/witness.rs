@@ -7,13 +7,14 @@ use std::{
 
 use raddle_domain::{
     event::{self, Event, Record},
-    id::{OperationId, Seq, TenantId, ThreadId, ThreadKey},
-    ports::{Append, Invocation, StoredEvent, Write, WriteRefused},
-    record::{ApprovalStatus, Effect, EffectClass, EffectStatus, Resolution, ResolvedBy},
+    id::{OperationId, RunId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    ports::{Append, Invocation, ModelErrorKind, StoredEvent, Write, WriteRefused},
+    record::{ApprovalStatus, Effect, EffectClass, EffectStatus, Resolution, ResolvedBy, TurnStatus, Usage},
     sound::Sound,
 };
 use serde::Deserialize;
 
+use super::board::{self, Board};
 use crate::store::rename;
 
 /// Something that must hold and does not.
@@ -47,6 +48,8 @@ pub(crate) const FEED: &str = "the feed is dense";
 pub(crate) const RESTS: &str = "everything comes to rest";
 pub(crate) const REPLAY: &str = "what is stored is what was";
 pub(crate) const DEFECT: &str = "nobody is told of a defect";
+pub(crate) const LEASE: &str = "a task is its holder's";
+pub(crate) const BUDGET: &str = "a budget holds";
 pub(crate) const PLACES: &str = "every place is given back";
 
 pub(crate) fn unless(holds: bool, invariant: &'static str, what: impl FnOnce() -> String) -> Holds {
@@ -63,6 +66,20 @@ pub(crate) struct Replied {
     pub value: String,
     /// What must be in the log for it to be true.
     pub fact: Fact,
+    pub told: Told,
+}
+
+/// What of a reply its client goes on from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Told {
+    Nothing,
+    /// Of the workspace of a run.
+    Epoch(u64),
+    Lease {
+        task: String,
+        token: String,
+        fence: u64,
+    },
 }
 
 /// What a reply says that there is.
@@ -70,6 +87,8 @@ pub(crate) struct Replied {
 pub(crate) enum Fact {
     Thread,
     Deleted,
+    /// A bound of what a tenant may spend.
+    Allowed,
     /// A turn, a prompt, a decided approval, …: by its kind and its id.
     Thing(&'static str, String),
 }
@@ -83,6 +102,13 @@ pub(crate) struct Witness {
     /// Turns that began with the words of a move.
     turns_of: BTreeMap<u32, u32>,
     replies: BTreeMap<u32, Replied>,
+    /// The keys of requests that were done, whether or not anybody was told.
+    receipts: BTreeSet<[u8; 32]>,
+    /// Who was told of which lease.
+    leases: BTreeMap<(ThreadKey, u64), u32>,
+    accounts: BTreeMap<TenantId, Account>,
+    /// Times that a commit failed and was stored, with what it said of spending.
+    doubts: u64,
 }
 
 /// A log as it was stored.
@@ -97,6 +123,36 @@ pub(crate) struct Log {
     pub gone: bool,
     things: BTreeSet<Fact>,
     sound: Sound,
+    /// Of a run.
+    pub board: Board,
+    pub account: Account,
+    /// The turn that was stopped for lack of a budget.
+    exceeded: Option<TurnId>,
+}
+
+/// What is spent, in tokens.
+#[derive(Default)]
+pub(crate) struct Account {
+    pub spent: u64,
+    /// The most that somebody asked to allow: which of two came last, nobody can say here.
+    asked: u64,
+    /// The same, once one of them was answered.
+    limit: Option<u64>,
+    /// The call that took most.
+    dearest: u64,
+}
+
+impl Account {
+    fn spends(&mut self, usage: &Usage) {
+        let tokens = usage.input_tokens + usage.output_tokens;
+        self.spent += tokens;
+        self.dearest = self.dearest.max(tokens);
+    }
+
+    /// Whether a call may begin that tells a model so many tokens: there is room for them, and for an answer.
+    fn has_room(&self, input: u64) -> bool {
+        self.limit.is_none_or(|limit| self.spent + input < limit)
+    }
 }
 
 /// What is known of an operation.
@@ -116,7 +172,8 @@ struct Done {
 struct Place {
     seq: Seq,
     prev: Seq,
-    thread_id: ThreadId,
+    thread_id: Option<ThreadId>,
+    run_id: Option<RunId>,
 }
 
 impl Log {
@@ -176,7 +233,7 @@ impl Witness {
     }
 
     fn appended(&mut self, append: &Append, position: u64) -> Holds {
-        let Append { key, chunk, fork, row, .. } = append;
+        let Append { key, chunk, fork, row, receipts, .. } = append;
         // What it shares with its parent, under its own name.
         let past: Vec<StoredEvent> =
             match fork.and_then(|fork| self.logs.get(&ThreadKey { thread: fork.parent, ..*key })) {
@@ -204,12 +261,17 @@ impl Witness {
             format!("log {number} belongs to process {}, and an append of process {fence} is taken", log.fence)
         })?;
         log.fence = fence;
+        self.receipts.extend(receipts.iter().map(|receipt| receipt.key));
         let feed = self.feeds.entry(key.tenant).or_default();
         if !chunk.events.is_empty() {
             *feed += 1;
             unless(*feed == position, FEED, || format!("an append has position {position} instead of {feed}"))?;
         }
         for stored in &chunk.events {
+            if key.is_run() {
+                self.saw_of_run(*key, stored)?;
+                continue;
+            }
             let record = decode(stored)?;
             let log = self.logs.get_mut(key).expect("it was put in above");
             unless(record.seq == log.head() + 1 && record.thread == key.thread, DENSE, || {
@@ -219,6 +281,19 @@ impl Witness {
             unsound(number, log.sound.see(&record))?;
             self.saw(*key, &record, fork.is_some())?;
         }
+        Ok(())
+    }
+
+    fn saw_of_run(&mut self, key: ThreadKey, stored: &StoredEvent) -> Holds {
+        let (record, place) = (board::decode(stored)?, place(stored)?);
+        let log = self.logs.get_mut(&key).expect("whoever asks has put it in");
+        let (number, head) = (log.number, log.head());
+        let follows = record.seq == head + 1 && place.prev == head && record.run_id.log(key.tenant) == key;
+        unless(follows, DENSE, || {
+            format!("log {number} has {head} events, and the next one says {} behind {}", record.seq, place.prev)
+        })?;
+        log.events.push(stored.clone());
+        log.things.extend(log.board.see(number, &record)?);
         Ok(())
     }
 
@@ -236,7 +311,24 @@ impl Witness {
                     unless(*turns == 1, REQUEST, || format!("move {number} has become {turns} turns"))?;
                 }
             }
-            Event::TurnCompleted(turn) => thing("end of turn", turn.id.to_string()),
+            Event::TurnCompleted(turn) => {
+                thing("end of turn", turn.id.to_string());
+                let stopped = turn.error.as_ref().is_some_and(|error| error.code == ModelErrorKind::Budget.code());
+                let (number, exceeded) = (log.number, log.exceeded.take());
+                let fits = stopped == (turn.status == TurnStatus::Failed && exceeded == Some(turn.id));
+                unless(fits && stopped == exceeded.is_some(), BUDGET, || {
+                    let (status, error) = (turn.status, &turn.error);
+                    format!(
+                        "log {number}: of {exceeded:?} a budget was exceeded; {} ends {status:?}, {error:?}",
+                        turn.id
+                    )
+                })?;
+            }
+            Event::BudgetExceeded(turn, _) => log.exceeded = Some(*turn),
+            Event::UsageRecorded(_, entry) => self.spent(key, &entry.usage)?,
+            Event::ThreadCreated(thread) | Event::ThreadForked(thread) => {
+                log.account = Account { limit: thread.budget.and_then(|budget| budget.tokens), ..Account::default() };
+            }
             Event::PromptAdmitted(admission) => thing("prompt", admission.id.to_string()),
             Event::PromptEdited(admission, _) => thing("change of prompt", admission.id.to_string()),
             Event::PromptWithdrawn(admission) => thing("withdrawal of prompt", admission.id.to_string()),
@@ -264,6 +356,59 @@ impl Witness {
             _ => {}
         }
         Ok(())
+    }
+
+    /// What a model call came to.
+    fn spent(&mut self, key: ThreadKey, usage: &Usage) -> Holds {
+        let log = self.logs.get_mut(&key).expect("whoever asks has put it in");
+        log.account.spends(usage);
+        let Account { spent, limit, dearest, .. } = log.account;
+        unless(limit.is_none_or(|limit| spent < limit + dearest), BUDGET, || {
+            format!("log {} may spend {limit:?}, and has spent {spent}; its dearest call took {dearest}", log.number)
+        })?;
+        let account = self.accounts.entry(key.tenant).or_default();
+        account.spends(usage);
+        let Account { spent, limit, .. } = *account;
+        // When the limit is reached each thread has one call at most that goes on, or is not settled.
+        let theirs = self.logs.iter().filter(|(of, _)| of.tenant == key.tenant);
+        let calls: u64 = theirs.map(|(_, log)| log.account.dearest).sum();
+        let most = limit.map(|limit| limit + calls * (1 + self.doubts));
+        unless(most.is_none_or(|most| spent <= most), BUDGET, || {
+            format!("{} may spend {limit:?}, and has spent {spent}; a call of each thread takes {calls}", key.tenant)
+        })
+    }
+
+    /// A model is called, and told so many tokens. What earlier calls came to is known.
+    pub fn call_begins(&self, key: ThreadKey, input: u64) -> Holds {
+        let thread = self.log(key).map(|log| &log.account);
+        for account in thread.into_iter().chain(self.accounts.get(&key.tenant)) {
+            unless(account.has_room(input), BUDGET, || {
+                let Account { spent, limit, .. } = account;
+                format!("a call of {} begins with {input} tokens: of {limit:?} {spent} are spent", self.name(key))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A commit failed and was stored.
+    pub const fn doubts(&mut self) {
+        self.doubts += 1;
+    }
+
+    /// A tenant is to be allowed so many tokens, from now on or later.
+    pub fn allows(&mut self, tenant: TenantId, tokens: u64) {
+        let Account { asked, limit, .. } = self.accounts.entry(tenant).or_default();
+        *asked = tokens.max(*asked);
+        *limit = limit.map(|before| before.max(tokens));
+    }
+
+    /// What a tenant has spent.
+    pub fn spent_by(&self, tenant: TenantId) -> u64 {
+        self.accounts.get(&tenant).map_or(0, |account| account.spent)
+    }
+
+    pub fn tenants(&self) -> impl Iterator<Item = TenantId> {
+        self.accounts.keys().copied()
     }
 
     fn effect(&mut self, effect: &Effect) -> &mut Done {
@@ -305,6 +450,11 @@ impl Witness {
 
     /// A client was answered; `keyed`: each time that he asks it is the same request.
     pub fn replied(&mut self, number: u32, keyed: bool, replied: &Replied) -> Holds {
+        if replied.fact == Fact::Allowed {
+            let Account { spent, asked, limit, .. } = self.accounts.entry(replied.key.tenant).or_default();
+            // What was spent before cannot be taken back.
+            limit.get_or_insert((*asked).max(*spent));
+        }
         if let Some(before) = self.replies.get(&number).filter(|_| keyed) {
             unless((&before.value, before.seq) == (&replied.value, replied.seq), REQUEST, || {
                 let (seq, now) = (before.seq, replied.seq);
@@ -318,22 +468,33 @@ impl Witness {
             })?;
             self.replies.insert(number, replied.clone());
         }
+        if let Told::Lease { fence, task, .. } = &replied.told {
+            let holder = *self.leases.entry((replied.key, *fence)).or_insert(number);
+            unless(holder == number, LEASE, || {
+                format!("`{task}` is given to move {number} under {fence}, which is the lease of move {holder}")
+            })?;
+        }
         Ok(())
     }
 
     /// Whether a reply is true.
     fn holds(&self, replied: &Replied) -> bool {
+        if replied.fact == Fact::Allowed {
+            return true;
+        }
         let Some(log) = self.log(replied.key) else { return false };
         match &replied.fact {
+            Fact::Allowed => true,
             Fact::Deleted => log.gone,
             Fact::Thread => log.gone || log.head() >= replied.seq,
             thing => log.gone || (log.head() >= replied.seq && log.things.contains(thing)),
         }
     }
 
-    /// A client was refused, and would not have been had it never asked before.
-    pub fn refused(&self, number: u32, why: &str) -> Holds {
-        unless(!self.replies.contains_key(&number), REQUEST, || {
+    /// A client was refused for good what it asks under this key. What its own first try did, though nobody may have
+    /// been told, is no reason.
+    pub fn refused(&self, number: u32, key: [u8; 32], why: &str) -> Holds {
+        unless(!self.replies.contains_key(&number) && !self.receipts.contains(&key), REQUEST, || {
             format!("move {number} was done, and is now refused: {why}")
         })
     }
@@ -366,8 +527,9 @@ impl Witness {
         stored: &StoredEvent,
     ) -> Holds<Option<(ThreadKey, Seq)>> {
         let place = place(stored)?;
-        let key = ThreadKey { tenant, thread: place.thread_id };
-        let Some(log) = self.log(key) else {
+        let run = || place.run_id.map(|run| run.log(tenant));
+        let key = place.thread_id.map(|thread| ThreadKey { tenant, thread }).or_else(run);
+        let Some((key, log)) = key.and_then(|key| Some((key, self.log(key)?))) else {
             return Err(Violation { invariant: TENANT, what: format!("{tenant} hears {} of another's", stored.name) });
         };
         if stored.name == "thread.deleted" {

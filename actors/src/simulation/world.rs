@@ -11,7 +11,7 @@ use std::{
 };
 
 use raddle_domain::{
-    id::TurnId,
+    id::{TenantId, ThreadKey, TurnId},
     ports::{Append, Clock, Ids, Invocation, Write, WriteRefused},
     time::UnixMs,
 };
@@ -57,6 +57,8 @@ struct Inner {
     /// Writes of processes that died, which come to the disk late.
     late: Vec<Append>,
     tries: BTreeMap<(TurnId, usize), u32>,
+    /// Whether more may be stored than the process knows.
+    in_doubt: bool,
     broken: Option<Violation>,
 }
 
@@ -85,6 +87,7 @@ impl World {
                 fate: None,
                 late: Vec::new(),
                 tries: BTreeMap::new(),
+                in_doubt: false,
                 broken: None,
             }),
             fate: Notify::new(),
@@ -257,6 +260,27 @@ impl World {
                 documents.iter().for_each(|document| trace.digest.update(&document.json));
             }
             other => trace.note(at, format_args!("commit {number:<3} of {}{refused}", other.tenant())),
+        }
+    }
+
+    /// A model is called, and told so many tokens.
+    pub fn call_begins(&self, key: ThreadKey, input: u64) {
+        // What a commit stored that failed nobody counts before the store is open again.
+        if !self.inner().in_doubt {
+            self.witness(|witness| witness.call_begins(key, input));
+        }
+    }
+
+    pub fn allows(&self, tenant: TenantId, tokens: u64) {
+        self.inner().witness.allows(tenant, tokens);
+    }
+
+    /// A commit failed and was stored, or the store is open again.
+    pub fn doubt(&self, in_doubt: bool) {
+        let mut inner = self.inner();
+        inner.in_doubt = in_doubt;
+        if in_doubt {
+            inner.witness.doubts();
         }
     }
 

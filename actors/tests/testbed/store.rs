@@ -1,4 +1,4 @@
-//! The real store, with a test at the door of each commit.
+//! The real store, with a test at the door of each commit, and where it is opened again.
 
 use raddle_actors::store::redb::{RedbConfig, RedbStore};
 use raddle_domain::{
@@ -12,14 +12,22 @@ pub type Committed = Result<Vec<Result<u64, WriteRefused>>, StoreError>;
 /// Gets the writes, and what makes the commit.
 pub type OnCommit = Box<dyn Fn(&[Write], &dyn Fn() -> Committed) -> Committed + Send + Sync>;
 
+/// Gets the store that is to be opened again.
+pub type OnReopen = Box<dyn Fn(&RedbStore) -> Result<(), StoreError> + Send + Sync>;
+
 pub struct Hooked {
     inner: RedbStore,
     on_commit: OnCommit,
+    on_reopen: OnReopen,
 }
 
 impl Hooked {
     pub fn open(config: &RedbConfig, on_commit: OnCommit) -> Self {
-        Self { inner: RedbStore::open(config).unwrap(), on_commit }
+        Self { inner: RedbStore::open(config).unwrap(), on_commit, on_reopen: Box::new(RedbStore::reopen) }
+    }
+
+    pub fn reopening(self, on_reopen: OnReopen) -> Self {
+        Self { on_reopen, ..self }
     }
 }
 
@@ -61,6 +69,6 @@ impl LogStore for Hooked {
         self.inner.rest()
     }
     fn reopen(&self) -> Result<(), StoreError> {
-        self.inner.reopen()
+        (self.on_reopen)(&self.inner)
     }
 }

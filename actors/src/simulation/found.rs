@@ -1,0 +1,57 @@
+//! Plans that broke something once, so that it stays mended whatever seeds come to.
+
+use raddle_domain::record::Delivery;
+
+use super::{
+    Plan,
+    plan::{Fault, Kept, Leaves, Move, Verb},
+    run,
+    scheduler::Manner,
+};
+
+/// Reads take their time; all else runs in order.
+const SLOW_READS: Manner = Manner { read_ms: 30, ..Manner::CALM };
+
+fn plan(manner: Manner, moves: Vec<Move>, faults: Vec<Fault>) -> Plan {
+    Plan {
+        seed: 0,
+        kept: Kept::Memory,
+        manner,
+        loaded: 8,
+        tenants: 1,
+        pack_ms: 3_600_000,
+        moves,
+        faults,
+        #[cfg(feature = "planted")]
+        plant: None,
+    }
+}
+
+fn said(number: u32, at_ms: u64, verb: Verb) -> Move {
+    Move { number, at_ms, verb, insists: false, pause_ms: 0, again: false }
+}
+
+#[test]
+fn who_asks_again_is_not_refused_for_what_his_first_try_did_and_nobody_could_see_yet() {
+    let mut answered = 0;
+    // The store is open again after 50 ms: some ask just before, and are answered just behind.
+    for (seed, pause_ms) in (0..3).flat_map(|seed| (0..=50).map(move |pause_ms| (seed, pause_ms))) {
+        let start = Verb::Start {
+            thread: 0,
+            delivery: Delivery::Reject,
+            script: "say 1; wait 20000".to_owned(),
+            requeue: false,
+        };
+        let moves = vec![
+            said(0, 0, Verb::Create { to: 0, auto_approve: false, interrupts: false, budget: None }),
+            said(1, 500, start),
+            Move { insists: true, pause_ms, ..said(2, 2_000, Verb::Interrupt { thread: 0, pause: false }) },
+        ];
+        // The commit that ends the turn.
+        let fault = Fault::Fails { commit: 5, leaves: Leaves::Hidden, reopens: 0 };
+        let outcome = run(&Plan { seed, ..plan(SLOW_READS, moves, vec![fault]) }, true);
+        assert_eq!(outcome.violation, None, "{}", outcome.lines.join("\n"));
+        answered += usize::from(outcome.lines.iter().any(|line| line.contains("move 2    is done again")));
+    }
+    assert!(answered > 100, "only {answered} times the second try was answered for the first one");
+}
