@@ -275,7 +275,8 @@ async fn an_interrupt_cancels_the_agent_and_says_what_it_was_at() {
     let world = world().await;
     let turn = world.start(&[&world.line("run", "a"), &world.line("hold", "b"), &world.line("run", "c")]).await;
     world.until_written("a\nbegun\n").await;
-    world.raddle.stands(&world.thread, |thread| thread["status"] == "running").await;
+    // The server hears of what was done after it was.
+    world.raddle.api().stream(&world.thread, 0).await.until("effect.settled").await;
     let path = format!("/v1/threads/{}/turns/{turn}/interrupt", world.thread);
     let receipt = world.raddle.api().post(&path, json!({})).await.expect(200);
     assert_eq!(receipt["turn"]["status"], "interrupted");
