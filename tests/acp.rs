@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use equipped::{Equipped, item};
 use reqwest::Method;
+use rustix::process::{Pid, test_kill_process};
 use serde_json::{Value, json};
 use support::*;
 
@@ -104,6 +105,18 @@ impl World {
         };
         let in_time = tokio::time::timeout(LOST, written).await;
         in_time.unwrap_or_else(|_| panic!("the agent wrote {:?}", self.written()));
+    }
+
+    /// Waits until there is no such process.
+    async fn until_gone(&self, pid: &str) {
+        let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
+        let gone = async {
+            // Paced by round trips.
+            while test_kill_process(pid).is_ok() {
+                self.raddle.api().get("/v1/threads?limit=1").await.expect(200);
+            }
+        };
+        tokio::time::timeout(LOST, gone).await.expect("the agent ends");
     }
 }
 
@@ -244,12 +257,15 @@ async fn rules_answer_an_agent_in_the_place_of_a_person() {
 #[tokio::test]
 async fn an_abort_ends_the_turn_and_the_agent() {
     let world = world().await;
-    let turn = world.start(&[&world.line("ask", "a"), &world.line("run", "b")]).await;
+    let turn = world.start(&["pid", &world.line("ask", "a"), &world.line("run", "b")]).await;
     let approval = world.raddle.approval(&world.thread).await;
     world.raddle.decide(&approval, "abort").await;
     assert_eq!(world.ended(&turn).await["status"], "canceled");
+    let items = world.items().await;
+    assert_eq!(items[2].1, "interrupted");
+    world.until_gone(&items[1].2).await;
+    // It was never told that nobody answers it without having been told to stop.
     assert_eq!(world.written(), "");
-    assert_eq!(world.items().await[1].1, "interrupted");
     assert!(world.events("effect.").await.is_empty());
     world.raddle.server.stop().await;
 }
@@ -259,7 +275,8 @@ async fn an_interrupt_cancels_the_agent_and_says_what_it_was_at() {
     let world = world().await;
     let turn = world.start(&[&world.line("run", "a"), &world.line("hold", "b"), &world.line("run", "c")]).await;
     world.until_written("a\nbegun\n").await;
-    world.raddle.stands(&world.thread, |thread| thread["status"] == "running").await;
+    // The server hears of what was done after it was.
+    world.raddle.api().stream(&world.thread, 0).await.until("effect.settled").await;
     let path = format!("/v1/threads/{}/turns/{turn}/interrupt", world.thread);
     let receipt = world.raddle.api().post(&path, json!({})).await.expect(200);
     assert_eq!(receipt["turn"]["status"], "interrupted");

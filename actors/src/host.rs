@@ -519,6 +519,7 @@ impl<M: Machine> Actor for Host<M> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.shared.registry.set_bytes(&self.gauge, self.machine.held_bytes());
         self.advance(ctx);
     }
 }

@@ -191,9 +191,11 @@ impl Registry {
         Ticket(slot.clone())
     }
 
-    /// Takes a thread out if it rests; its actor may then be told to stop.
+    /// Takes a thread out if it rests; its actor may then be told to stop. What it holds counts no more: whoever makes
+    /// room would take others out for it until the actor has ended.
     pub fn evict(&self, key: &ThreadKey) -> Option<Slot> {
         let slot = self.remove_if(key, |slot| slot.gauge.rests())?;
+        self.set_bytes(&slot.gauge, 0);
         self.counters.evictions.fetch_add(1, Relaxed);
         Some(slot)
     }

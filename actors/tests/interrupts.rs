@@ -128,6 +128,8 @@ async fn an_interrupt_is_heard_while_a_tool_hangs_and_says_what_was_started() {
             let text = format!("call once x; call read y; call {tool} a {word}; call once never");
             let turn = start(&runtime, key, &text).await;
             bed.tools.begun(3).await;
+            // Calls that only read run beside each other.
+            happens(&runtime, key, "effect.settled", 2).await;
             let receipt = interrupted(&runtime, key, turn.id, pause_queue).await;
             let [x, y, a] = &receipt.effects[..] else { panic!("{receipt:#?}") };
             assert_eq!((x.outcome, y.outcome), (Some(EffectOutcome::Succeeded), Some(EffectOutcome::Succeeded)));

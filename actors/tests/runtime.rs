@@ -201,6 +201,39 @@ async fn loaded_threads_fall_back_under_the_cap_once_they_rest() {
     runtime.shutdown(LONG).await;
 }
 
+#[tokio::test]
+async fn no_more_threads_are_unloaded_for_their_bytes_than_have_to_be() {
+    const FIT: u64 = 64;
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let one = {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = runtime(dir.path(), &model).await;
+        create(&runtime).await;
+        let loads = async {
+            while runtime.health().loaded_bytes == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, loads).await.expect("what is loaded counts, also before it was told anything");
+        runtime.health().loaded_bytes
+    };
+    let config = Config { loaded_bytes: (FIT * one) as usize, ..Config::new(dir.path()) };
+    let runtime = Runtime::start(config, ports(&model)).await.unwrap();
+    for n in 1..=4 * FIT {
+        create(&runtime).await;
+        // Each that is too many makes one other leave.
+        let stands = async {
+            while runtime.health().evictions < n.saturating_sub(FIT) || runtime.health().loaded_threads < n.min(FIT) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, stands).await.expect("as many stay as fit");
+        assert_eq!(runtime.health().evictions, n.saturating_sub(FIT));
+    }
+    runtime.shutdown(LONG).await;
+}
+
 fn title(title: &str) -> ThreadPatch {
     ThreadPatch { title: Some(Some(title.into())), ..ThreadPatch::default() }
 }

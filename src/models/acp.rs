@@ -346,8 +346,9 @@ impl Call {
                 },
                 ended = &mut answer => break ended,
                 () = self.given_up.cancelled() => {
-                    heard.end();
+                    // First: an agent that hears only that nobody answers it may go on with the next thing.
                     let _ = agent.send_notification(CancelNotification::new(session));
+                    heard.end();
                     // It is killed behind this, whatever it says.
                     let _ = timeout(GRACE, answer).await;
                     return Err(error(ModelErrorKind::CutOff, "the call was given up"));

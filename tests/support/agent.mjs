@@ -4,9 +4,10 @@
 //   think TEXT       streams TEXT as a thought
 //   recite           streams the whole prompt
 //   run ID FILE      appends to FILE, without asking
-//   ask ID FILE      appends to FILE, if it may
+//   ask ID FILE      appends to FILE, if it may; and what went wrong, if its question was taken back before it was cancelled
 //   hold ID FILE     appends `begun` to FILE, and then waits to be cancelled
 //   die              ends at once
+//   pid              streams the number of the process
 //   cwd              streams the directory and the names of the environment
 import { appendFileSync } from "node:fs";
 import { Readable, Writable } from "node:stream";
@@ -46,6 +47,9 @@ async function perform(line, prompt, session, client, signal) {
     case "cwd":
       await update(chunk("agent_message_chunk", `${process.cwd()} ${Object.keys(process.env).sort()}`));
       return;
+    case "pid":
+      await update(chunk("agent_message_chunk", `${process.pid}`));
+      return;
     case "run":
       await announce("execute");
       await change(id, { status: "in_progress", content: output("begun") });
@@ -67,6 +71,9 @@ async function perform(line, prompt, session, client, signal) {
         appendFileSync(file, `${id}\n`);
         await change(id, { status: "completed", content: output("written") });
       } else {
+        if (outcome.outcome === "cancelled" && /"session\/cancel"|"cancelled"/.exec(told)[0] === '"cancelled"') {
+          appendFileSync(file, "not cancelled before its question was\n");
+        }
         await change(id, { status: "failed", content: output("refused") });
         await update(chunk("agent_message_chunk", `${id} was refused`));
       }
@@ -84,6 +91,16 @@ async function perform(line, prompt, session, client, signal) {
   }
 }
 
+// All that was heard, in its order.
+let told = "";
+const decoder = new TextDecoder();
+const heard = new TransformStream({
+  transform(bytes, listener) {
+    told += decoder.decode(bytes, { stream: true });
+    listener.enqueue(bytes);
+  },
+});
+
 let running;
 acp
   .agent({ name: "test-agent" })
@@ -99,4 +116,4 @@ acp
     }
     return { stopReason: "end_turn" };
   })
-  .connect(acp.ndJsonStream(Writable.toWeb(process.stdout), Readable.toWeb(process.stdin)));
+  .connect(acp.ndJsonStream(Writable.toWeb(process.stdout), Readable.toWeb(process.stdin).pipeThrough(heard)));
