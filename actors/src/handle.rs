@@ -526,9 +526,10 @@ impl Runtime {
                 Ok(Outcome::Failed(error)) => {
                     // A commit that failed and was stored all the same may have come to light only after the key was
                     // looked for: then what stands in the way is this very command.
-                    return match self.recall::<M>(key.tenant, idempotency).await {
-                        Ok(Some(recalled)) => replay(recalled, expect),
-                        Ok(None) | Err(_) => Err(error),
+                    // Where nobody can tell, the refusal is none.
+                    return match self.recall::<M>(key.tenant, idempotency).await? {
+                        Some(recalled) => replay(recalled, expect),
+                        None => Err(error),
                     };
                 }
                 Ok(Outcome::NotRun(held)) => {

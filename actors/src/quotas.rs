@@ -340,8 +340,12 @@ impl Runtime {
         let quotas = shared.tenants.quotas(&account);
         let counts = quotas.threads.is_some() || quotas.queued_prompts.is_some();
         if counts && account.tally.is_unknown() {
-            let (store, account) = (shared.store.clone(), account.clone());
-            self.read_of(tenant, move |_| account.tally.learn(|| store.figures(tenant))).await?;
+            let (store, account) = (shared.store_handle.clone(), account.clone());
+            let figures = move || {
+                store.known()?;
+                store.store().figures(tenant)
+            };
+            self.read_of(tenant, move |_| account.tally.learn(figures)).await?;
         }
         let Some(max) = quotas.stored_bytes else { return Ok(None) };
         let read = self.tenant_figures(tenant).await?;

@@ -4,7 +4,7 @@
 mod testbed;
 
 use std::sync::{
-    Arc, Mutex,
+    Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
 };
 
@@ -109,24 +109,8 @@ async fn what_a_commit_stored_that_failed_reaches_those_who_watch_already() {
 async fn a_turn_that_shows_once_the_store_is_open_again_is_worked_on_whoever_asked_meanwhile() {
     let bed = Bed::new();
     let config = bed.config();
-    let hidden: Arc<Mutex<Option<Vec<Write>>>> = Arc::default();
-    let (fails, down) = (AtomicBool::new(true), Arc::new(AtomicBool::new(true)));
-    let (hides, shows, is_down) = (hidden.clone(), hidden.clone(), down.clone());
-    let door: OnCommit = Box::new(move |writes, commit| {
-        if !holds(writes, "turn.started") || !fails.swap(false, SeqCst) {
-            return commit();
-        }
-        *hides.lock().unwrap() = Some(writes.to_vec());
-        Err(StoreError::Unavailable("told to fail".into()))
-    });
-    let store = Hooked::open(&config.store, door).reopening(Box::new(move |store| {
-        if is_down.load(SeqCst) {
-            return Err(StoreError::Unavailable("told to fail".into()));
-        }
-        store.reopen()?;
-        let hidden = shows.lock().unwrap().take();
-        hidden.map_or(Ok(()), |writes| store.commit(&writes).map(drop))
-    }));
+    let down = Arc::new(AtomicBool::new(true));
+    let store = Hooked::hiding(&config.store, "turn.started", &down);
     let runtime = Runtime::start(config, Ports { store: Some(Arc::new(store)), ..bed.ports() }).await.unwrap();
     let key = create(&runtime).await;
     let failed = runtime.start_turn(key, prompt("hello", Delivery::Queue), Call::default()).await;

@@ -3,14 +3,21 @@
 
 mod testbed;
 
-use std::num::NonZeroU32;
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
 
 use futures_util::future::join_all;
-use raddle_actors::{Call, Config, Error, ForkAt, Runtime, Started};
+use raddle_actors::{Call, Config, Error, ForkAt, Ports, Runtime, Started};
 use raddle_domain::{
     command::{Interrupt, NewThread},
     id::{TenantId, ThreadKey, TurnId},
     job::{JobStatus, Template, TurnWork, Work},
+    ports::StoreError,
     record::{Decision, Delivery, TurnStatus},
     tenant::{Quotas, TenantPatch},
 };
@@ -81,6 +88,31 @@ async fn threads_are_made_up_to_the_bound_and_not_beyond() {
     assert_eq!(succeeded(join_all((0..20).map(|_| make(&again, OWNER))).await, "threads", 10).len(), 1);
     assert!(again.health().refused_over_quota >= 39);
     again.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn what_shows_only_once_the_store_is_open_again_counts_like_all_else() {
+    let (bed, down) = (Bed::new(), Arc::new(AtomicBool::new(true)));
+    let config = Config { quotas: Quotas { threads: Some(1), ..Quotas::default() }, ..bed.config() };
+    let store = Hooked::hiding(&config.store, "thread.created", &down);
+    let runtime = Runtime::start(config, Ports { store: Some(Arc::new(store)), ..bed.ports() }).await.unwrap();
+    for _ in 0..2 {
+        let failed = make(&runtime, OWNER).await;
+        assert!(matches!(failed, Err(Error::Store(StoreError::Unavailable(_)))), "{failed:?}");
+    }
+    down.store(false, SeqCst);
+    let told = async {
+        loop {
+            match make(&runtime, OWNER).await {
+                Err(Error::Store(_)) => tokio::task::yield_now().await,
+                told => break told,
+            }
+        }
+    };
+    let told = tokio::time::timeout(LONG, told).await.expect("the store is open again");
+    assert!(matches!(told, Err(Error::Quota { limit: "threads", max: 1 })), "{told:?}");
+    assert_eq!(used(&runtime, OWNER, "threads").await, (1, Some(1)));
+    runtime.shutdown(LONG).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,10 @@
 //! The real store, with a test at the door of each commit, and where it is opened again.
 
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering::SeqCst},
+};
+
 use raddle_actors::store::redb::{RedbConfig, RedbStore};
 use raddle_domain::{
     id::TenantId,
@@ -24,6 +29,28 @@ pub struct Hooked {
 impl Hooked {
     pub fn open(config: &RedbConfig, on_commit: OnCommit) -> Self {
         Self { inner: RedbStore::open(config).unwrap(), on_commit, on_reopen: Box::new(RedbStore::reopen) }
+    }
+
+    /// One whose first commit with an event of this name fails, and shows only once the store is open again, which it
+    /// cannot be while it is `down`.
+    pub fn hiding(config: &RedbConfig, name: &'static str, down: &Arc<AtomicBool>) -> Self {
+        let hidden: Arc<Mutex<Option<Vec<Write>>>> = Arc::default();
+        let (shows, fails, down) = (hidden.clone(), AtomicBool::new(true), down.clone());
+        let door: OnCommit = Box::new(move |writes, commit| {
+            if !holds(writes, name) || !fails.swap(false, SeqCst) {
+                return commit();
+            }
+            *hidden.lock().unwrap() = Some(writes.to_vec());
+            Err(StoreError::Unavailable("told to fail".into()))
+        });
+        Self::open(config, door).reopening(Box::new(move |store| {
+            if down.load(SeqCst) {
+                return Err(StoreError::Unavailable("told to fail".into()));
+            }
+            store.reopen()?;
+            let hidden = shows.lock().unwrap().take();
+            hidden.map_or(Ok(()), |writes| store.commit(&writes).map(drop))
+        }))
     }
 
     pub fn reopening(self, on_reopen: OnReopen) -> Self {
