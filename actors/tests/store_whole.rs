@@ -176,6 +176,8 @@ fn a_changed_byte_is_refused_wherever_it_is_and_what_is_damaged_is_named() {
         let places =
             ["block ", "what follows its header", "its header", "its digest", "no backup", "version", "its trailer"];
         assert!(places.iter().any(|place| why.contains(place)), "{at}: {why}");
+        // What has a checksum of its own is not left to the digest of all, which says of no place that it is there.
+        assert_eq!(why.contains("its digest"), at >= file.len() - 32, "{at}: {why}");
     }
     assert_eq!(named.len(), summary.header.tables.len(), "{named:?}");
 }
