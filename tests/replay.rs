@@ -235,6 +235,28 @@ async fn a_server_that_was_killed_and_the_one_that_goes_on_have_each_a_trace_tha
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_recording_of_nothing_is_in_nobodys_way() {
+    let [data, other, dir] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let server = Server::with(data.path(), &[]).await;
+    let out = dir.path().join("trace");
+    let taken = server.url.strip_prefix("http://").unwrap();
+    let serve = ["serve", "--listen", taken, "--data-dir"];
+    let output = run(raddle().args(serve).arg(other.path()).arg("--record").arg(&out), "");
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(!out.exists(), "the next start would find it");
+    let record =
+        |args: &[&str]| run(raddle().args(["record", "--server", &server.url, "--out"]).arg(&out).args(args), "");
+    let unknown = record(&["--thread", "thr_01905d3c-7e57-7abc-8def-0123456789ab", "--for", "1"]);
+    assert_eq!(unknown.code, Some(3), "{unknown:?}");
+    let of_another = record(&["--tenant", "nobody", "--for", "1"]);
+    assert_eq!(of_another.code, Some(2), "{of_another:?}");
+    assert!(!out.exists());
+    let nothing = record(&["--for", "1"]);
+    assert_eq!((nothing.code, nothing.said.contains("recorded: lines 0")), (Some(0), true), "{nothing:?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stored_threads_are_replayed_as_they_must_have_been_told() {
     let [data, demo, dir] = [(); 3].map(|()| tempfile::tempdir().unwrap());
     let tools = demo.path().to_str().unwrap();

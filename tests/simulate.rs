@@ -40,6 +40,8 @@ fn what_is_no_range_of_seeds_is_a_usage_error() {
         &["--seeds", "0"],
         &["--seeds", "1..2", "--seed", "1"],
         &["--story"],
+        &["--story", "--seeds", "5..8"],
+        &["--seed", "18446744073709551615"],
     ] {
         let output = simulate(args);
         assert_eq!((output.code, output.out.as_str()), (Some(2), ""), "{args:?}: {output:?}");

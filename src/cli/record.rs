@@ -1,7 +1,7 @@
 //! `raddle record`: what threads are told, as a file that `raddle replay` tells again.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -28,7 +28,7 @@ use crate::{client::Pieces, record};
 /// by a server or in the data directory of one that is down. Runs are not recorded.
 #[derive(Debug, Args)]
 pub struct Record {
-    /// Stored threads, in place of what happens from now on
+    /// A stored thread, or several with --data-dir, in place of what happens from now on
     #[arg(value_name = "THREAD", conflicts_with_all = ["only", "seconds"])]
     threads: Vec<ThreadId>,
     /// Only what this thread is told
@@ -49,7 +49,7 @@ pub struct Record {
     /// All threads that are stored there
     #[arg(long, requires = "data_dir", conflicts_with = "threads")]
     all: bool,
-    /// Whose threads they are
+    /// Whose threads they are that are read from a directory
     #[arg(long, value_name = "TENANT", requires = "data_dir")]
     tenant: Option<TenantId>,
     #[command(flatten)]
@@ -59,12 +59,14 @@ pub struct Record {
 /// Where a recording goes.
 struct Out {
     to: Box<dyn Write>,
-    file: Option<File>,
+    file: Option<(PathBuf, File)>,
+    /// Lines so far, the header among them.
+    lines: usize,
 }
 
 impl Out {
     fn open(path: Option<&Path>) -> Result<Self, Failure> {
-        let Some(path) = path else { return Ok(Self { to: Box::new(io::stdout()), file: None }) };
+        let Some(path) = path else { return Ok(Self { to: Box::new(io::stdout()), file: None, lines: 0 }) };
         // For its owner alone: what people said to models stands in it.
         let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
             Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {
@@ -72,10 +74,11 @@ impl Out {
             }
             file => file.map_err(|why| Failure::Failed(format!("{}: {why}", path.display())))?,
         };
-        Ok(Self { to: Box::new(BufWriter::new(file.try_clone()?)), file: Some(file) })
+        Ok(Self { to: Box::new(BufWriter::new(file.try_clone()?)), file: Some((path.to_owned(), file)), lines: 0 })
     }
 
     fn write(&mut self, text: &[u8]) -> Result<(), Failure> {
+        self.lines += text.iter().filter(|byte| **byte == b'\n').count();
         match self.to.write_all(text) {
             // A reader that has gone, as `head` does, ends the command.
             Err(why) if self.file.is_none() && why.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
@@ -83,9 +86,25 @@ impl Out {
         }
     }
 
-    fn end(mut self) -> Result<(), Failure> {
+    /// The number of lines behind the header.
+    fn end(mut self) -> Result<usize, Failure> {
         self.to.flush()?;
-        Ok(self.file.map_or(Ok(()), |file| file.sync_all())?)
+        if let Some((_, file)) = &self.file {
+            file.sync_all()?;
+        }
+        Ok(self.lines.saturating_sub(1))
+    }
+}
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        // A file of which nothing was written, for lack of room or because nobody answered, would only be in the way of
+        // who tries again.
+        if let Some((path, file)) = &self.file
+            && file.metadata().is_ok_and(|found| found.len() == 0)
+        {
+            drop(fs::remove_file(path));
+        }
     }
 }
 
@@ -97,6 +116,10 @@ impl Record {
             }
             return self.stored(dir);
         }
+        if self.tenant.is_some() {
+            // What a server tells is of the key's tenant.
+            return Err(Failure::Usage("--tenant goes with --data-dir".to_owned()));
+        }
         let client = self.remote.client()?;
         if let [thread, more @ ..] = self.threads.as_slice() {
             if !more.is_empty() {
@@ -105,7 +128,10 @@ impl Record {
             let pieces = client.thread_trace(&thread.to_string()).await?;
             let mut out = Out::open(self.out.as_deref())?;
             copy(pieces, &mut out).await?;
-            return out.end();
+            return out.end().map(drop);
+        }
+        if let (Some(thread), false) = (&self.only, self.all_tenants) {
+            client.thread(&thread.to_string()).await?;
         }
         let query = [("thread", self.only.map(|id| id.to_string())), ("seconds", self.seconds.map(|n| n.to_string()))];
         let query: Vec<_> = query.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
@@ -117,7 +143,8 @@ impl Record {
             interrupt = tokio::signal::ctrl_c() => Ok(interrupt.map(|()| true)?),
         };
         // What has come is whole but for its last line, which a reader leaves out.
-        out.end()?;
+        // Nobody may listen any more.
+        drop(writeln!(io::stderr(), "recorded: lines {}", out.end()?));
         interrupted.map(drop)
     }
 
@@ -155,7 +182,7 @@ impl Record {
             }
             out.write(record::text(&derived.lines).as_bytes())?;
         }
-        out.end()
+        out.end().map(drop)
     }
 }
 

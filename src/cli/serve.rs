@@ -5,7 +5,7 @@
 //! unless it is configured. Then it has one deadline: the runtime takes what it needs for open turns and ends every
 //! stream, replies that are under way get the rest. A second signal does not wait.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use raddle_actors::{Ear, Runtime, Tape, Whose};
@@ -82,16 +82,28 @@ impl Serve {
             None => None,
             Some(path) => {
                 let file = record::create(path).await;
-                let file = file.map_err(|why| Failure::Failed(format!("{}: {why}", path.display())))?;
+                let file = file.map_err(|why| match why.kind() {
+                    io::ErrorKind::AlreadyExists => Failure::Failed(format!(
+                        "{} is there already, and a recording writes over nothing: give another name",
+                        path.display()
+                    )),
+                    _ => Failure::Failed(format!("{}: {why}", path.display())),
+                })?;
                 Some((tape.listen(Whose::default()), file))
             }
         };
-        let app = app::start_heard(&config, tape).await.map_err(|err| Failure::Failed(format!("{err:#}")))?;
+        // What a server wrote that never served anybody would only be in the next one's way.
+        let unwritten = || self.record.iter().for_each(|path| drop(fs::remove_file(path)));
+        let app = app::start_heard(&config, tape)
+            .await
+            .inspect_err(|_| unwritten())
+            .map_err(|err| Failure::Failed(format!("{err:#}")))?;
         let recorder = recorder.map(|(ear, file)| tokio::spawn(recorded(app.runtime.clone(), ear, file)));
         let (listener, operators) = match listeners(&config).await {
             Ok(listeners) => listeners,
             Err(failure) => {
                 app.shutdown(config.shutdown.deadline).await;
+                unwritten();
                 return Err(failure);
             }
         };

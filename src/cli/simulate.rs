@@ -30,13 +30,13 @@ pub struct Simulate {
     #[arg(long, value_name = "A..B", value_parser = range, default_value = "0..200", conflicts_with = "seed")]
     seeds: Range<u64>,
     /// One seed
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..u64::MAX))]
     seed: Option<u64>,
     /// Show what happens in it, whether it holds or not
     #[arg(long, requires = "seed")]
     story: bool,
-    /// How many at once; as many as there are processors unless given
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    /// How many at once, 1 to 1024; as many as there are processors unless given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Print JSON
     #[arg(long)]
@@ -49,8 +49,12 @@ pub struct Simulate {
 
 fn range(text: &str) -> Result<Range<u64>, String> {
     let bounds = text.split_once("..").unwrap_or(("0", text));
-    let bounds = bounds.0.parse().ok().zip(bounds.1.parse().ok()).map(|(from, to)| from..to);
-    bounds.filter(|range: &Range<u64>| !range.is_empty()).ok_or_else(|| "is to be like 0..200".to_owned())
+    let range: Option<Range<u64>> = bounds.0.parse().ok().zip(bounds.1.parse().ok()).map(|(from, to)| from..to);
+    match range {
+        None => Err("is to be like 0..200".to_owned()),
+        Some(range) if range.is_empty() => Err("holds no seed: the first is not below the last".to_owned()),
+        Some(range) => Ok(range),
+    }
 }
 
 /// What came of all seeds so far.
@@ -68,9 +72,13 @@ struct Sum {
 impl Simulate {
     pub fn run(self) -> Result<(), Failure> {
         if self.story {
-            return self.tell();
+            // The parser does not ask for it where --seeds rules it out.
+            return match self.seed {
+                Some(seed) => self.tell(seed),
+                None => Err(Failure::Usage("--story is of one seed: give --seed N".to_owned())),
+            };
         }
-        let seeds = self.seed.map_or(self.seeds.clone(), |seed| seed..seed.saturating_add(1));
+        let seeds = self.seed.map_or(self.seeds.clone(), |seed| seed..seed + 1);
         let threads = self.threads.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
         let now = Instant::now();
         let [commits, processes] = [0; 2];
@@ -106,8 +114,8 @@ impl Simulate {
         plan
     }
 
-    fn tell(&self) -> Result<(), Failure> {
-        let plan = self.plan(self.seed.unwrap_or_default());
+    fn tell(&self, seed: u64) -> Result<(), Failure> {
+        let plan = self.plan(seed);
         let outcome = simulation::run(&plan, true);
         let holds = outcome.violation.is_none();
         if self.json {
