@@ -14,7 +14,7 @@ use axum::{
     http::{HeaderMap, Method, Uri},
     response::Response,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::*;
 
 /// Runs it on a machine on which other tests run, and reads its outcome.
@@ -173,6 +173,26 @@ async fn a_server_of_somebody_elses_is_put_under_load_and_neither_killed_nor_hur
     assert_eq!(output.code, Some(0), "{}", output.said);
     assert!(output.out.contains("linearizable"), "{}", output.out);
     assert!(!server.api.list("/v1/threads", 500).await.is_empty());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_wait_in_threads_of_others_are_left_alone() {
+    let (dir, demo) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::with(dir.path(), &[("RADDLE_TOOLS_DEMO_DIR", demo.path().to_str().unwrap())]).await;
+    let thread = server.api.create(json!({ "model": "scripted" })).await;
+    server.api.start(&thread, "@tool demo_append {\"name\": \"file\", \"line\": \"theirs\"}").await;
+    let mut stream = server.api.stream(&thread, 0).await;
+    stream.until("approval.required").await;
+    let of_theirs = format!("/v1/approvals?status=pending&thread={thread}");
+    let theirs = server.api.list(&of_theirs, 50).await;
+    assert_eq!(theirs.len(), 1);
+
+    let url = server.url.clone();
+    let stressed = tokio::task::spawn_blocking(move || stands("approvals", &["--server", &url]));
+    let outcome = stressed.await.unwrap();
+    assert!(times(&outcome, "decide", "ok") > 0 && examined(&outcome, "decisions") > 0);
+    assert_eq!(server.api.list(&of_theirs, 50).await, theirs);
     server.stop().await;
 }
 
