@@ -4,7 +4,10 @@
 mod support;
 
 use std::{
-    process::Command,
+    io::{BufReader, Read},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
 };
 
@@ -61,6 +64,7 @@ const OF_THREADS: [&str; 6] = ["rest", "acknowledged", "once", "logs", "lineariz
 fn conversations_leave_nothing_unexplained() {
     let outcome = stands("chat", &["--slow-subscribers", "2"]);
     assert_eq!(names(&outcome), OF_THREADS);
+    assert_eq!(outcome["slow_subscribers"], 2);
     assert!(times(&outcome, "start", "ok") > 0 && times(&outcome, "await", "ok") > 0);
     assert!(OF_THREADS.iter().all(|name| examined(&outcome, name) > 0), "{outcome}");
     // Percentiles are those of what was done, in order.
@@ -264,11 +268,85 @@ async fn forgetful(server: &Server) -> String {
     format!("http://{address}")
 }
 
+/// Starts it on a directory for what is temporary, and waits until its server has threads to talk to.
+fn begun(temporary: &Path) -> (Child, PathBuf) {
+    let mut command = raddle();
+    command.args(["stress", "chat", "--duration", "1h", "--clients", "2", "--threads", "2", "--json", "-"]);
+    command.env("TMPDIR", temporary).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    loop {
+        let homes = std::fs::read_dir(temporary).unwrap().map(|entry| entry.unwrap().path());
+        if let Some(home) = homes.into_iter().find(|home| home.join("data/raddle.redb").exists()) {
+            return (child, home);
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("sh").args(["-c", &format!("kill -{name} {}", child.id())]).status().unwrap();
+    assert!(sent.success());
+}
+
+#[test]
+fn a_signal_ends_the_load_early_and_what_there_is_is_checked_and_nothing_is_left_behind() {
+    for name in ["INT", "TERM"] {
+        let temporary = tempfile::tempdir().unwrap();
+        let (mut child, home) = begun(temporary.path());
+        assert_eq!(std::fs::metadata(&home).unwrap().permissions().mode() & 0o777, 0o700);
+        // The word is heard while the server starts or while there is load; the one ends all, the other the load.
+        signal(&child, name);
+        let mut said = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_to_string(&mut said).unwrap();
+        let output = child.wait_with_output().unwrap();
+        match output.status.code() {
+            Some(0) => {
+                let outcome: Value = serde_json::from_slice(&output.stdout).unwrap();
+                assert_eq!(outcome["passed"], true);
+                assert!(said.contains("ends early"), "{said}");
+            }
+            code => {
+                assert_eq!(code, Some(130), "{said}");
+                assert!(said.contains("interrupted"), "{said}");
+            }
+        }
+        assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "{said}");
+    }
+}
+
+#[test]
+fn places_for_what_comes_of_it_are_looked_at_before_the_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::os::unix::fs::symlink(dir.path(), at("link")).unwrap();
+    // A server that is not there is found out after this.
+    let said = |args: &[&str]| run(raddle().args(["stress", "chat", "--server", "http://127.0.0.1:1"]).args(args), "");
+    for refused in [
+        vec!["--json", &at("same"), "--report", &at("same")],
+        vec!["--json", &at("same"), "--report", &at("link/same")],
+        vec!["--json", &at("none/file")],
+        vec!["--report", &at("none/file")],
+        vec!["--json", &at("")],
+    ] {
+        let output = said(&refused);
+        assert_eq!(output.code, Some(2), "{refused:?}: {}", output.said);
+    }
+    assert_eq!(said(&["--json", &at("one"), "--report", &at("other")]).code, Some(4));
+    let none = run(raddle().args(["stress", "chat"]).env("TMPDIR", at("none")), "");
+    assert_eq!(none.code, Some(1), "{}", none.said);
+    assert!(!dir.path().join("none").exists());
+}
+
 #[test]
 fn what_cannot_be_done_is_said_at_once() {
     let said = |args: &[&str]| run(raddle().arg("stress").args(args), "");
     assert_eq!(said(&["chat", "--duration", "soon"]).code, Some(2));
     assert_eq!(said(&["chat", "--clients", "0"]).code, Some(2));
     assert_eq!(said(&["dance"]).code, Some(2));
+    assert_eq!(said(&["chat", "--slow-subscribers", "10001"]).code, Some(2));
+    assert_eq!(said(&["chat", "--disk-latency", "60001"]).code, Some(2));
+    let hurried = said(&["chat", "--duration", "1s", "--kill", "21"]);
+    assert_eq!(hurried.code, Some(2));
+    assert!(hurried.said.contains("1050 ms"), "{}", hurried.said);
     assert_eq!(said(&["chat", "--server", "http://127.0.0.1:1"]).code, Some(4));
 }
