@@ -22,7 +22,11 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use raddle_actors::SystemClock;
 use raddle_domain::ports::Clock;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+    time::Instant,
+};
 
 use self::{dice::Dice, server::Child, talk::Slots, world::Who};
 pub use self::{
@@ -52,6 +56,8 @@ mod world;
 
 /// How long threads may take to come to rest, and streams to come to their end.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How much time there is for each kill at least.
+const FOR_A_KILL: Duration = Duration::from_millis(50);
 
 /// What is to be done.
 #[derive(Debug, Clone)]
@@ -94,6 +100,10 @@ pub enum StressError {
     Plan(String),
     #[error("{0}")]
     Client(#[from] ClientError),
+    #[error("the server at {0} does not answer any more")]
+    Silent(String),
+    #[error("interrupted: nothing is checked, and nothing is left behind")]
+    Interrupted,
     #[error("{0}")]
     Failed(String),
 }
@@ -117,6 +127,13 @@ impl Plan {
         if self.duration.is_zero() {
             return Err(StressError::Plan("--duration must be longer than nothing".to_owned()));
         }
+        if self.kills > 0 && self.duration / self.kills < FOR_A_KILL {
+            return Err(StressError::Plan(format!(
+                "--kill {} needs a --duration of {} ms at least",
+                self.kills,
+                (FOR_A_KILL * self.kills).as_millis()
+            )));
+        }
         Ok(())
     }
 }
@@ -125,10 +142,23 @@ impl Plan {
 pub async fn run(plan: Plan, watch: impl FnOnce(Arc<World>)) -> Result<Outcome, StressError> {
     plan.check()?;
     let began_at = SystemClock.now();
+    let mut signals = Signals::new().map_err(|err| StressError::Failed(err.to_string()))?;
     let (child, client) = match &plan.target {
         Target::Own { program } => {
             let mut child = Child::new(program.clone(), plan.scenario.environment(&plan))?;
-            let url = child.start().await?;
+            let started = tokio::select! {
+                started = child.start() => started,
+                () = signals.next() => Err(StressError::Interrupted),
+            };
+            let url = match started {
+                Ok(url) => url,
+                Err(StressError::Interrupted) => {
+                    child.kill().await;
+                    child.end(false).await;
+                    return Err(StressError::Interrupted);
+                }
+                Err(err) => return Err(err),
+            };
             (Some(child), Client::new(&url, plan.scenario.operator())?)
         }
         Target::Given { url, key } => {
@@ -141,9 +171,13 @@ pub async fn run(plan: Plan, watch: impl FnOnce(Arc<World>)) -> Result<Outcome, 
     let world = Arc::new(World::new(plan, client, home));
     watch(world.clone());
     let mut stress = Stress { world: world.clone(), child, tasks: JoinSet::new() };
-    let result = stress.run().await;
+    let result = attended(&world, &mut signals, stress.run()).await;
     let kept = match (&result, stress.child) {
         (Ok(checks), Some(child)) => child.end(checks.iter().any(|check| check.holds == Holds::No)).await,
+        (Err(StressError::Interrupted), Some(mut child)) => {
+            child.kill().await;
+            child.end(false).await
+        }
         (Err(_), Some(child)) => child.end(true).await,
         (_, None) => None,
     };
@@ -152,6 +186,61 @@ pub async fn run(plan: Plan, watch: impl FnOnce(Arc<World>)) -> Result<Outcome, 
         None => err,
     })?;
     Ok(Outcome::of(&world, began_at, checks, kept))
+}
+
+/// Does the work while it is attended to who wants it to end, and to whether a given server is still there. The first
+/// signal ends the load early: what there is so far is checked. A further one, or one during the checks, ends it all.
+async fn attended<T>(
+    world: &World,
+    signals: &mut Signals,
+    work: impl Future<Output = Result<T, StressError>>,
+) -> Result<T, StressError> {
+    let silent = async {
+        match &world.plan.target {
+            Target::Given { url, .. } => {
+                world.silence().await;
+                StressError::Silent(url.clone())
+            }
+            // One of our own is killed, and is given its own time to come back.
+            Target::Own { .. } => std::future::pending().await,
+        }
+    };
+    tokio::pin!(work, silent);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            silent = &mut silent => return Err(silent),
+            () = signals.next() => {
+                if world.stop.is_cancelled() {
+                    return Err(StressError::Interrupted);
+                }
+                world.stop.cancel();
+                eprintln!("raddle: the load ends early, and is checked; another signal ends this at once");
+            }
+        }
+    }
+}
+
+/// What asks us to end.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        let (term, int, hup) = (SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup());
+        Ok(Self { term: signal(term)?, int: signal(int)?, hup: signal(hup)? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+            _ = self.hup.recv() => {}
+        }
+    }
 }
 
 struct Stress {
@@ -200,7 +289,10 @@ impl Stress {
         if let Some(child) = &mut self.child {
             kill::kills(&world, child, &people[0], dice.split(), until).await?;
         }
-        tokio::time::sleep_until(until).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => {}
+            () = world.stop.cancelled() => {}
+        }
         world.tally.stop();
         world.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {

@@ -4,7 +4,9 @@
 mod support;
 
 use std::{
-    process::Command,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
 };
 
@@ -14,7 +16,7 @@ use axum::{
     http::{HeaderMap, Method, Uri},
     response::Response,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::*;
 
 /// Runs it on a machine on which other tests run, and reads its outcome.
@@ -61,6 +63,7 @@ const OF_THREADS: [&str; 6] = ["rest", "acknowledged", "once", "logs", "lineariz
 fn conversations_leave_nothing_unexplained() {
     let outcome = stands("chat", &["--slow-subscribers", "2"]);
     assert_eq!(names(&outcome), OF_THREADS);
+    assert_eq!(outcome["slow_subscribers"], 2);
     assert!(times(&outcome, "start", "ok") > 0 && times(&outcome, "await", "ok") > 0);
     assert!(OF_THREADS.iter().all(|name| examined(&outcome, name) > 0), "{outcome}");
     // Percentiles are those of what was done, in order.
@@ -177,6 +180,26 @@ async fn a_server_of_somebody_elses_is_put_under_load_and_neither_killed_nor_hur
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_wait_in_threads_of_others_are_left_alone() {
+    let (dir, demo) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::with(dir.path(), &[("RADDLE_TOOLS_DEMO_DIR", demo.path().to_str().unwrap())]).await;
+    let thread = server.api.create(json!({ "model": "scripted" })).await;
+    server.api.start(&thread, "@tool demo_append {\"name\": \"file\", \"line\": \"theirs\"}").await;
+    let mut stream = server.api.stream(&thread, 0).await;
+    stream.until("approval.required").await;
+    let of_theirs = format!("/v1/approvals?status=pending&thread={thread}");
+    let theirs = server.api.list(&of_theirs, 50).await;
+    assert_eq!(theirs.len(), 1);
+
+    let url = server.url.clone();
+    let stressed = tokio::task::spawn_blocking(move || stands("approvals", &["--server", &url]));
+    let outcome = stressed.await.unwrap();
+    assert!(times(&outcome, "decide", "ok") > 0 && examined(&outcome, "decisions") > 0);
+    assert_eq!(server.api.list(&of_theirs, 50).await, theirs);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_forgets_is_found_out() {
     // Between the clients and the server stands somebody who lies: one prompt is answered as if it had been taken, and is
     // not passed on.
@@ -244,11 +267,97 @@ async fn forgetful(server: &Server) -> String {
     format!("http://{address}")
 }
 
+/// Where a server of its own lives, once it does.
+fn home_of(child: &mut Child, temporary: &Path) -> PathBuf {
+    loop {
+        let homes = std::fs::read_dir(temporary).unwrap().map(|entry| entry.unwrap().path());
+        if let Some(home) = homes.into_iter().find(|home| home.join("data/raddle.redb").exists()) {
+            return home;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "it ends before its server lives");
+        std::thread::yield_now();
+    }
+}
+
+/// A load that ends when it is told to.
+fn lasting() -> Command {
+    let mut command = raddle();
+    command.args(["stress", "chat", "--duration", "1h", "--clients", "2", "--threads", "2", "--json", "-"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("sh").args(["-c", &format!("kill -{name} {}", child.id())]).status().unwrap();
+    assert!(sent.success());
+}
+
+#[test]
+fn a_signal_leaves_nothing_behind() {
+    for name in ["INT", "TERM"] {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut child = lasting().env("TMPDIR", temporary.path()).spawn().unwrap();
+        let home = home_of(&mut child, temporary.path());
+        let mode = std::fs::metadata(&home).unwrap().permissions().mode();
+        signal(&child, name);
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        // It is heard while the server starts, which ends everything, or afterwards.
+        assert!(matches!(output.status.code(), Some(0 | 130)), "{said}");
+        assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "{said}");
+        assert_eq!(mode & 0o777, 0o700);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_ends_the_load_and_what_there_is_is_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let child = lasting().args(["--server", &server.url]).spawn().unwrap();
+    while server.api.list("/v1/threads", 50).await.is_empty() {}
+    signal(&child, "INT");
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("ends early"), "{said}");
+    let outcome: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&outcome["passed"], names(&outcome)), (&true.into(), OF_THREADS.map(str::to_owned).to_vec()));
+    server.stop().await;
+}
+
+#[test]
+fn places_for_what_comes_of_it_are_looked_at_before_the_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::os::unix::fs::symlink(dir.path(), at("link")).unwrap();
+    // A server that is not there is found out after this.
+    let said = |args: &[&str]| run(raddle().args(["stress", "chat", "--server", "http://127.0.0.1:1"]).args(args), "");
+    for refused in [
+        vec!["--json", &at("same"), "--report", &at("same")],
+        vec!["--json", &at("same"), "--report", &at("link/same")],
+        vec!["--json", &at("none/file")],
+        vec!["--report", &at("none/file")],
+        vec!["--json", &at("")],
+    ] {
+        let output = said(&refused);
+        assert_eq!(output.code, Some(2), "{refused:?}: {}", output.said);
+    }
+    assert_eq!(said(&["--json", &at("one"), "--report", &at("other")]).code, Some(4));
+    let none = run(raddle().args(["stress", "chat"]).env("TMPDIR", at("none")), "");
+    assert_eq!(none.code, Some(1), "{}", none.said);
+    assert!(!dir.path().join("none").exists());
+}
+
 #[test]
 fn what_cannot_be_done_is_said_at_once() {
     let said = |args: &[&str]| run(raddle().arg("stress").args(args), "");
     assert_eq!(said(&["chat", "--duration", "soon"]).code, Some(2));
     assert_eq!(said(&["chat", "--clients", "0"]).code, Some(2));
     assert_eq!(said(&["dance"]).code, Some(2));
+    assert_eq!(said(&["chat", "--slow-subscribers", "10001"]).code, Some(2));
+    assert_eq!(said(&["chat", "--disk-latency", "60001"]).code, Some(2));
+    let hurried = said(&["chat", "--duration", "1s", "--kill", "21"]);
+    assert_eq!(hurried.code, Some(2));
+    assert!(hurried.said.contains("1050 ms"), "{}", hurried.said);
     assert_eq!(said(&["chat", "--server", "http://127.0.0.1:1"]).code, Some(4));
 }

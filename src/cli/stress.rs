@@ -39,13 +39,15 @@ pub struct Stress {
     #[arg(long, value_name = "TIMES", num_args = 0..=1, default_missing_value = "5", default_value_t = 0, hide_default_value = true)]
     kill: u32,
     /// Add this much to every sync of the disk
-    #[arg(long, value_name = "MS", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "MS", default_value_t = 0, hide_default_value = true,
+        value_parser = clap::value_parser!(u64).range(..=60_000))]
     disk_latency: u64,
     /// Let this part of all writes and syncs fail, such as 0.001
     #[arg(long, value_name = "RATE", default_value = "0", hide_default_value = true, value_parser = rate)]
     disk_faults: u32,
     /// Watch with so many readers that are too slow
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true,
+        value_parser = clap::value_parser!(u32).range(..=10_000))]
     slow_subscribers: u32,
     /// Put this server under load; what it is told stays on it
     #[arg(long, value_name = "URL")]
@@ -63,6 +65,9 @@ pub struct Stress {
     #[arg(long, short)]
     quiet: bool,
 }
+
+/// The exit code of what a signal ended, as shells have it.
+const INTERRUPTED: u8 = 130;
 
 /// A number of milliseconds, seconds, minutes or hours.
 fn duration(text: &str) -> Result<Duration, String> {
@@ -89,7 +94,18 @@ fn rate(text: &str) -> Result<u32, String> {
 }
 
 impl Stress {
+    /// Whether there are places for what comes of it, one for each: it would be late to find out afterwards.
+    fn places(&self) -> Result<(), Failure> {
+        let json = self.json.as_deref().filter(|path| *path != Path::new("-")).map(place).transpose()?;
+        let report = self.report.as_deref().map(place).transpose()?;
+        match json.is_some() && json == report {
+            true => Err(Failure::Usage("--json and --report are the same file".to_owned())),
+            false => Ok(()),
+        }
+    }
+
     pub async fn run(self) -> Result<(), Failure> {
+        self.places()?;
         let target = match self.server {
             Some(url) => Target::Given { url, key: self.key },
             None => Target::Own { program: sandbox::this_program() },
@@ -120,6 +136,11 @@ impl Stress {
         let outcome = done.map_err(|err| match err {
             StressError::Plan(why) => Failure::Usage(why),
             StressError::Client(err) => err.into(),
+            StressError::Silent(_) => Failure::Unreachable(err.to_string()),
+            StressError::Interrupted => {
+                eprintln!("raddle: {err}");
+                Failure::Found(INTERRUPTED)
+            }
             StressError::Failed(why) => Failure::Failed(why),
         })?;
         let json = serde_json::to_string_pretty(&outcome).map_err(|err| Failure::Failed(err.to_string()))? + "\n";
@@ -148,6 +169,24 @@ impl Stress {
             eprintln!("the server's data is kept: look at it with `raddle serve --data-dir {}`", data.display());
         }
         if outcome.passed { Ok(()) } else { Err(Failure::Told) }
+    }
+}
+
+/// Where a file is going to be, without links, if one can be there.
+fn place(path: &Path) -> Result<PathBuf, Failure> {
+    let cannot = |why: &str| Failure::Usage(format!("cannot write {}: {why}", path.display()));
+    if path.is_dir() {
+        return Err(cannot("it is a directory"));
+    }
+    if let Ok(there) = path.canonicalize() {
+        return Ok(there);
+    }
+    let name = path.file_name().ok_or_else(|| cannot("it has no name"))?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match dir.canonicalize() {
+        Ok(dir) if dir.is_dir() => Ok(dir.join(name)),
+        Ok(_) => Err(cannot("what it would be in is no directory")),
+        Err(err) => Err(cannot(&err.to_string())),
     }
 }
 
@@ -191,6 +230,9 @@ fn summary(outcome: &Outcome) -> Result<(), Failure> {
     if let Some(recovery) = &outcome.recovery_ms {
         let kills = outcome.kills.len();
         say(&format!("{kills} kills, recovery p50 {:.0} ms, p99 {:.0} ms", recovery.p50, recovery.p99))?;
+    }
+    if outcome.plan.slow_subscribers > 0 {
+        say(&format!("{} slow subscribers, of {} asked for", outcome.slow_subscribers, outcome.plan.slow_subscribers))?;
     }
     for check in &outcome.checks {
         let word = match check.holds {

@@ -2,39 +2,70 @@
 
 use std::{sync::Arc, time::Duration};
 
-use raddle_domain::record::{Decision, Resolution};
+use raddle_domain::{
+    id::ThreadId,
+    record::{Decision, Resolution},
+};
 
 use super::{
     dice::Dice,
     world::{Answer, Who, World},
 };
+use crate::client::Page;
 
 /// How long somebody rests who finds nothing to decide.
 const REST: Duration = Duration::from_millis(30);
 
-/// Decides, until it is told to go.
+/// Decides, until it is told to go. A tenant may have calls that wait for somebody else: of what is found only that
+/// counts which belongs to a thread of the journal.
 pub async fn decider(world: Arc<World>, who: Arc<Who>, mut dice: Dice) {
-    let pending = [("status", "pending".to_owned()), ("limit", "50".to_owned())];
-    let uncertain = [("status", "uncertain".to_owned()), ("limit", "50".to_owned())];
+    let (mut pending, mut uncertain) = (Place::new("pending"), Place::new("uncertain"));
     loop {
-        let query = &pending[..];
+        let query = &pending.query()[..];
         let found = world.ask(&who, "approvals", true, |client| async move { client.approvals(query).await }).await;
-        let waiting = match found {
-            Answer::Done(page) => page.data,
-            Answer::Refused(_) | Answer::Unknown => Vec::new(),
-        };
-        let chosen = dice.pick(&waiting).map(|approval| approval.id.to_string());
-        match &chosen {
-            Some(approval) => decide(&world, &who, &mut dice, approval).await,
+        let waiting = ours(&world, pending.turn(found), |approval| &approval.thread_id);
+        match dice.pick(&waiting) {
+            Some(approval) => decide(&world, &who, &mut dice, &approval.id.to_string()).await,
             None => tokio::time::sleep(REST).await,
         }
-        let query = &uncertain[..];
+        let query = &uncertain.query()[..];
         let found = world.ask(&who, "effects", true, |client| async move { client.effects(query).await }).await;
-        if let Answer::Done(page) = found
-            && let Some(effect) = dice.pick(&page.data)
-        {
+        let lost = ours(&world, uncertain.turn(found), |effect| &effect.thread_id);
+        if let Some(effect) = dice.pick(&lost) {
             resolve(&world, &who, &effect.operation_id.to_string()).await;
         }
+    }
+}
+
+/// What of it belongs to threads that this run made.
+fn ours<T>(world: &World, all: Vec<T>, thread: impl Fn(&T) -> &ThreadId) -> Vec<T> {
+    all.into_iter().filter(|one| world.journal.knows(&thread(one).to_string())).collect()
+}
+
+/// A place in a list that is gone through page by page, again and again: ours may stand behind many others.
+struct Place {
+    status: &'static str,
+    cursor: Option<String>,
+}
+
+impl Place {
+    const fn new(status: &'static str) -> Self {
+        Self { status, cursor: None }
+    }
+
+    fn query(&self) -> Vec<(&'static str, String)> {
+        let cursor = self.cursor.iter().map(|cursor| ("cursor", cursor.clone()));
+        [("status", self.status.to_owned()), ("limit", "50".to_owned())].into_iter().chain(cursor).collect()
+    }
+
+    /// Goes on to the next page. What is on this one.
+    fn turn<T>(&mut self, found: Answer<Page<T>>) -> Vec<T> {
+        let (data, cursor) = match found {
+            Answer::Done(page) => (page.data, page.next_cursor),
+            Answer::Refused(_) | Answer::Unknown => (Vec::new(), None),
+        };
+        self.cursor = cursor;
+        data
     }
 }
 

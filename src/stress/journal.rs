@@ -80,6 +80,11 @@ impl Journal {
         held(&self.threads).insert(thread.to_owned(), OfThread { who: who.clone(), ..OfThread::default() });
     }
 
+    /// Whether this run made it.
+    pub fn knows(&self, thread: &str) -> bool {
+        held(&self.threads).contains_key(thread)
+    }
+
     pub fn note(&self, thread: &str, noted: Noted) {
         if let Some(of) = held(&self.threads).get_mut(thread) {
             of.calls.push(noted);

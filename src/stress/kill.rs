@@ -41,7 +41,10 @@ pub async fn kills(
     };
     for kill in 0..kills {
         let at = instant(kill, &mut dice).max(Instant::now() + LIFE);
-        tokio::time::sleep_until(at).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(at) => {}
+            () = world.stop.cancelled() => break,
+        }
         let struck = Instant::now();
         child.kill().await;
         let url = child.start().await?;

@@ -34,6 +34,9 @@ pub struct Outcome {
     pub operations: Vec<OfOperation>,
     /// How much was answered, step by step.
     pub timeline: Vec<OfStep>,
+    /// Watchers that were too slow. There is one for each thread at most, so that it may be fewer than planned.
+    #[serde(default)]
+    pub slow_subscribers: usize,
     pub step_ms: f64,
     pub kills: Vec<Kill>,
     /// Of the kills, where there were any.
@@ -220,6 +223,7 @@ impl Outcome {
             checks,
             operations: operations.iter().map(|(name, of)| OfOperation::of(name, of)).collect(),
             timeline: steps.into_iter().enumerate().map(step).collect(),
+            slow_subscribers: world.watchers.slow(),
             step_ms: ms_of(STEP),
             kills: kills.iter().map(|kill| Kill { at_ms: ms_of(kill.at), recovery_ms: ms_of(kill.recovery) }).collect(),
             recovery_ms: Percentiles::of(&recoveries),

@@ -1,8 +1,9 @@
 //! A server of our own: a child process on a directory of its own, which survives its death.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -33,10 +34,12 @@ pub struct Child {
 }
 
 impl Child {
-    /// Makes its directory; nothing runs yet.
+    /// Makes its directory, for nobody else to read; nothing runs yet. The directory for what is temporary is the
+    /// machine's to make.
     pub fn new(program: PathBuf, environment: Vec<(&'static str, String)>) -> Result<Self, StressError> {
         let home = std::env::temp_dir().join(format!("raddle-stress-{}", UuidIds.mint().simple()));
-        fs::create_dir_all(home.join("data")).map_err(|err| failed("cannot make a directory", err))?;
+        let made = DirBuilder::new().mode(0o700).create(&home).and_then(|()| fs::create_dir(home.join("data")));
+        made.map_err(|err| failed(&format!("cannot make {}", home.display()), err))?;
         Ok(Self { program, environment, home, process: None })
     }
 
@@ -74,6 +77,8 @@ impl Child {
             .stdout(Stdio::piped())
             .stderr(log)
             .kill_on_drop(true)
+            // What a terminal tells us is not for it: it ends when we say so.
+            .process_group(0)
             .spawn()
             .map_err(|err| failed("cannot start a server", err))?;
         let stdout = process.stdout.take();

@@ -71,7 +71,7 @@ pub fn begin(world: &Arc<World>, who: &Arc<Who>, thread: &str) {
     let (count, hangs_up) = world.plan.scenario.watchers();
     let mut inner = world.watchers.inner.lock().unwrap_or_else(PoisonError::into_inner);
     let quick = count.min(MOST.saturating_sub(inner.all.len() - inner.slow));
-    // Every other thread has one that is slow, until there are enough.
+    // Each thread has one that is slow, until there are enough.
     let slow = usize::from(inner.slow < world.plan.slow_subscribers);
     for number in 0..quick + slow {
         let slow = number >= quick;
@@ -91,6 +91,11 @@ pub fn begin(world: &Arc<World>, who: &Arc<Who>, thread: &str) {
 }
 
 impl Watchers {
+    /// How many there are, or were, that are slow.
+    pub fn slow(&self) -> usize {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).slow
+    }
+
     /// Says where logs end, and waits until everybody has come there, or long enough. Everything that was seen.
     pub async fn finish(&self, goals: Goals, patience: Duration) -> Vec<Arc<Mutex<Watched>>> {
         self.goals.send_replace(Some(Arc::new(goals)));

@@ -3,7 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -27,6 +27,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// How long somebody does nothing who is told that there is too much. It is less than the server asks for: this is to
 /// be too much.
 const BREATH: Duration = Duration::from_millis(50);
+/// How long nobody may have been answered, until it is given up.
+const SILENCE: Duration = Duration::from_secs(30);
+/// How long nobody may have been answered, until it is asked whether there is still somebody. As long may an answer take.
+const QUIET: Duration = Duration::from_secs(5);
 /// How often somebody asks who is not answered.
 const TRIES: u32 = 200;
 
@@ -66,6 +70,8 @@ pub struct World {
     /// Where a server of our own lives.
     pub home: Option<PathBuf>,
     served: watch::Sender<Served>,
+    /// When somebody was last answered, whatever it was.
+    heard: Mutex<Instant>,
     moments: AtomicU64,
     numbers: AtomicU32,
 }
@@ -80,6 +86,7 @@ impl World {
             watchers: Watchers::default(),
             home,
             served: watch::Sender::new(Served { number: 0, client }),
+            heard: Mutex::new(Instant::now()),
             moments: AtomicU64::new(0),
             numbers: AtomicU32::new(0),
         }
@@ -102,6 +109,29 @@ impl World {
     /// There is another server.
     pub fn moves(&self, client: Client) {
         self.served.send_modify(|served| *served = Served { number: served.number + 1, client });
+    }
+
+    /// How long nobody has been answered.
+    fn unheard(&self) -> Duration {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    fn hear<T>(&self, answer: &Result<T, ClientError>) {
+        if matches!(answer, Ok(_) | Err(ClientError::Refused(_))) {
+            *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
+    }
+
+    /// Waits until the server answers nobody any more. That nobody asks, as while it is judged, does not count.
+    pub(super) async fn silence(&self) {
+        while self.unheard() < SILENCE {
+            tokio::time::sleep(QUIET).await;
+            if self.unheard() >= QUIET
+                && let Ok(answer) = tokio::time::timeout(QUIET, self.served().client.ready()).await
+            {
+                self.hear(&answer);
+            }
+        }
     }
 
     /// Waits for a server after this one.
@@ -130,6 +160,7 @@ impl World {
             let began = Instant::now();
             let answer = request(client).await;
             let took = began.elapsed();
+            self.hear(&answer);
             let gone = match answer {
                 Ok(done) => {
                     self.tally.note(operation, DONE, None, took);
@@ -168,7 +199,9 @@ impl World {
         loop {
             tries += 1;
             let served = self.served();
-            match request(served.client_of(who)).await {
+            let answer = request(served.client_of(who)).await;
+            self.hear(&answer);
+            match answer {
                 Ok(done) => return Ok(done),
                 Err(ClientError::Refused(refusal)) if refusal.status < 500 && refusal.status != 429 => {
                     return Err(ClientError::Refused(refusal));
@@ -224,5 +257,33 @@ pub fn fields(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(fields) => fields,
         _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stress::Target;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_nobody_hears_any_more_is_given_up() {
+        let target = Target::Given { url: "http://127.0.0.1:1".to_owned(), key: None };
+        let client = Client::new("http://127.0.0.1:1", None).unwrap();
+        let plan = Plan {
+            scenario: Scenario::Chat,
+            target,
+            threads: 1,
+            clients: 1,
+            duration: Duration::from_secs(1),
+            seed: 1,
+            kills: 0,
+            disk_latency: Duration::ZERO,
+            disk_faults: 0,
+            slow_subscribers: 0,
+        };
+        let world = World::new(plan, client, None);
+        let began = Instant::now();
+        world.silence().await;
+        assert!(began.elapsed() >= SILENCE);
     }
 }

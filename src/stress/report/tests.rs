@@ -45,6 +45,7 @@ fn outcome() -> Outcome {
         passed: false,
         checks: vec![check("once", Holds::Yes, &[]), check("streams", Holds::No, &["<b>thread</b> \"T\" & co"])],
         operations: vec![operation("start", Some(percentiles)), operation("peek", None)],
+        slow_subscribers: 0,
         timeline: (0..3)
             .map(|step| OfStep { at_ms: f64::from(step) * 1_000.0, done: 400, refused: 20, failed: 2 })
             .collect(),
@@ -102,6 +103,7 @@ fn nothing_at_all_is_a_page_too() {
         passed: true,
         checks: vec![],
         operations: vec![],
+        slow_subscribers: 0,
         timeline: vec![],
         kills: vec![],
         recovery_ms: None,
