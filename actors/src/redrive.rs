@@ -80,6 +80,9 @@ impl Redrive {
     }
 }
 
+/// No replay is slower, by how much faster than it was recorded.
+pub const SLOWEST: f64 = 0.001;
+
 /// How far a replay is.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -259,7 +262,7 @@ impl Stage {
     async fn due(&self, at: UnixMs) {
         let Some(speed) = self.redrive.speed else { return };
         let (from, began) = self.began;
-        let after = Duration::from_millis(at.since(from)).div_f64(speed.max(0.001));
+        let after = Duration::from_millis(at.since(from)).div_f64(speed.max(SLOWEST));
         tokio::time::sleep_until(began + after).await;
     }
 
