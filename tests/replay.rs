@@ -9,6 +9,7 @@ mod support;
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpListener,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -260,6 +261,37 @@ async fn a_server_that_is_busy_is_asked_again_and_one_that_dies_is_not_a_quiet_o
     assert!(output.said.contains("cannot reach") && output.said.contains("does not answer any more"), "{output:?}");
     let asked = server.join().unwrap();
     assert!(!asked[0].is_empty() && asked[0] == asked[1], "the same is asked for: {asked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_is_ended_by_a_signal_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = recorded(dir.path()).await;
+    let (before, last) = whole.trim_end().rsplit_once('\n').unwrap();
+    let mut last: Value = serde_json::from_str(last).unwrap();
+    last["at"] = json!("2999-01-01T00:00:00.000Z");
+    let trace = dir.path().join("long");
+    std::fs::write(&trace, format!("{before}\n{last}\n")).unwrap();
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut command = raddle();
+        command.arg("replay").arg(&trace).args(["--speed", "1"]).env("TMPDIR", scratch.path());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert!(line.contains("the longest wait takes"), "{line}");
+        let made: Vec<_> = scratch.path().read_dir().unwrap().map(Result::unwrap).collect();
+        assert_eq!(made.len(), 1);
+        assert_eq!(made[0].metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).status().unwrap();
+        assert!(sent.success());
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        assert_eq!(scratch.path().read_dir().unwrap().count(), 0);
+        line.clear();
+        said.read_line(&mut line).unwrap();
+        assert!(line.contains(&format!("SIG{signal} ended the replay")), "{line}");
+    }
 }
 
 /// A server that records itself from its first moment on.

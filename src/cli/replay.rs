@@ -161,24 +161,31 @@ impl Replay {
         }
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let place = Place::of(self.keep.as_deref())?;
+        let stop = CancellationToken::new();
+        let mut here = std::pin::pin!(self.here(&trace, &place, &stop));
         let (name, code) = tokio::select! {
-            done = self.here(&trace, &place) => return done,
+            done = &mut here => return done,
             _ = interrupt.recv() => ("SIGINT", 130),
             _ = terminate.recv() => ("SIGTERM", 143),
         };
-        drop(place);
+        // What is stored there comes to rest first, else it would be made anew.
+        stop.cancel();
+        drop(here.await);
         eprintln!("raddle: {name} ended the replay before anything was found out");
         Err(Failure::Found(code))
     }
 
     /// On a database in `place`.
-    async fn here(&self, trace: &Trace, place: &Place) -> Result<(), Failure> {
+    async fn here(&self, trace: &Trace, place: &Place, stop: &CancellationToken) -> Result<(), Failure> {
         if let Some(policy) = &self.policy {
             return self.rejudged(trace, policy, &place.dir).await;
         }
         if self.model.is_some() {
             let server = Own::start(self.configured(&place.dir)?).await?;
-            let said = self.said(trace, &server.client).await;
+            let said = tokio::select! {
+                said = self.said(trace, &server.client) => said,
+                () = stop.cancelled() => Err(Failure::Told),
+            };
             server.stop().await;
             return said;
         }
@@ -189,6 +196,7 @@ impl Replay {
             at_once: self.at_once as usize,
             speed: self.speed.0,
             watched: self.watched,
+            stop: stop.clone(),
             ..Redrive::new(&place.dir)
         };
         if let Some(speed) = self.speed.0 {
