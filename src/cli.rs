@@ -188,7 +188,7 @@ pub enum Failure {
     Unreachable(String),
     /// Everything that is to be said was said.
     Told,
-    /// It was found out, and the code says what.
+    /// It was said, and the code says what.
     Found(u8),
 }
 

@@ -355,11 +355,12 @@ impl Client {
         }
     }
 
+    fn unreachable(&self, why: String) -> ClientError {
+        ClientError::Unreachable { server: self.server.to_string(), why }
+    }
+
     async fn send_once(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        let response = request
-            .send()
-            .await
-            .map_err(|err| ClientError::Unreachable { server: self.server.to_string(), why: cause(&err) })?;
+        let response = request.send().await.map_err(|err| self.unreachable(cause(&err)))?;
         if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
     }
 
@@ -425,10 +426,11 @@ impl Client {
     pub async fn verb(&self, method: Method, path: &[&str], body: &Value) -> Result<Value, ClientError> {
         let keyed = method == Method::POST;
         let request = self.request(method.clone(), path, &[]);
-        let request = if keyed { request.header("idempotency-key", Uuid::now_v7().to_string()) } else { request };
+        let key = || self.once.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
+        let request = if keyed { request.header("idempotency-key", key()) } else { request };
         let request = if method == Method::GET || method == Method::DELETE { request } else { request.json(body) };
         let response = self.send(request.timeout(PATIENCE)).await?;
-        let body = response.bytes().await.map_err(|err| ClientError::Failed(cause(&err)))?;
+        let body = response.bytes().await.map_err(|err| self.unreachable(cause(&err)))?;
         Ok(serde_json::from_slice(&body).unwrap_or_default())
     }
 

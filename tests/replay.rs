@@ -7,7 +7,9 @@ mod openai_server;
 mod support;
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -173,6 +175,122 @@ async fn a_trace_that_was_changed_is_told_apart_by_its_first_event_and_no_trace_
         let output = replay(bad, &[]);
         assert_eq!((output.code, output.out.as_str()), (Some(2), ""), "{output:?}");
         assert!(!output.said.is_empty());
+    }
+}
+
+/// A trace of one short turn.
+async fn recorded(dir: &Path) -> String {
+    let equipped = Equipped::start(&[]).await;
+    let (api, trace) = (equipped.api(), dir.join("trace"));
+    let recorder = Recorder::start(&equipped.server, &trace, &[]);
+    let thread = api.create(json!({})).await;
+    let turn = api.start(&thread, "hello there").await;
+    api.wait(&thread, &turn).await;
+    recorder.end();
+    std::fs::read_to_string(&trace).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_cut_off_is_left_out_aloud_and_no_trace_is_made_of_such_a_line_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = recorded(dir.path()).await;
+    let (file, lines) = (dir.path().join("cut"), whole.lines().count());
+
+    std::fs::write(&file, whole.trim_end()).unwrap();
+    let output = replay(&file, &[]);
+    assert_eq!((output.code, output.said.as_str()), (Some(0), ""), "only its end is missing: {output:?}");
+
+    std::fs::write(&file, &whole[..whole.len() - 9]).unwrap();
+    let output = replay(&file, &[]);
+    let said = format!("the last line is cut off and was left out (line {lines})");
+    assert!(output.code == Some(0) && output.said.contains(&said), "{output:?}");
+
+    let header = whole.lines().next().unwrap();
+    for (text, what) in [
+        (format!("{header}\n{{\"tenant"), "line 2 is no line of a trace"),
+        (format!("{header}\nnothing\n"), "line 2 is no line of a trace"),
+        (header.replacen("\"raddle_trace\":1", "\"raddle_trace\":0", 1) + "\n", "the first line is no header"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let output = replay(&file, &[]);
+        assert!(output.code == Some(2) && output.said.contains(what), "{what}: {output:?}");
+    }
+    std::fs::write(&file, &whole).unwrap();
+    let output = replay(&file, &["--config", "not-there.toml"]);
+    assert!(output.code == Some(2) && output.said.contains("not-there.toml"), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_busy_is_asked_again_and_one_that_dies_is_not_a_quiet_one() {
+    let dir = tempfile::tempdir().unwrap();
+    recorded(dir.path()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    // It is busy, makes a thread, ends the thread's stream without an event, and is gone.
+    let server = std::thread::spawn(move || {
+        let busy = r#"{"status":503,"code":"busy","detail":"later"}"#;
+        let made = r#"{"id":"thr_01905d3c-7e57-7abc-8def-0123456789ab"}"#;
+        let mut asked = Vec::new();
+        for (status, kind, body) in [
+            ("503 Service Unavailable", "application/problem+json", busy),
+            ("201 Created", "application/json", made),
+            ("200 OK", "text/event-stream", ""),
+        ] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = BufReader::new(stream.try_clone().unwrap());
+            let (mut key, mut length) = (String::new(), 0);
+            loop {
+                let mut line = String::new();
+                request.read_line(&mut line).unwrap();
+                match line.trim_end().split_once(": ") {
+                    Some(("idempotency-key", value)) => value.clone_into(&mut key),
+                    Some(("content-length", value)) => length = value.parse().unwrap(),
+                    None if line.trim_end().is_empty() => break,
+                    _ => {}
+                }
+            }
+            request.read_exact(&mut vec![0; length]).unwrap();
+            asked.push(key);
+            let head = format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\nretry-after: 0\r\nconnection: close\r\n");
+            write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+        }
+        asked
+    });
+    let output = replay(&dir.path().join("trace"), &["--server", &url, "--patience", "1"]);
+    assert_eq!((output.code, output.out.as_str()), (Some(4), ""), "{output:?}");
+    assert!(output.said.contains("cannot reach") && output.said.contains("does not answer any more"), "{output:?}");
+    let asked = server.join().unwrap();
+    assert!(!asked[0].is_empty() && asked[0] == asked[1], "the same is asked for: {asked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_is_ended_by_a_signal_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = recorded(dir.path()).await;
+    let (before, last) = whole.trim_end().rsplit_once('\n').unwrap();
+    let mut last: Value = serde_json::from_str(last).unwrap();
+    last["at"] = json!("2999-01-01T00:00:00.000Z");
+    let trace = dir.path().join("long");
+    std::fs::write(&trace, format!("{before}\n{last}\n")).unwrap();
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut command = raddle();
+        command.arg("replay").arg(&trace).args(["--speed", "1"]).env("TMPDIR", scratch.path());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert!(line.contains("the longest wait takes"), "{line}");
+        let made: Vec<_> = scratch.path().read_dir().unwrap().map(Result::unwrap).collect();
+        assert_eq!(made.len(), 1);
+        assert_eq!(made[0].metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).status().unwrap();
+        assert!(sent.success());
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        assert_eq!(scratch.path().read_dir().unwrap().count(), 0);
+        line.clear();
+        said.read_line(&mut line).unwrap();
+        assert!(line.contains(&format!("SIG{signal} ended the replay")), "{line}");
     }
 }
 

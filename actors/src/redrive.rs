@@ -33,6 +33,7 @@ use raddle_domain::{
     trace::{Came, Header, Told},
 };
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 pub use self::{
     compare::{Difference, Report, ThreadReport},
@@ -72,13 +73,27 @@ pub struct Redrive {
     pub speed: Option<f64>,
     /// Replicas that are watched while they are told, about.
     pub watched: u32,
+    /// Ends it early; afterwards nothing touches the directory.
+    pub stop: CancellationToken,
 }
 
 impl Redrive {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), copies: 1, tenants: 1, loaded_threads: 256, at_once: 512, speed: None, watched: 64 }
+        Self {
+            dir: dir.into(),
+            copies: 1,
+            tenants: 1,
+            loaded_threads: 256,
+            at_once: 512,
+            speed: None,
+            watched: 64,
+            stop: CancellationToken::new(),
+        }
     }
 }
+
+/// No replay is slower, by how much faster than it was recorded.
+pub const SLOWEST: f64 = 0.001;
 
 /// How far a replay is.
 #[derive(Debug, Default)]
@@ -97,6 +112,8 @@ pub enum RedriveError {
     Empty,
     #[error("there cannot be no replica, no tenant and no thread in memory")]
     Nothing,
+    #[error("it was ended")]
+    Stopped,
     #[error(transparent)]
     Start(#[from] StartError),
     /// The runtime failed, not the replay.
@@ -193,7 +210,10 @@ impl Redrive {
         let began = Instant::now();
         let (stage, began) = (runtime.clone(), (from, began));
         let stage = Arc::new(Stage { runtime: stage, redrive: self, threads, progress, began });
-        let done = stage.clone().play().await;
+        let done = tokio::select! {
+            done = stage.clone().play() => done,
+            () = stage.redrive.stop.cancelled() => Err(RedriveError::Stopped),
+        };
         let health = runtime.health();
         runtime.shutdown(Duration::ZERO).await;
         let mut report = done?;
@@ -259,7 +279,7 @@ impl Stage {
     async fn due(&self, at: UnixMs) {
         let Some(speed) = self.redrive.speed else { return };
         let (from, began) = self.began;
-        let after = Duration::from_millis(at.since(from)).div_f64(speed.max(0.001));
+        let after = Duration::from_millis(at.since(from)).div_f64(speed.max(SLOWEST));
         tokio::time::sleep_until(began + after).await;
     }
 

@@ -135,6 +135,9 @@ impl Header {
         }
         let bad = |why: serde_json::Error| BadTrace::Header(why.to_string());
         let Version { raddle_trace } = serde_json::from_str(text).map_err(bad)?;
+        if raddle_trace == 0 {
+            return Err(BadTrace::Header("there is no format 0".to_owned()));
+        }
         if raddle_trace > VERSION {
             return Err(BadTrace::Newer(raddle_trace));
         }

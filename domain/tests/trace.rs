@@ -320,6 +320,8 @@ fn other_limits_are_another_world() {
 #[test]
 fn what_is_no_trace_is_refused_by_name() {
     let (header, _) = parse(GOLDEN);
+    let none = serde_json::to_string(&Header { raddle_trace: 0, ..header.clone() }).unwrap();
+    assert!(matches!(Header::read(&none).unwrap_err(), BadTrace::Header(_)));
     let newer = serde_json::to_string(&Header { raddle_trace: VERSION + 1, ..header }).unwrap();
     assert_eq!(Header::read(&newer).unwrap_err(), BadTrace::Newer(VERSION + 1));
     assert!(matches!(Header::read("{}").unwrap_err(), BadTrace::Header(_)));

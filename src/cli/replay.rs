@@ -1,12 +1,13 @@
 //! `raddle replay`: a trace, told again to as many threads as wanted, and what came of it beside what was recorded.
 //!
-//! Exit codes: 0 equal, 1 different, 2 not a trace.
+//! Exit codes: 0 equal, 1 different, 2 not a trace, 130 and 143 ended by a signal.
 
 mod show;
 
 use std::{
     fs::File,
     io::{self, BufReader, IsTerminal},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -15,8 +16,12 @@ use std::{
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use raddle_actors::redrive::{Progress, Redrive, RedriveError, Report, Trace};
-use tokio::{net::TcpListener, task::JoinHandle};
+use raddle_actors::redrive::{Progress, Redrive, RedriveError, Report, SLOWEST, Trace};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, say_json};
@@ -103,6 +108,11 @@ impl FromStr for Speed {
     }
 }
 
+/// How often a directory is removed before it is left.
+const REMOVALS: usize = 10;
+/// A pause of this length is told before it begins.
+const LONG: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Where the database is; gone with this, unless it is to be kept.
 struct Place {
     dir: PathBuf,
@@ -118,33 +128,64 @@ impl Place {
         if dir.exists() {
             return Err(Failure::Usage(format!("{} is there already", dir.display())));
         }
-        std::fs::create_dir_all(&dir).map_err(|why| Failure::Failed(format!("{}: {why}", dir.display())))?;
+        // For its owner alone: what people said to models stands in it.
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.map_err(|why| Failure::Failed(format!("{}: {why}", dir.display())))?;
         Ok(Self { dir, keep: keep.is_some() })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if !self.keep {
-            drop(std::fs::remove_dir_all(&self.dir));
+        if self.keep {
+            return;
+        }
+        // Something may still be made in it where the replay was ended.
+        for _ in 0..REMOVALS {
+            if std::fs::remove_dir_all(&self.dir).is_ok() || !self.dir.exists() {
+                break;
+            }
         }
     }
 }
 
 impl Replay {
     pub async fn run(self) -> Result<(), Failure> {
+        if let Some(config) = &self.config {
+            File::open(config).map_err(|why| Failure::Usage(format!("{}: {why}", config.display())))?;
+        }
         let trace = read(&self.trace)?;
         if let Some(server) = &self.server {
             let client = Client::new(server, self.key.clone()).map_err(|err| Failure::Usage(err.to_string()))?;
             return self.said(&trace, &client).await;
         }
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let place = Place::of(self.keep.as_deref())?;
+        let stop = CancellationToken::new();
+        let mut here = std::pin::pin!(self.here(&trace, &place, &stop));
+        let (name, code) = tokio::select! {
+            done = &mut here => return done,
+            _ = interrupt.recv() => ("SIGINT", 130),
+            _ = terminate.recv() => ("SIGTERM", 143),
+        };
+        // What is stored there comes to rest first, else it would be made anew.
+        stop.cancel();
+        drop(here.await);
+        eprintln!("raddle: {name} ended the replay before anything was found out");
+        Err(Failure::Found(code))
+    }
+
+    /// On a database in `place`.
+    async fn here(&self, trace: &Trace, place: &Place, stop: &CancellationToken) -> Result<(), Failure> {
         if let Some(policy) = &self.policy {
-            return self.rejudged(&trace, policy, &place.dir).await;
+            return self.rejudged(trace, policy, &place.dir).await;
         }
         if self.model.is_some() {
             let server = Own::start(self.configured(&place.dir)?).await?;
-            let said = self.said(&trace, &server.client).await;
+            let said = tokio::select! {
+                said = self.said(trace, &server.client) => said,
+                () = stop.cancelled() => Err(Failure::Told),
+            };
             server.stop().await;
             return said;
         }
@@ -155,15 +196,22 @@ impl Replay {
             at_once: self.at_once as usize,
             speed: self.speed.0,
             watched: self.watched,
+            stop: stop.clone(),
             ..Redrive::new(&place.dir)
         };
+        if let Some(speed) = self.speed.0 {
+            let pause = trace.longest_pause().div_f64(speed.max(SLOWEST));
+            if pause > LONG {
+                eprintln!("at this speed the longest wait takes {} hours", pause.as_secs() / 3_600);
+            }
+        }
         let progress = Arc::<Progress>::default();
-        let told = redrive.run(&trace, progress.clone());
+        let told = redrive.run(trace, progress.clone());
         let report = shown(&progress, told).await.map_err(|why| match why {
             RedriveError::Empty | RedriveError::Nothing => Failure::Usage(why.to_string()),
             why => Failure::Failed(why.to_string()),
         })?;
-        self.found(&trace, &report)
+        self.found(trace, &report)
     }
 
     fn found(&self, trace: &Trace, report: &Report) -> Result<(), Failure> {
@@ -256,7 +304,14 @@ fn read(path: &Path) -> Result<Trace, Failure> {
         true => Trace::read(io::stdin().lock()),
         false => Trace::read(BufReader::new(File::open(path).map_err(|why| about(&why))?)),
     };
-    trace.map_err(|why| about(&why))
+    let trace = trace.map_err(|why| about(&why))?;
+    if let Some(line) = trace.cut {
+        eprintln!("raddle: the last line is cut off and was left out (line {line})");
+    }
+    if trace.threads.is_empty() {
+        return Err(about(&RedriveError::Empty));
+    }
+    Ok(trace)
 }
 
 /// Shows how far it is, on a terminal.

@@ -250,7 +250,7 @@ impl Follow {
     /// Waits before the next connection: not at all after progress, then longer.
     async fn pause(&mut self) -> Result<(), ClientError> {
         if self.failures > RECONNECTS {
-            return Err(ClientError::Failed("the stream ends again and again".into()));
+            return Err(self.client.unreachable("the stream ends again and again".to_owned()));
         }
         let wait = Duration::from_millis(u64::from(self.failures) * 100).min(Duration::from_secs(1));
         self.failures += 1;

@@ -10,7 +10,7 @@
 //! Left out: threads that were there before the recording began, preconditions (a place by another count), and the runs
 //! that threads worked for.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use futures_util::StreamExt;
 use raddle_actors::redrive::{Difference, Numbered, Recorded, Replica, Report, ThreadReport, Trace};
@@ -23,13 +23,15 @@ use raddle_domain::{
 };
 use reqwest::Method;
 use serde_json::{Map, Value, json};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, Refusal};
 
 /// Differences that a report shows in full.
 const SHOWN: usize = 20;
+/// A server that is busy is not asked again sooner.
+const SHORTEST: Duration = Duration::from_millis(100);
 
 /// What of a recorded thread is said again.
 pub struct Plan {
@@ -117,7 +119,9 @@ impl Plan {
         let mut played = Played { thread: None, canon: Canon::default(), refused: 0, said: 0, slipped: None };
         let [first, verbs @ ..] = self.verbs.as_slice() else { return Ok(played) };
         let Told::Created(new) = &first.told else { return Ok(played) };
-        let made = client.verb(Method::POST, &["v1", "threads"], &created(new, manner)).await?;
+        let path = ["v1", "threads"].map(str::to_owned).to_vec();
+        let create = Request { method: Method::POST, path, body: created(new, manner) };
+        let made = create.send(client, manner.patience, false).await?;
         let id: ThreadId = made["id"].as_str().unwrap_or_default().parse().map_err(|_| odd("it names no thread"))?;
         played.thread = Some(id);
         played.said = 1;
@@ -125,6 +129,7 @@ impl Plan {
         let (mut log, mut names) = (Vec::new(), HashMap::new());
         let (mut events, mut growing, mut next) = (0, false, 0);
         let mut follow = client.follow(&thread, 0);
+        let lost = follow.lost();
         loop {
             while let Some(verb) = verbs.get(next)
                 && (events > verb.after || (events == verb.after && (growing || !verb.growing)))
@@ -133,10 +138,13 @@ impl Plan {
                 next += 1;
                 played.said += 1;
                 let request = request(&thread, &verb.told, &names, manner);
-                match (request.send(client).await, verb.refused) {
-                    (Ok(()), false) => {}
+                match (request.send(client, manner.patience, verb.refused).await, verb.refused) {
+                    (Ok(_), false) => {}
+                    (Err(ClientError::Refused(why)), _) if is_busy(&why, true) => {
+                        return Err(ClientError::Refused(why));
+                    }
                     (Err(ClientError::Refused(_)), true) => played.refused += 1,
-                    (Ok(()), true) => {
+                    (Ok(_), true) => {
                         played.slipped = Some((verb.line, "it was refused when it was recorded".to_owned()));
                     }
                     (Err(ClientError::Refused(why)), false) => {
@@ -150,9 +158,17 @@ impl Plan {
             }
             let told = match timeout(manner.patience, follow.next()).await {
                 Ok(Ok(Some(told))) => told,
-                // Nothing happens any more, or the thread is gone.
-                Ok(Ok(None)) | Err(_) => break,
+                // The thread is gone.
+                Ok(Ok(None)) => break,
                 Ok(Err(why)) => return Err(why),
+                Err(_) => {
+                    // Only a thread of a server that answers can be quiet, and only while it is heard.
+                    answers(client, &thread).await?;
+                    if lost.load(Relaxed) {
+                        continue;
+                    }
+                    break;
+                }
             };
             let record = Record::decode(SCHEMA, told.json.as_bytes()).map_err(|why| odd(&why.to_string()))?;
             growing = is_delta(&record);
@@ -166,6 +182,27 @@ impl Plan {
         }
         played.canon = canon(log);
         Ok(played)
+    }
+}
+
+/// An error if the server does not answer any more.
+async fn answers(client: &Client, thread: &str) -> Result<(), ClientError> {
+    match client.verb(Method::GET, &["v1", "threads", thread], &Value::Null).await {
+        Err(ClientError::Unreachable { server, why }) => {
+            Err(ClientError::Unreachable { server, why: format!("it does not answer any more: {why}") })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the server refuses for the moment, whatever the thread is. What the thread itself has too much of does not
+/// pass by waiting where it was refused when it was recorded.
+fn is_busy(why: &Refusal, refused: bool) -> bool {
+    match (why.status, why.code.as_str()) {
+        (503, "thread-unavailable") => false,
+        (503, _) | (429, "rate-limited") => true,
+        (429, _) => !refused,
+        _ => false,
     }
 }
 
@@ -218,9 +255,22 @@ struct Request {
 }
 
 impl Request {
-    async fn send(self, client: &Client) -> Result<(), ClientError> {
+    /// Asks, and while the server is busy asks again for the same, when it says so, until the patience is at its end.
+    async fn send(self, client: &Client, patience: Duration, refused: bool) -> Result<Value, ClientError> {
         let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
-        client.verb(self.method, &path, &self.body).await.map(drop)
+        let client = client.once(Uuid::now_v7().to_string());
+        let until = Instant::now() + patience;
+        loop {
+            let why = match client.verb(self.method.clone(), &path, &self.body).await {
+                Err(ClientError::Refused(why)) if is_busy(&why, refused) => why,
+                done => return done,
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ClientError::Refused(why));
+            }
+            sleep(why.retry_after.unwrap_or_default().max(SHORTEST).min(left)).await;
+        }
     }
 }
 

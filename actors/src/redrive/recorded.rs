@@ -1,6 +1,9 @@
 //! A trace as it is read, by thread, and as replicas are told of it.
 
-use std::io::{self, BufRead};
+use std::{
+    io::{self, BufRead},
+    time::Duration,
+};
 
 use raddle_domain::{
     event::Record,
@@ -24,6 +27,8 @@ pub struct Trace {
     pub header: Header,
     /// In the order in which they begin.
     pub threads: Vec<Recorded>,
+    /// The last line, if it was cut off while it was written and is left out.
+    pub cut: Option<usize>,
 }
 
 /// What one thread was told.
@@ -50,24 +55,47 @@ pub enum ReadError {
 }
 
 impl Trace {
-    /// Reads all of it. A last line without an end was cut off while it was written, and is left out.
+    /// The longest time in which nothing was told.
+    pub fn longest_pause(&self) -> Duration {
+        let mut moments: Vec<_> =
+            self.threads.iter().flat_map(|thread| &thread.lines).map(|line| line.line.at).collect();
+        moments.sort_unstable();
+        let pauses = moments.windows(2).map(|pair| pair[1].since(pair[0]));
+        Duration::from_millis(pauses.max().unwrap_or_default())
+    }
+
+    /// Reads all of it. A last line without an end that is none was cut off while it was written, and is left out, unless
+    /// nothing but it stands behind the header.
     pub fn read(mut from: impl BufRead) -> Result<Self, ReadError> {
-        let mut text = String::new();
-        from.read_line(&mut text)?;
-        let header = Header::read(text.trim_end())?;
+        // A line may be cut off within a character.
+        let mut bytes = Vec::new();
+        from.read_until(b'\n', &mut bytes)?;
+        let header = Header::read(String::from_utf8_lossy(&bytes).trim_end())?;
+        let mut cut = None;
         let mut threads: Vec<Recorded> = Vec::new();
         let mut known = std::collections::HashMap::new();
         for number in 2.. {
-            text.clear();
-            if from.read_line(&mut text)? == 0 || !text.ends_with('\n') {
+            bytes.clear();
+            if from.read_until(b'\n', &mut bytes)? == 0 {
                 break;
             }
-            if text.trim().is_empty() {
+            if bytes.trim_ascii().is_empty() {
                 continue;
             }
-            let line = Line::read(number, text.trim_end())?;
-            let key = line.key();
             let bad = |why: &str| Err(BadTrace::Line { line: number, why: why.to_owned() }.into());
+            let read = match std::str::from_utf8(&bytes) {
+                Ok(text) => Line::read(number, text.trim_end()),
+                Err(why) => Err(BadTrace::Line { line: number, why: why.to_string() }),
+            };
+            let line = match read {
+                Ok(line) => line,
+                Err(_) if !bytes.ends_with(b"\n") && !threads.is_empty() => {
+                    cut = Some(number);
+                    break;
+                }
+                Err(why) => return Err(why.into()),
+            };
+            let key = line.key();
             match (known.get(&key), &line.told, &line.came) {
                 (None, Told::Created(_) | Told::Given, Came::Events(events)) if !events.is_empty() => {
                     known.insert(key, threads.len());
@@ -79,7 +107,7 @@ impl Trace {
                 (Some(at), Told::Command { .. }, _) => threads[*at].lines.push(Numbered { number, line }),
             }
         }
-        Ok(Self { header, threads })
+        Ok(Self { header, threads, cut })
     }
 }
 
