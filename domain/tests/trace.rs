@@ -220,8 +220,10 @@ fn rerun(header: &Header, lines: &[Line]) -> Result<Rerun, Differs> {
 #[test]
 fn what_is_recorded_is_written_as_ever() {
     let thread = recording();
+    // In which order an object's keys stand is up to the build: another crate of it may ask for their order to be kept.
+    let value = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
     for (ours, golden) in thread.text().lines().zip(GOLDEN.lines()) {
-        assert_eq!(ours, golden);
+        assert_eq!(value(ours), value(golden));
     }
     assert_eq!(thread.text().lines().count(), GOLDEN.lines().count());
 }

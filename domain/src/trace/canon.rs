@@ -103,7 +103,10 @@ struct Names {
 impl Names {
     fn line(&mut self, record: &Record) -> (Seq, String) {
         let mut json = serde_json::to_value(record).expect("a record is JSON");
+        // A build may keep keys in the order in which they came; ids are counted and written in one order all the same.
+        json.sort_all_objects();
         self.plain(&mut json);
+        json.sort_all_objects();
         (record.seq, json.to_string())
     }
 
