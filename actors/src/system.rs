@@ -215,8 +215,8 @@ fn tree(config: Config, ports: Ports, prepared: Prepared, stage: Stage, tasks: T
     let timers = stage.start(On::Front, |_| Timers::default());
     let jobs = stage.start(On::Front, |_| Jobs::default());
 
-    let (to_bus, to_inlet, to_supervisor, to_jobs) = (bus.clone(), inlet.clone(), supervisor.clone(), jobs.clone());
-    let to_watchers = bus.clone();
+    let (to_bus, to_inlet, to_watchers) = (bus.clone(), inlet.clone(), bus.clone());
+    let (to_supervisor, to_timers, to_jobs) = (supervisor.clone(), timers.clone(), jobs.clone());
     let to_hooks = hooks.clone();
     let weights = tenants.clone();
     let books = Arc::new(Books::default());
@@ -236,6 +236,7 @@ fn tree(config: Config, ports: Ports, prepared: Prepared, stage: Stage, tasks: T
                 to_watchers.do_send(Missed);
             }
             to_supervisor.do_send(Sweep);
+            to_timers.do_send(timers::Again);
             to_jobs.do_send(Look);
         }),
     );

@@ -50,6 +50,12 @@ pub(crate) struct Begin(pub Arc<Shared>);
 #[rtype(result = "()")]
 pub(crate) struct Rearm(pub UnixMs);
 
+/// The store can be written to again. Whoever was sent for meanwhile could not save what became of his time, and is sent
+/// for anew.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Again;
+
 impl Timers {
     fn arm(&mut self, at: UnixMs, shortest: Duration, ctx: &mut Context<Self>) {
         let Some(shared) = &self.shared else { return };
@@ -174,5 +180,14 @@ impl Handler<Rearm> for Timers {
 
     fn handle(&mut self, Rearm(at): Rearm, ctx: &mut Self::Context) {
         self.arm(at, Duration::ZERO, ctx);
+    }
+}
+
+impl Handler<Again> for Timers {
+    type Result = ();
+
+    fn handle(&mut self, _: Again, ctx: &mut Self::Context) {
+        self.rung.clear();
+        self.ring(ctx);
     }
 }

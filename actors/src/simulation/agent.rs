@@ -34,7 +34,7 @@ pub(crate) async fn work(outside: Rc<Outside>, step: Move) {
     // Most go where the others are.
     let goes = rebinds || workspace.canonical_path.is_empty();
     let lease = ValidateLease {
-        current_path: if goes { format!("/work/{path}") } else { workspace.canonical_path },
+        current_path: if goes { format!("/project/{path}") } else { workspace.canonical_path },
         rebind: rebinds,
         lease_epoch: Some(workspace.lease_epoch),
         ..ValidateLease::default()

@@ -4,7 +4,7 @@ use raddle_domain::record::Delivery;
 
 use super::{
     Plan,
-    plan::{Fault, Kept, Leaves, Move, Verb},
+    plan::{Fault, Kept, Leaves, Move, Parting, Verb},
     run,
     scheduler::Manner,
 };
@@ -54,4 +54,38 @@ fn who_asks_again_is_not_refused_for_what_his_first_try_did_and_nobody_could_see
         answered += usize::from(outcome.lines.iter().any(|line| line.contains("move 2    is done again")));
     }
     assert!(answered > 100, "only {answered} times the second try was answered for the first one");
+}
+
+#[test]
+fn a_time_that_comes_while_the_disk_is_full_is_not_forgotten() {
+    let mut full = 0;
+    for commit in 6..=14 {
+        let start = |number, at_ms| {
+            let script = "say 2".to_owned();
+            said(number, at_ms, Verb::Start { thread: 0, delivery: Delivery::Queue, script, requeue: false })
+        };
+        let work = Verb::Work {
+            run: 0,
+            path: 0,
+            rebinds: true,
+            lease_ms: 5_000,
+            beats: 0,
+            pause_ms: 0,
+            parting: Parting::Vanishes,
+        };
+        let moves = vec![
+            said(0, 0, Verb::Create { to: 0, auto_approve: false, interrupts: false, budget: None }),
+            said(1, 100, Verb::CreateRun { to: 0 }),
+            said(2, 200, Verb::AddTasks { run: 0, count: 1, attempts: 1 }),
+            said(3, 500, work),
+            // The run makes room for the thread, and nobody holds it when its lease runs out.
+            start(4, 1_000),
+            start(5, 4_500),
+        ];
+        let plan = Plan { loaded: 1, ..plan(Manner::CALM, moves, vec![Fault::Full { commit, ms: 5_000 }]) };
+        let outcome = run(&plan, true);
+        assert_eq!(outcome.violation, None, "commit {commit}: {}", outcome.lines.join("\n"));
+        full += usize::from(outcome.lines.iter().any(|line| line.contains("finds no room")));
+    }
+    assert!(full > 4, "the disk was full {full} times");
 }
