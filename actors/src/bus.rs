@@ -1,8 +1,8 @@
 //! Fan-out: every committed batch to everyone who watches its thread or its tenant.
 //!
 //! A watcher has a bounded channel. Who watches a thread gets its batches one by one; who watches a tenant gets what
-//! was committed together as one piece, because a large commit would overflow a channel of batches by itself. One that falls behind is let go, and knows it by its channel's end; it resumes
-//! from the log. So a watcher never slows a thread and never makes the server grow. A batch is shared, not copied.
+//! was committed together as one piece, because a large commit would overflow a channel of batches by itself. One that
+//! falls behind is let go, and knows it by its channel's end; it resumes from the log. So a watcher never slows a thread and never makes the server grow. A batch is shared, not copied.
 //!
 //! After a commit that failed all watches end: it may be stored, and nobody would say so. Who watches has missed nothing by
 //! his own fault then: he watches anew, and reads the log.
@@ -24,7 +24,7 @@ use raddle_domain::id::{TenantId, ThreadKey};
 use raddle_domain::planted;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{batch::Batch, registry::Registry};
+use crate::batch::Batch;
 
 /// Pieces that may wait for one watcher, whatever their size.
 const QUEUE: usize = 256;
@@ -40,7 +40,6 @@ pub(crate) struct EventBusActor {
     next: u64,
     /// Bytes that may wait for one watcher.
     limit: usize,
-    registry: Arc<Registry>,
     inlet: Arc<Inlet>,
     #[cfg(feature = "planted")]
     messages: u64,
@@ -122,14 +121,13 @@ struct Unsubscribe {
 }
 
 impl EventBusActor {
-    pub fn new(limit: usize, registry: Arc<Registry>, inlet: Arc<Inlet>) -> Self {
+    pub fn new(limit: usize, inlet: Arc<Inlet>) -> Self {
         let (threads, tenants) = (Watchers(HashMap::new()), Watchers(HashMap::new()));
         Self {
             threads,
             tenants,
             next: 0,
             limit,
-            registry,
             inlet,
             #[cfg(feature = "planted")]
             messages: 0,
@@ -139,11 +137,6 @@ impl EventBusActor {
     fn let_all_go(&mut self) {
         let watchers = self.threads.let_go(End::Lagged) + self.tenants.let_go(End::Lagged);
         tracing::warn!(watchers, "events are committed faster than they fan out; watchers are let go");
-        self.dropped(watchers);
-    }
-
-    fn dropped(&self, watchers: usize) {
-        self.registry.counters.subscribers_dropped.fetch_add(watchers as u64, SeqCst);
     }
 
     /// Both ends of a new watch.
@@ -157,31 +150,26 @@ impl EventBusActor {
     }
 
     /// To those who watch whole tenants: what of `batches` is theirs, as one piece.
-    fn tell_tenants(&mut self, batches: &[Arc<Batch>]) -> usize {
-        let mut dropped = 0;
+    fn tell_tenants(&mut self, batches: &[Arc<Batch>]) {
         let mut committed: HashMap<TenantId, Vec<Arc<Batch>>> = HashMap::new();
         for batch in batches.iter().filter(|batch| self.tenants.0.contains_key(&batch.key.tenant)) {
             committed.entry(batch.key.tenant).or_default().push(batch.clone());
         }
         for (tenant, batches) in committed {
             let size = batches.iter().map(|batch| batch.size()).sum();
-            dropped += self.tenants.tell(&tenant, &batches.into(), size, self.limit);
+            self.tenants.tell(&tenant, &batches.into(), size, self.limit);
         }
-        dropped
     }
 }
 
 impl<K: Eq + Hash, T: Clone> Watchers<K, T> {
-    /// Offers a piece to those who watch `key`; how many were let go because they could not take it.
-    fn tell(&mut self, key: &K, piece: &T, size: usize, limit: usize) -> usize {
-        let Some(watchers) = self.0.get_mut(key) else { return 0 };
-        let before = watchers.len();
+    /// Offers a piece to those who watch `key`, and lets go who cannot take it.
+    fn tell(&mut self, key: &K, piece: &T, size: usize, limit: usize) {
+        let Some(watchers) = self.0.get_mut(key) else { return };
         watchers.retain(|watcher| watcher.offer(piece, size, limit));
-        let dropped = before - watchers.len();
         if watchers.is_empty() {
             self.0.remove(key);
         }
-        dropped
     }
 
     fn add(&mut self, key: K, watcher: Watcher<T>) {
@@ -247,11 +235,10 @@ impl Handler<Publish> for EventBusActor {
             self.let_all_go();
             return;
         }
-        let mut dropped = self.tell_tenants(&batches);
+        self.tell_tenants(&batches);
         for batch in batches {
-            dropped += self.threads.tell(&batch.key, &batch, batch.size(), self.limit);
+            self.threads.tell(&batch.key, &batch, batch.size(), self.limit);
         }
-        self.dropped(dropped);
     }
 }
 
@@ -336,6 +323,11 @@ impl<T> Watch<T> {
     /// Whether it was let go.
     pub fn was_let_go(&self) -> bool {
         self.ended.load(SeqCst) != 0
+    }
+
+    /// Whether that is because it was too slow, or the bus.
+    pub fn has_lagged(&self) -> bool {
+        self.ended.load(SeqCst) == End::Lagged as u8
     }
 
     /// Whether that is because of what was stored and not published.

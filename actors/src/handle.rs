@@ -779,7 +779,7 @@ impl Runtime {
         let ended = async {
             loop {
                 // Watch first: an end that comes between the two is then seen by one of them.
-                let mut subscription = self.subscribe(key, self.head(key).await?).await?;
+                let mut subscription = self.subscribe(key, self.head(key).await?).await?.uncounted();
                 let found = self.turn(key, turn).await?;
                 if found.status.is_terminal() {
                     return Ok(found);

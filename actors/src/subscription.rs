@@ -13,7 +13,7 @@ mod feed;
 mod tenant;
 mod thread;
 
-use std::future::Future;
+use std::{future::Future, sync::atomic::Ordering::Relaxed};
 
 use tokio::task::JoinHandle;
 
@@ -114,12 +114,15 @@ pub(crate) struct Follow<S: Source> {
     phase: Phase,
     /// The next page of a long backlog, read while the one before is sent.
     ahead: Option<JoinHandle<Result<Read<S>, Error>>>,
+    /// Whether it counts as dropped when it is let go while live: a wait of the runtime itself looks again, and cuts off
+    /// nobody.
+    counts: bool,
     _place: Hold,
 }
 
 impl<S: Source> Follow<S> {
     pub fn new(runtime: Runtime, source: S, after: S::Cursor, watch: Watch<S::Piece>, place: Hold) -> Self {
-        Self { runtime, source, after, watch, phase: Phase::Backlog, ahead: None, _place: place }
+        Self { runtime, source, after, watch, phase: Phase::Backlog, ahead: None, counts: true, _place: place }
     }
 
     pub const fn after(&self) -> S::Cursor {
@@ -205,10 +208,32 @@ impl<S: Source> Follow<S> {
                 return None;
             }
             // A watch that was not let go lost its bus, which may end before the signal is seen.
-            return Some(if self.watch.was_let_go() { Told::Gap(self.after) } else { Told::Shutdown(self.after) });
+            if !self.watch.was_let_go() {
+                return Some(Told::Shutdown(self.after));
+            }
+            self.count_as_dropped();
+            self.phase = Phase::Over;
+            return Some(Told::Gap(self.after));
         };
         let heard = self.source.hear(&mut self.after, piece);
         self.phase = heard.then;
         heard.news.map(Told::Live)
+    }
+
+    fn count_as_dropped(&self) {
+        if self.counts {
+            self.runtime.shared().registry.counters.subscribers_dropped.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Who was let go while live, and never came to hear of it: nobody took what was sent.
+///
+/// Who was let go over a long backlog is not counted: he was slow by no fault of his, and watched anew.
+impl<S: Source> Drop for Follow<S> {
+    fn drop(&mut self) {
+        if self.phase == Phase::Live && self.watch.has_lagged() {
+            self.count_as_dropped();
+        }
     }
 }

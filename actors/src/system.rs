@@ -209,8 +209,8 @@ fn tree(config: Config, ports: Ports, prepared: Prepared, stage: Stage, tasks: T
     let hooks = Arc::new(hooks);
     let registry = Arc::new(Registry::default());
     let inlet = Arc::new(Inlet::default());
-    let (limit, counts, outlet) = (config.subscriber_bytes, registry.clone(), inlet.clone());
-    let bus = stage.start(On::Front, move |_| EventBusActor::new(limit, counts, outlet));
+    let (limit, outlet) = (config.subscriber_bytes, inlet.clone());
+    let bus = stage.start(On::Front, move |_| EventBusActor::new(limit, outlet));
     let supervisor = stage.start(On::Front, |_| Supervisor::new());
     let timers = stage.start(On::Front, |_| Timers::default());
     let jobs = stage.start(On::Front, |_| Jobs::default());

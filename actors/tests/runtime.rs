@@ -2,9 +2,14 @@
 
 mod testbed;
 
-use std::{collections::BTreeSet, sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{
+    collections::BTreeSet,
+    pin::pin,
+    sync::atomic::{AtomicU64, Ordering::SeqCst},
+    time::Duration,
+};
 
-use raddle_actors::{Call, Config, Error, Idempotency, Next, Runtime, Started, ThreadQuery};
+use raddle_actors::{Call, Config, Error, Idempotency, Next, Runtime, Started, Subscription, ThreadQuery};
 use raddle_domain::{
     command::{Interrupt, Refused, ThreadPatch},
     event::Event,
@@ -418,6 +423,58 @@ async fn a_watcher_that_lagged_behind_a_deletion_hears_of_it() {
     runtime.delete_thread(key, Call::default()).await.unwrap();
     let end = async { while watch.next().await.is_ok_and(|next| !next.is_last()) {} };
     tokio::time::timeout(LONG, end).await.expect("the watcher hears of the end");
+    runtime.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn who_is_cut_off_is_counted_and_who_looks_again_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = TestModel::new();
+    let config = Config { subscriber_bytes: 1, ..Config::new(dir.path()) };
+    let runtime = Runtime::start(config, ports(&model)).await.unwrap();
+    let key = create(&runtime).await;
+    let dropped = || runtime.health().subscribers_dropped;
+    let titles = AtomicU64::new(0);
+    let retitle = async || {
+        for _ in 0..3 {
+            let next = titles.fetch_add(1, SeqCst).to_string();
+            runtime.patch_thread(key, title(&next), Call::default()).await.unwrap();
+        }
+    };
+    // Something happens whenever there is nothing to read.
+    let live = async |watch: &mut Subscription| loop {
+        tokio::select! {
+            biased;
+            next = watch.next() => match next.unwrap() {
+                Next::Stored(_) => {}
+                Next::Live { .. } => break,
+                other => panic!("{other:?}"),
+            },
+            () = tokio::time::sleep(Duration::from_millis(20)) => retitle().await,
+        }
+    };
+    // More happens than it may hold before it has read what is stored: it reads that too, and goes on.
+    let mut watch = runtime.subscribe(key, 0).await.unwrap();
+    retitle().await;
+    live(&mut watch).await;
+    assert_eq!(dropped(), 0);
+    // So does a wait that is let go.
+    let turn = start(&runtime, key, "hold").await;
+    let mut waits = pin!(ended(&runtime, key, turn.id));
+    tokio::time::timeout(Duration::from_millis(50), &mut waits).await.unwrap_err();
+    retitle().await;
+    model.gate.add_permits(1);
+    assert_eq!(waits.await, TurnStatus::Completed);
+    assert_eq!(dropped(), 0);
+    // It did not read meanwhile, and hears of it.
+    while !watch.next().await.unwrap().is_last() {}
+    assert_eq!(dropped(), 1);
+    // Nor did this one, and never will.
+    let mut watch = runtime.subscribe(key, 0).await.unwrap();
+    live(&mut watch).await;
+    retitle().await;
+    drop(watch);
+    assert_eq!(dropped(), 2);
     runtime.shutdown(LONG).await;
 }
 

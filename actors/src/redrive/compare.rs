@@ -256,7 +256,7 @@ impl Watcher {
     /// From the beginning.
     pub async fn of(runtime: &Runtime, key: ThreadKey) -> Result<Self, Error> {
         let (until, mut ends) = watch::channel(None);
-        let mut watch = runtime.subscribe(key, 0).await?;
+        let mut watch = runtime.subscribe(key, 0).await?.uncounted();
         let runtime = runtime.clone();
         let sees = tokio::spawn(async move {
             let mut seen = Seen::default();
@@ -271,7 +271,7 @@ impl Watcher {
                 next.events().for_each(|(seq, event)| seen.event(seq, &event.json));
                 match next {
                     // Cut off for being slow: it goes on where it was.
-                    Next::Gap { after } => watch = runtime.subscribe(key, after).await?,
+                    Next::Gap { after } => watch = runtime.subscribe(key, after).await?.uncounted(),
                     Next::Shutdown { .. } | Next::Deleted => return Ok(seen),
                     Next::Stored(_) | Next::Live { .. } => {}
                 }

@@ -514,13 +514,13 @@ impl Runtime {
     ) -> Result<Option<RollbackEnded>, Error> {
         let ended = async {
             // From its beginning: an end that has come already is then part of the backlog.
-            let mut subscription = self.subscribe_run(tenant, run, rollback.started_seq).await?;
+            let mut subscription = self.subscribe_run(tenant, run, rollback.started_seq).await?.uncounted();
             loop {
                 let chunks = match subscription.next().await? {
                     Next::Stored(chunks) => chunks,
                     Next::Live { batch, .. } => vec![batch.chunk.clone()],
                     Next::Gap { .. } => {
-                        subscription = self.subscribe_run(tenant, run, rollback.started_seq).await?;
+                        subscription = self.subscribe_run(tenant, run, rollback.started_seq).await?.uncounted();
                         continue;
                     }
                     Next::Shutdown { .. } => return Err(Error::Draining),

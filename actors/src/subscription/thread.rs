@@ -55,6 +55,12 @@ impl Subscription {
         self.0.after()
     }
 
+    /// For who looks again when it is let go, and cuts off nobody.
+    pub(crate) fn uncounted(mut self) -> Self {
+        self.0.counts = false;
+        self
+    }
+
     /// The next piece; after [`Next::Gap`], [`Next::Shutdown`], [`Next::Deleted`] or an error there is nothing more.
     /// Cancel-safe: a dropped call loses nothing.
     pub async fn next(&mut self) -> Result<Next, Error> {
