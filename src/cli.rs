@@ -26,6 +26,7 @@ mod hooks;
 mod jobs;
 mod mcp;
 mod policy;
+mod progress;
 mod questions;
 mod record;
 mod replay;

@@ -100,8 +100,9 @@ pub enum StressError {
     Plan(String),
     #[error("{0}")]
     Client(#[from] ClientError),
-    #[error("the server at {0} does not answer any more")]
-    Silent(String),
+    /// The server is not there any more, and nobody here has ended it.
+    #[error("{0}")]
+    Gone(String),
     #[error("interrupted: nothing is checked, and nothing is left behind")]
     Interrupted,
     #[error("{0}")]
@@ -171,7 +172,14 @@ pub async fn run(plan: Plan, watch: impl FnOnce(Arc<World>)) -> Result<Outcome, 
     let world = Arc::new(World::new(plan, client, home));
     watch(world.clone());
     let mut stress = Stress { world: world.clone(), child, tasks: JoinSet::new() };
-    let result = attended(&world, &mut signals, stress.run()).await;
+    let result = match attended(&world, &mut signals, stress.run()).await {
+        // What was counted until then is worth a report; of what was promised nothing can be found out.
+        Err(StressError::Gone(why)) => {
+            world.tally.stop();
+            Ok(vec![check::gone(why)])
+        }
+        result => result,
+    };
     let kept = match (&result, stress.child) {
         (Ok(checks), Some(child)) => child.end(checks.iter().any(|check| check.holds == Holds::No)).await,
         (Err(StressError::Interrupted), Some(mut child)) => {
@@ -199,7 +207,7 @@ async fn attended<T>(
         match &world.plan.target {
             Target::Given { url, .. } => {
                 world.silence().await;
-                StressError::Silent(url.clone())
+                StressError::Gone(format!("the server at {url} does not answer any more"))
             }
             // One of our own is killed, and is given its own time to come back.
             Target::Own { .. } => std::future::pending().await,
@@ -254,18 +262,21 @@ impl Stress {
         let world = self.world.clone();
         let plan = &world.plan;
         let mut dice = Dice::new(plan.seed);
-        let people = world.people().await?;
-        let mut boards = Vec::new();
-        let mut circles = Vec::new();
-        match plan.scenario {
-            Scenario::Board => boards = board::make(&world, &people[0]).await?,
-            _ => {
-                let each = plan.threads.div_ceil(people.len());
-                for who in &people {
-                    circles.push(Arc::new(Slots::make(&world, who, each).await?));
+        let made = async {
+            let people = world.people().await?;
+            let (mut boards, mut circles) = (Vec::new(), Vec::new());
+            match plan.scenario {
+                Scenario::Board => boards = board::make(&world, &people[0]).await?,
+                _ => {
+                    let each = plan.threads.div_ceil(people.len());
+                    for who in &people {
+                        circles.push(Arc::new(Slots::make(&world, who, each).await?));
+                    }
                 }
             }
-        }
+            Ok((people, boards, circles))
+        };
+        let (people, boards, circles) = while_it_lives(&mut self.child, made).await?;
         for number in 0..plan.clients {
             let (world, dice, client) = (world.clone(), dice.split(), number as u32);
             let style = plan.scenario.style(number);
@@ -289,20 +300,36 @@ impl Stress {
         if let Some(child) = &mut self.child {
             kill::kills(&world, child, &people[0], dice.split(), until).await?;
         }
-        tokio::select! {
-            () = tokio::time::sleep_until(until) => {}
-            () = world.stop.cancelled() => {}
-        }
-        world.tally.stop();
-        world.stop.cancel();
-        while let Some(ended) = self.tasks.join_next().await {
-            ended.map_err(|err| StressError::Failed(format!("a client failed: {err}")))?;
-        }
-        let rested = check::settle(&world).await;
-        desk.abort_all();
-        let mut checks = check::all(&world, rested).await?;
-        checks.extend(board::check(&world, &boards).await?);
-        Ok(checks)
+        let Self { child, tasks, .. } = self;
+        let found = async {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => {}
+                () = world.stop.cancelled() => {}
+            }
+            world.tally.stop();
+            world.stop.cancel();
+            while let Some(ended) = tasks.join_next().await {
+                ended.map_err(|err| StressError::Failed(format!("a client failed: {err}")))?;
+            }
+            let rested = check::settle(&world).await;
+            desk.abort_all();
+            let mut checks = check::all(&world, rested).await?;
+            checks.extend(board::check(&world, &boards).await?);
+            Ok(checks)
+        };
+        while_it_lives(child, found).await
+    }
+}
+
+/// Does what needs the server, unless one of our own ends by itself.
+async fn while_it_lives<T>(
+    child: &mut Option<Child>,
+    work: impl Future<Output = Result<T, StressError>>,
+) -> Result<T, StressError> {
+    let Some(child) = child else { return work.await };
+    tokio::select! {
+        gone = child.gone() => Err(gone),
+        done = work => done,
     }
 }
 

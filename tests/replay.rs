@@ -390,11 +390,32 @@ async fn stored_threads_are_replayed_as_they_must_have_been_told() {
     assert_eq!(unknown.code, Some(3), "{unknown:?}");
 
     server.stop().await;
-    let read = run(raddle().args(["record", "--all", "--data-dir"]).arg(data.path()).arg("--out").arg(&offline), "");
+    let config = dir.path().join("raddle.toml");
+    std::fs::write(&config, "limits.prompt_bytes = 54321\n").unwrap();
+    let mut read = raddle();
+    read.args(["record", "--all", "--data-dir"]).arg(data.path()).arg("--config").arg(&config);
+    let read = run(read.arg("--out").arg(&offline), "");
     assert_eq!(read.code, Some(0), "{read:?}");
+    let recorded = std::fs::read_to_string(&offline).unwrap();
+    assert!(recorded.lines().next().unwrap().contains("54321"), "its limits are those of its server");
     let report = equal(&offline, &["--threads", "3", "--loaded", "2"]);
     let threads: Vec<_> = report["threads"].as_array().unwrap().iter().map(|thread| text(&thread["thread"])).collect();
     assert_eq!(threads, [format!("default/{one}"), format!("default/{two}")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recording_that_nobody_reads_any_more_ends_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let mut command = raddle();
+    let child = command.args(["record", "--server", &server.url]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = child.spawn().unwrap();
+    // The header comes at once, and then nothing: no thread is told anything.
+    let mut header = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut header).unwrap();
+    assert!(header.contains("raddle"), "{header}");
+    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    assert_eq!(ended.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -439,6 +460,10 @@ async fn calls_are_decided_anew_under_another_policy_and_the_first_that_differs_
     let same = replay(&trace, &args);
     assert_eq!(same.code, Some(0), "{same:?}");
     assert_eq!(same.out, "the same is decided about all of 1 call\n");
+    // Where there is no such tool nobody knows, and it is not called the same.
+    let unknown = replay(&trace, &args[2..]);
+    assert_eq!(unknown.code, Some(1), "{unknown:?}");
+    assert!(unknown.out.starts_with("the same is decided about 0 of 1 call\n1 were of tools"), "{}", unknown.out);
 
     let rule = "[[rules]]\nname = \"no marks\"\ntool = \"demo_append\"\naction = \"deny\"\nreason = \"they stay\"\n";
     std::fs::write(&policy, rule).unwrap();

@@ -309,6 +309,26 @@ fn a_signal_leaves_nothing_behind() {
     }
 }
 
+#[test]
+fn a_server_that_ends_by_itself_is_noticed_and_what_was_counted_is_told() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut child = lasting().env("TMPDIR", temporary.path()).spawn().unwrap();
+    let home = home_of(&mut child, temporary.path());
+    // This is said once it listens.
+    while !std::fs::read_to_string(home.join("server.log")).is_ok_and(|log| log.contains("to begin")) {
+        assert!(child.try_wait().unwrap().is_none(), "it ends before its server lives");
+    }
+    let server = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    assert!(Command::new("kill").args(["-KILL", server.trim()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("ended by itself (signal: 9 (SIGKILL))"), "{said}");
+    let outcome: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&outcome["passed"], names(&outcome)), (&false.into(), vec!["there".to_owned()]));
+    assert_eq!(outcome["kept"], home.to_str().unwrap());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signal_ends_the_load_and_what_there_is_is_checked() {
     let dir = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@ use std::{
     io::{self, BufWriter, Write},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::Args;
@@ -19,8 +20,10 @@ use raddle_domain::{
     ports::LogStore,
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::{Failure, Remote, plain};
-use crate::{client::Pieces, record};
+use crate::{client::Pieces, config::Config, record};
 
 /// Record what threads are told
 ///
@@ -46,15 +49,21 @@ pub struct Record {
     /// Read this directory, whose server is down, and ask none
     #[arg(long, value_name = "DIR", conflicts_with_all = ["only", "seconds"])]
     data_dir: Option<PathBuf>,
-    /// All threads that are stored there
+    /// All threads that are stored there; exits with 1 if one of them cannot be read
     #[arg(long, requires = "data_dir", conflicts_with = "threads")]
     all: bool,
+    /// The configuration of that server, whose limits stand in the recording
+    #[arg(long, value_name = "FILE", requires = "data_dir")]
+    config: Option<PathBuf>,
     /// Whose threads they are that are read from a directory
     #[arg(long, value_name = "TENANT", requires = "data_dir")]
     tenant: Option<TenantId>,
     #[command(flatten)]
     remote: Remote,
 }
+
+/// How often it is looked whether anybody still reads: where nothing is told, no write finds out.
+const LOOKS: Duration = Duration::from_secs(1);
 
 /// Where a recording goes.
 struct Out {
@@ -84,6 +93,15 @@ impl Out {
             Err(why) if self.file.is_none() && why.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
             written => Ok(written?),
         }
+    }
+
+    /// Whether a reader has gone, as `head` does, and a line would find nobody.
+    fn is_unread(&self) -> bool {
+        let stdout = io::stdout();
+        let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
+        self.file.is_none()
+            && poll(&mut polled, Some(&Timespec::default())).is_ok()
+            && polled[0].revents().intersects(PollFlags::ERR)
     }
 
     /// The number of lines behind the header.
@@ -162,10 +180,11 @@ impl Record {
             let tenant = self.tenant.unwrap_or(TenantId::DEFAULT);
             self.threads.iter().map(|thread| ThreadKey { tenant, thread: *thread }).collect()
         };
-        let header = derived::header(&*view, &keys, Limits::default());
+        let header = derived::header(&*view, &keys, self.limits()?);
         let header = header.map_err(|why| failed(&why))?;
         let mut out = Out::open(self.out.as_deref())?;
         out.write(format!("{header}\n").as_bytes())?;
+        let mut left_out = 0;
         for key in keys {
             let derived = match derived::derived(&*view, key, &header) {
                 Ok(Some(derived)) => derived,
@@ -173,6 +192,7 @@ impl Record {
                 // One thread that cannot be read is no reason to have none.
                 Err(why) if self.all => {
                     eprintln!("{key} is left out: {}", plain(&why.to_string()));
+                    left_out += 1;
                     continue;
                 }
                 Err(why) => return Err(failed(&why)),
@@ -182,17 +202,38 @@ impl Record {
             }
             out.write(record::text(&derived.lines).as_bytes())?;
         }
-        out.end().map(drop)
+        out.end()?;
+        match left_out {
+            0 => Ok(()),
+            // Each was named.
+            _ => Err(Failure::Told),
+        }
+    }
+
+    /// Under which threads were told what is stored.
+    fn limits(&self) -> Result<Limits, Failure> {
+        let Some(path) = &self.config else { return Ok(Limits::default()) };
+        let about = |why: &dyn std::fmt::Display| Failure::Usage(format!("{}: {why}", path.display()));
+        let text = fs::read_to_string(path).map_err(|why| about(&why))?;
+        Ok(Config::read(Some(&text), [], []).map_err(|why| about(&why))?.limits.thread)
     }
 }
 
 async fn copy(mut pieces: Pieces, out: &mut Out) -> Result<(), Failure> {
-    while let Some(piece) = pieces.next().await {
+    let mut looks = tokio::time::interval(LOOKS);
+    loop {
+        let piece = tokio::select! {
+            piece = pieces.next() => piece,
+            _ = looks.tick() => match out.is_unread() {
+                true => return Ok(()),
+                false => continue,
+            },
+        };
+        let Some(piece) = piece else { return Ok(()) };
         let piece = piece?;
         // An empty line is a sign of life.
         if &*piece != b"\n" {
             out.write(&piece)?;
         }
     }
-    Ok(())
 }

@@ -6,7 +6,7 @@ mod show;
 
 use std::{
     fs::File,
-    io::{self, BufReader, IsTerminal},
+    io::{self, BufReader},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     str::FromStr,
@@ -15,7 +15,6 @@ use std::{
 };
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use raddle_actors::redrive::{Progress, Redrive, RedriveError, Report, SLOWEST, Trace};
 use tokio::{
     net::TcpListener,
@@ -24,7 +23,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, say_json};
+use super::{
+    Failure,
+    progress::{self, Step},
+    say_json,
+};
 use crate::{
     app::{self, App},
     client::Client,
@@ -101,8 +104,8 @@ impl FromStr for Speed {
         match text {
             "max" => Ok(Self(None)),
             text => match text.parse::<f64>() {
-                Ok(speed) if speed.is_finite() && speed > 0.0 => Ok(Self(Some(speed))),
-                _ => Err("a number above 0, or `max`"),
+                Ok(speed) if speed.is_finite() && speed >= SLOWEST => Ok(Self(Some(speed))),
+                _ => Err("a number from 0.001 up, or `max`"),
             },
         }
     }
@@ -200,7 +203,7 @@ impl Replay {
             ..Redrive::new(&place.dir)
         };
         if let Some(speed) = self.speed.0 {
-            let pause = trace.longest_pause().div_f64(speed.max(SLOWEST));
+            let pause = trace.longest_pause().div_f64(speed);
             if pause > LONG {
                 eprintln!("at this speed the longest wait takes {} hours", pause.as_secs() / 3_600);
             }
@@ -211,14 +214,15 @@ impl Replay {
             RedriveError::Empty | RedriveError::Nothing => Failure::Usage(why.to_string()),
             why => Failure::Failed(why.to_string()),
         })?;
-        self.found(trace, &report)
+        self.found(trace, &report, "events")
     }
 
-    fn found(&self, trace: &Trace, report: &Report) -> Result<(), Failure> {
+    /// `counted` is what counts as an event.
+    fn found(&self, trace: &Trace, report: &Report, counted: &str) -> Result<(), Failure> {
         if self.json {
             say_json(report)?;
         } else {
-            show::report(&self.trace, trace, report)?;
+            show::report(&self.trace, trace, report, counted)?;
         }
         if report.equal { Ok(()) } else { Err(Failure::Told) }
     }
@@ -227,13 +231,15 @@ impl Replay {
     async fn said(&self, trace: &Trace, client: &Client) -> Result<(), Failure> {
         let model = self.model.clone().filter(|model| model != "recorded");
         let manner = Manner { model, patience: Duration::from_secs(self.patience.into()) };
-        let (report, left_out) = verbs::run(trace, client, &manner, self.threads, self.at_once as usize).await?;
+        let progress = Progress::default();
+        let said = verbs::run(trace, client, &manner, self.threads, self.at_once as usize, &progress);
+        let (report, left_out) = shown(&progress, said).await?;
         if left_out > 0 {
             eprintln!(
                 "{left_out} threads were there before the recording began: what callers said of them is not told"
             );
         }
-        self.found(trace, &report)
+        self.found(trace, &report, "events but deltas")
     }
 
     /// Decides about calls anew.
@@ -249,7 +255,7 @@ impl Replay {
         } else {
             show::rejudged(&rejudged)?;
         }
-        if rejudged.different.is_empty() { Ok(()) } else { Err(Failure::Told) }
+        if rejudged.is_the_same() { Ok(()) } else { Err(Failure::Told) }
     }
 
     /// The configuration of what runs here, in `dir`.
@@ -314,36 +320,20 @@ fn read(path: &Path) -> Result<Trace, Failure> {
     Ok(trace)
 }
 
-/// Shows how far it is, on a terminal.
-async fn shown(
-    progress: &Progress,
-    told: impl Future<Output = Result<Report, RedriveError>>,
-) -> Result<Report, RedriveError> {
-    if !io::stderr().is_terminal() {
-        return told.await;
-    }
-    let bar = ProgressBar::new(0);
-    let style = "{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}";
-    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let mut told = std::pin::pin!(told);
-    let mut ticks = tokio::time::interval(Duration::from_millis(100));
-    loop {
-        tokio::select! {
-            report = &mut told => {
-                bar.finish_and_clear();
-                return report;
-            }
-            _ = ticks.tick() => {
-                let Progress { lines, replicas, told, compared } = progress;
-                let (message, at, of) = match compared.load(Relaxed) {
-                    0 => ("telling", told.load(Relaxed), lines.load(Relaxed)),
-                    compared => ("comparing", compared, replicas.load(Relaxed)),
-                };
-                bar.set_message(message);
-                bar.set_length(of);
-                bar.set_position(at);
-            }
-        }
+/// Shows how far it is.
+async fn shown<T>(progress: &Progress, told: impl Future<Output = T>) -> T {
+    let step = || {
+        let Progress { lines, replicas, told, compared } = progress;
+        let (does, at, of, what) = match compared.load(Relaxed) {
+            0 => ("telling", told.load(Relaxed), lines.load(Relaxed), "lines"),
+            compared => ("comparing", compared, replicas.load(Relaxed), "replicas"),
+        };
+        Step { at, of, says: format!("{does}: {at} of {of} {what}") }
+    };
+    tokio::select! {
+        biased;
+        done = told => done,
+        () = progress::show(step) => std::future::pending().await,
     }
 }
 
@@ -352,10 +342,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_speed_is_a_number_above_nothing_or_as_fast_as_it_goes() {
+    fn a_speed_is_a_number_or_as_fast_as_it_goes() {
         assert_eq!("max".parse(), Ok(Speed(None)));
         assert_eq!("2.5".parse(), Ok(Speed(Some(2.5))));
-        for bad in ["0", "-1", "nan", "inf", "fast", ""] {
+        for bad in ["0", "0.0009", "-1", "nan", "inf", "fast", ""] {
             assert!(bad.parse::<Speed>().is_err(), "{bad}");
         }
     }

@@ -11,12 +11,10 @@ use clap::Args;
 use raddle_actors::simulation::{self, Outcome, Plan, Shrunk, shrink};
 use serde_json::{Value, json};
 
-use super::{Failure, say, say_json};
+use super::{Failure, progress::NEWS, say, say_json};
 
 /// Simulations that it may take to tell a story shortly.
 const BUDGET: u32 = 400;
-/// How often it is said how far it has come.
-const NEWS: Duration = Duration::from_secs(10);
 
 /// Try this build out in worlds that seeds make up
 ///

@@ -1,16 +1,17 @@
 //! `raddle stress`: how a server bears load, slow disks and its own death, and whether it kept its word.
 
 use std::{
-    io::IsTerminal,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Failure, plain, say, write};
+use super::{
+    Failure, plain,
+    progress::{self, Step},
+    say, write,
+};
 use crate::{
     sandbox,
     stress::{self, Holds, Outcome, Plan, Scenario, StressError, Target, World, outcome::OfOperation, report},
@@ -66,6 +67,8 @@ pub struct Stress {
     quiet: bool,
 }
 
+/// The exit code where no server answers, as of every command.
+const UNREACHABLE: u8 = 4;
 /// The exit code of what a signal ended, as shells have it.
 const INTERRUPTED: u8 = 130;
 
@@ -122,26 +125,25 @@ impl Stress {
             disk_faults: self.disk_faults,
             slow_subscribers: self.slow_subscribers as usize,
         };
-        let shows = !self.quiet && std::io::stderr().is_terminal();
         let length = plan.duration;
-        let mut progress = None;
+        let mut shows = None;
         let done = stress::run(plan, |world| {
-            progress = shows.then(|| tokio::spawn(show(world, length)));
+            shows = (!self.quiet).then(|| tokio::spawn(progress::show(move || step(&world, length))));
         })
         .await;
-        if let Some(progress) = progress {
-            progress.abort();
-            eprintln!();
+        if let Some(shows) = shows {
+            shows.abort();
+            // Once the bar is gone.
+            drop(shows.await);
         }
         let outcome = done.map_err(|err| match err {
             StressError::Plan(why) => Failure::Usage(why),
             StressError::Client(err) => err.into(),
-            StressError::Silent(_) => Failure::Unreachable(err.to_string()),
             StressError::Interrupted => {
                 eprintln!("raddle: {err}");
                 Failure::Found(INTERRUPTED)
             }
-            StressError::Failed(why) => Failure::Failed(why),
+            StressError::Failed(why) | StressError::Gone(why) => Failure::Failed(why),
         })?;
         let json = serde_json::to_string_pretty(&outcome).map_err(|err| Failure::Failed(err.to_string()))? + "\n";
         let to_stdout = self.json.as_deref() == Some(Path::new("-"));
@@ -168,7 +170,11 @@ impl Stress {
             let data = kept.join("data");
             eprintln!("the server's data is kept: look at it with `raddle serve --data-dir {}`", data.display());
         }
-        if outcome.passed { Ok(()) } else { Err(Failure::Told) }
+        match outcome.passed {
+            true => Ok(()),
+            false if outcome.is_unreachable() => Err(Failure::Found(UNREACHABLE)),
+            false => Err(Failure::Told),
+        }
     }
 }
 
@@ -194,27 +200,19 @@ fn put(path: &Path, text: &str) -> Result<(), Failure> {
     std::fs::write(path, text).map_err(|err| Failure::Failed(format!("cannot write {}: {err}", path.display())))
 }
 
-/// Says how it goes, until nobody wants to know any more.
-async fn show(world: Arc<World>, length: Duration) {
-    let bar = ProgressBar::new(length.as_millis() as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30.cyan/blue} {msg}") {
-        bar.set_style(style.progress_chars("━╸─"));
-    }
-    loop {
-        let glance = world.tally.glance();
-        let elapsed = glance.elapsed.min(length);
-        bar.set_position(elapsed.as_millis() as u64);
-        let problems: Vec<_> = glance.problems.iter().take(4).map(|(code, count)| format!("{code} {count}")).collect();
-        let kills = if glance.kills > 0 { format!(" · {} kills", glance.kills) } else { String::new() };
-        let phase = if world.stop.is_cancelled() { " · checking" } else { "" };
-        bar.set_message(format!(
-            "{:>3}s · {} done · {}/s{kills}{phase} · {}",
-            elapsed.as_secs(),
-            glance.done,
-            glance.per_second,
-            problems.join(", ")
-        ));
-        tokio::time::sleep(Duration::from_millis(200)).await;
+/// How it goes.
+fn step(world: &World, length: Duration) -> Step {
+    let glance = world.tally.glance();
+    let elapsed = glance.elapsed.min(length);
+    let kills = if glance.kills > 0 { format!(" · {} kills", glance.kills) } else { String::new() };
+    let phase = if world.stop.is_cancelled() { " · checking" } else { "" };
+    let problems = glance.problems.iter().take(4).map(|(code, count)| format!(" · {code} {count}"));
+    let problems: String = problems.collect();
+    let (seconds, done, rate) = (elapsed.as_secs(), glance.done, glance.per_second);
+    Step {
+        at: elapsed.as_millis() as u64,
+        of: length.as_millis() as u64,
+        says: format!("{seconds:>3}s · {done} done · {rate}/s{kills}{phase}{problems}"),
     }
 }
 

@@ -21,6 +21,13 @@ pub struct Rejudged {
     pub different: Vec<Otherwise>,
 }
 
+impl Rejudged {
+    /// Whether it is known of all calls that the same is decided about them.
+    pub const fn is_the_same(&self) -> bool {
+        self.unknown == 0 && self.different.is_empty()
+    }
+}
+
 /// A call about which something else is decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Otherwise {

@@ -13,7 +13,7 @@
 use std::{collections::HashMap, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use futures_util::StreamExt;
-use raddle_actors::redrive::{Difference, Numbered, Recorded, Replica, Report, ThreadReport, Trace};
+use raddle_actors::redrive::{Difference, Numbered, Progress, Recorded, Replica, Report, ThreadReport, Trace};
 use raddle_domain::{
     command::{Command, NewThread, StartTurn, ThreadPatch},
     event::{Event, Record, SCHEMA},
@@ -115,7 +115,7 @@ impl Plan {
     }
 
     /// Says everything to a new thread, each when it is due.
-    pub async fn play(&self, client: &Client, manner: &Manner) -> Result<Played, ClientError> {
+    pub async fn play(&self, client: &Client, manner: &Manner, progress: &Progress) -> Result<Played, ClientError> {
         let mut played = Played { thread: None, canon: Canon::default(), refused: 0, said: 0, slipped: None };
         let [first, verbs @ ..] = self.verbs.as_slice() else { return Ok(played) };
         let Told::Created(new) = &first.told else { return Ok(played) };
@@ -125,6 +125,7 @@ impl Plan {
         let id: ThreadId = made["id"].as_str().unwrap_or_default().parse().map_err(|_| odd("it names no thread"))?;
         played.thread = Some(id);
         played.said = 1;
+        progress.told.fetch_add(1, Relaxed);
         let thread = id.to_string();
         let (mut log, mut names) = (Vec::new(), HashMap::new());
         let (mut events, mut growing, mut next) = (0, false, 0);
@@ -137,6 +138,7 @@ impl Plan {
             {
                 next += 1;
                 played.said += 1;
+                progress.told.fetch_add(1, Relaxed);
                 let request = request(&thread, &verb.told, &names, manner);
                 match (request.send(client, manner.patience, verb.refused).await, verb.refused) {
                     (Ok(_), false) => {}
@@ -399,13 +401,19 @@ pub async fn run(
     manner: &Manner,
     copies: u32,
     at_once: usize,
+    progress: &Progress,
 ) -> Result<(Report, usize), ClientError> {
     let (plans, left_out) = plans(trace);
+    let lines: usize = plans.iter().map(|plan| plan.verbs.len()).sum();
+    progress.lines.store(lines as u64 * u64::from(copies), Relaxed);
     let began = Instant::now();
     let all = (0..copies).flat_map(|copy| plans.iter().enumerate().map(move |(of, plan)| (copy, of, plan)));
-    let played = futures_util::stream::iter(all)
-        .map(|(copy, of, plan)| async move { plan.play(client, manner).await.map(|played| (copy, of, played)) })
-        .buffer_unordered(at_once.max(1));
+    let played =
+        futures_util::stream::iter(all)
+            .map(|(copy, of, plan)| async move {
+                plan.play(client, manner, progress).await.map(|played| (copy, of, played))
+            })
+            .buffer_unordered(at_once.max(1));
     let mut played = std::pin::pin!(played);
     let threads = plans.iter().map(|plan| ThreadReport {
         thread: plan.thread.clone(),

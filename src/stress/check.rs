@@ -17,7 +17,7 @@ use raddle_domain::{
 use tokio::time::{Duration, Instant};
 
 use super::{
-    Check, Holds, PATIENCE, Scenario, StressError,
+    Check, Holds, Outcome, PATIENCE, Scenario, StressError,
     facts::{Facts, mark},
     journal::{Asks, OfThread, Told},
     talk::Talk,
@@ -68,6 +68,14 @@ impl Finding {
         let Self { name, says, of, examined, faults, more, .. } = self;
         Check { name: name.to_owned(), says: says.to_owned(), holds, examined, of: of.to_owned(), faults, more }
     }
+}
+
+/// That the server is there no more.
+pub fn gone(why: String) -> Check {
+    let mut finding = Finding::new(Outcome::THERE, "the server is there to the end", "server");
+    finding.examine(1);
+    finding.fault(why);
+    finding.end()
 }
 
 /// Lets every thread come to rest: nothing is open, nothing waits.

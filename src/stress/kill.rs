@@ -44,6 +44,7 @@ pub async fn kills(
         tokio::select! {
             () = tokio::time::sleep_until(at) => {}
             () = world.stop.cancelled() => break,
+            gone = child.gone() => return Err(gone),
         }
         let struck = Instant::now();
         child.kill().await;
@@ -57,8 +58,12 @@ pub async fn kills(
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        if tokio::time::timeout(RECOVERY, first).await.is_err() {
-            return Err(StressError::Failed(format!("after kill {kill} the server takes no command")));
+        tokio::select! {
+            () = first => {}
+            () = tokio::time::sleep(RECOVERY) => {
+                return Err(StressError::Failed(format!("after kill {kill} the server takes no command")));
+            }
+            gone = child.gone() => return Err(gone),
         }
         world.tally.killed(struck, struck.elapsed());
         world.moves(client);

@@ -188,6 +188,14 @@ impl OfOperation {
 }
 
 impl Outcome {
+    /// The check that fails where the server was gone before the end: then it is the only one.
+    pub(super) const THERE: &str = "there";
+
+    /// Whether somebody's server was gone before the end, as one that is down.
+    pub fn is_unreachable(&self) -> bool {
+        self.plan.server.is_some() && self.checks.iter().any(|check| check.name == Self::THERE)
+    }
+
     pub(super) fn of(world: &World, began_at: UnixMs, checks: Vec<Check>, kept: Option<PathBuf>) -> Self {
         let plan = &world.plan;
         let Counts { operations, steps, lasted, kills } = world.tally.whole();

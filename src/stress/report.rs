@@ -153,6 +153,9 @@ fn figures(outcome: &Outcome) -> String {
         all.push((time(recovery.p99), "recovery, p99".to_owned()));
     }
     all.push((plan.clients.to_string(), "clients".to_owned()));
+    if plan.slow_subscribers > 0 {
+        all.push((outcome.slow_subscribers.to_string(), "slow subscribers".to_owned()));
+    }
     let things = if plan.scenario == Scenario::Board { "runs" } else { "threads" };
     all.push((plan.threads.to_string(), things.to_owned()));
     let mut html = "<div class=\"figures\">\n".to_owned();

@@ -97,6 +97,17 @@ impl Child {
         }
     }
 
+    /// Waits until it has ended without being told to.
+    pub async fn gone(&mut self) -> StressError {
+        let Some(process) = &mut self.process else { return std::future::pending().await };
+        let how = match process.wait().await {
+            Ok(status) => status.to_string(),
+            Err(err) => err.to_string(),
+        };
+        let log = self.home.join("server.log");
+        StressError::Gone(format!("the server ended by itself ({how}); its log is {}", log.display()))
+    }
+
     /// SIGKILL; it is gone when this returns.
     pub async fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {

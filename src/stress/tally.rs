@@ -114,9 +114,9 @@ impl Tally {
         self.counts().kills.push(Killed { at: at.duration_since(self.began), recovery });
     }
 
-    /// The load is over.
+    /// The load is over, if it was not before.
     pub fn stop(&self) {
-        self.counts().lasted = Some(self.began.elapsed());
+        self.counts().lasted.get_or_insert(self.began.elapsed());
     }
 
     pub fn whole(&self) -> Counts {

@@ -17,7 +17,8 @@ const FIELDS: usize = 8;
 /// Characters of a value that are shown.
 const WIDTH: usize = 160;
 
-pub fn report(path: &Path, trace: &Trace, report: &Report) -> Result<(), Failure> {
+/// `counted` is what of a thread counts as an event.
+pub fn report(path: &Path, trace: &Trace, report: &Report, counted: &str) -> Result<(), Failure> {
     let Report { replicas, told, refused, skipped, events, seconds, unloaded, watched, differing, .. } = report;
     let recorded: usize = report.threads.iter().map(|thread| thread.lines).sum();
     let at = serde_json::to_value(trace.header.recorded_at).ok();
@@ -56,7 +57,7 @@ pub fn report(path: &Path, trace: &Trace, report: &Report) -> Result<(), Failure
             (equal, differing) => format!("{differing} different, {equal} equal"),
         };
         say(&format!(
-            "  {}  {}  {} events  {word}",
+            "  {}  {}  {} {counted}  {word}",
             thread.thread,
             &thread.digest[..12.min(thread.digest.len())],
             thread.events
@@ -79,11 +80,12 @@ pub fn rejudged(rejudged: &Rejudged) -> Result<(), Failure> {
     let Rejudged { calls, unknown, different } = rejudged;
     let of = many(*calls, "call");
     match different.is_empty() {
-        true => say(&format!("the same is decided about all of {of}"))?,
+        true if *unknown == 0 => say(&format!("the same is decided about all of {of}"))?,
+        true => say(&format!("the same is decided about {} of {of}", calls - unknown))?,
         false => say(&format!("DIFFERENT: something else is decided about {} of {of}", different.len()))?,
     }
     if *unknown > 0 {
-        say(&format!("{unknown} were of tools that are not configured here: nobody can say"))?;
+        say(&format!("{unknown} were of tools that are not configured here (--config): nobody can say"))?;
     }
     let mut seen = std::collections::BTreeSet::new();
     for otherwise in different.iter().filter(|otherwise| seen.insert(otherwise.thread.clone())) {
