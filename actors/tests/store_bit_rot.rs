@@ -16,6 +16,9 @@ use support::{
 
 /// How each part begins that the script stores.
 const PART: &[u8] = br#"{"part":"#;
+/// The first byte of a page that leads to others, and how many of its bytes are tried: they hold its keys.
+const BRANCH: u8 = 2;
+const KEYS: usize = 200;
 
 #[test]
 fn no_flipped_bit_is_read_as_something_else() {
@@ -37,6 +40,9 @@ fn no_flipped_bit_is_read_as_something_else() {
     // Parts take few pages of the file: some of the flips are aimed at those.
     let of_part = |page: &usize| whole[page * 4096..][..4096].windows(PART.len()).any(|bytes| bytes == PART);
     let parts: Vec<usize> = used.iter().copied().filter(of_part).collect();
+    // One whose keys are damaged leads to what lies outside of what was asked for.
+    let branches = used.iter().copied().filter(|page| whole[page * 4096] == BRANCH);
+    let misled = branches.flat_map(|page| (0..KEYS).map(move |at| (page * 4096 + at, 0)));
 
     let store = redb(&medium);
     let view = store.view().unwrap();
@@ -49,11 +55,12 @@ fn no_flipped_bit_is_read_as_something_else() {
     let flips = std::env::var("RADDLE_BIT_FLIPS").ok().and_then(|text| text.parse().ok()).unwrap_or(800);
     let mut dice = Dice(0x5eed_0002);
     let (mut refused, mut errors, mut named, mut absent, mut wrong) = (0, 0, 0, 0, Vec::new());
-    for flip in 0..flips {
-        let mut bytes = whole.clone();
+    let random = (0..flips).map(|flip| {
         let pages = if flip % 8 == 0 { &parts } else { &used };
-        let at = pages[dice.roll(pages.len())] * 4096 + dice.roll(4096);
-        let bit = dice.roll(8);
+        (pages[dice.roll(pages.len())] * 4096 + dice.roll(4096), dice.roll(8))
+    });
+    for (at, bit) in random.chain(misled) {
+        let mut bytes = whole.clone();
         bytes[at] ^= 1 << bit;
         let Ok(store) = RedbStore::open_medium(Arc::new(MemoryMedium::holding(bytes)), 1 << 20, 0) else {
             refused += 1;

@@ -240,11 +240,8 @@ fn last(turns: &impl ReadableTable<TurnKey, Bytes>, part: &Part, to: Seq) -> Res
     let found = turns.range(TurnKey::new(part.owner, 0)..=TurnKey::new(part.owner, to))?.next_back().transpose()?;
     let found = found.map(|(key, bytes)| read(part, key.value(), bytes.value())).transpose()?;
     let named = named_behind(turns, part, to)?;
-    if found.as_ref().map_or(0, |record| record.turn.started_seq) == named {
-        Ok(found)
-    } else {
-        Err(missing(part, named))
-    }
+    let at = found.as_ref().map_or(0, |record| record.turn.started_seq);
+    if at == named && at <= to { Ok(found) } else { Err(missing(part, named)) }
 }
 
 /// The part's record at `seq`, or the certainty that there is none.
@@ -275,7 +272,10 @@ pub(super) fn following(
         return Ok(None);
     }
     match turns.range(TurnKey::new(part.owner, seq + 1)..=TurnKey::new(part.owner, Seq::MAX))?.next().transpose()? {
-        Some((key, bytes)) => read(part, key.value(), bytes.value()).map(Some),
+        Some((key, bytes)) => match read(part, key.value(), bytes.value())? {
+            record if record.turn.started_seq > seq => Ok(Some(record)),
+            _ => Err(missing(part, part.head.last_turn)),
+        },
         None => Err(missing(part, part.head.last_turn)),
     }
 }
