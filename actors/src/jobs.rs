@@ -60,6 +60,8 @@ pub(crate) struct Jobs {
     working: HashMap<ThreadKey, Working>,
     /// Of `working`, those that take a place.
     places: usize,
+    /// What met an error of the store, until its pause is over: it is due all the while.
+    resting: HashSet<ThreadKey>,
     /// What cannot be read: it is not tried again by this process.
     broken: HashSet<ThreadKey>,
     sleep: Option<(UnixMs, SpawnHandle)>,
@@ -158,7 +160,8 @@ impl Jobs {
         }
         self.scanning = Scanning::Yes;
         let now = shared.clock.now();
-        let limit = SCAN + self.known.len() + self.working.len() + self.broken.len();
+        let passed_over = self.known.len() + self.working.len() + self.resting.len() + self.broken.len();
+        let limit = SCAN + passed_over;
         let store = shared.store.clone();
         let read = shared.tasks.blocking(move || {
             let view = store.view()?;
@@ -185,7 +188,8 @@ impl Jobs {
     }
 
     fn add(&mut self, key: ThreadKey) {
-        if self.working.contains_key(&key) || self.broken.contains(&key) || !self.known.insert(key) {
+        let passed_over = self.working.contains_key(&key) || self.resting.contains(&key) || self.broken.contains(&key);
+        if passed_over || !self.known.insert(key) {
             return;
         }
         match self.ready.iter_mut().find(|(tenant, _)| *tenant == key.tenant) {
@@ -336,7 +340,9 @@ impl Handler<Ended> for Jobs {
             How::Done if ended.again => self.add(key),
             How::Done => {}
             How::Later => {
+                self.resting.insert(key);
                 ctx.run_later(PAUSE, move |this, ctx| {
+                    this.resting.remove(&key);
                     this.add(key);
                     this.dispatch(ctx);
                 });

@@ -13,14 +13,15 @@
 //! ```
 //! A history that breaks an invariant is told by the shortest plan that was found to break it too ([`shrink`]).
 //!
-//! Tenants and threads have budgets of tokens, and agents work on the tasks of runs.
+//! Tenants and threads have budgets of tokens, agents work on the tasks of runs, and jobs are done later and on schedule.
 //!
-//! Absent: jobs, schedules and hooks, whose actors are there and have nothing to do; of runs, what threads do for them
+//! Absent: hooks, whose actor is there and has nothing to do; of runs, what threads do for them
 //! (workers of the runtime, ledgers, rollbacks), checkpoints and deletion; budgets that are lowered, in money, or of a
 //! turn; quotas; the erasure of a tenant. Absent on purpose: torn pages and flipped bits, which tests of the store make.
 
 mod agent;
 mod board;
+mod chores;
 mod client;
 mod disk;
 mod drawn;
@@ -135,6 +136,7 @@ async fn history(plan: &Plan, told: bool) -> Outcome {
         lives: Cell::new(0),
         threads: RefCell::default(),
         runs: RefCell::default(),
+        work: RefCell::default(),
         watchers: RefCell::default(),
         over: Cell::new(false),
     });

@@ -194,14 +194,22 @@ impl Runtime {
             return recalled.job();
         }
         self.job(tenant, job).await?;
+        let known = call.idempotency;
         let shared = self.shared().clone();
         let done = shared.tasks.clone().spawn(async move {
             let done = book::update(&shared, job.log(tenant), verb, call).await;
             drop((place, in_flight));
             done
         });
-        let job = joined(done.await)??;
-        Ok(Done { seq: job.seq, value: job, replayed: false })
+        match joined(done.await)? {
+            Ok(job) => Ok(Done { seq: job.seq, value: job, replayed: false }),
+            // What is refused may be so because of its own first try, which nobody could see before.
+            Err(refused @ Error::Job(_)) => match self.recall_work(tenant, known).await? {
+                Some(recalled) => recalled.job(),
+                None => Err(refused),
+            },
+            Err(error) => Err(error),
+        }
     }
 
     // ---- schedules -------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ use std::{
 
 use raddle_domain::{
     command::{Compact, EditPrompt, Interrupt, NewThread, StartTurn, Steer, ThreadPatch},
-    id::{ApprovalId, InputId, OperationId, QuestionId, RunId, TenantId, ThreadId, ThreadKey},
+    id::{ApprovalId, InputId, JobId, OperationId, QuestionId, RunId, TenantId, ThreadId, ThreadKey},
+    job::{CommandWork, Template, TurnWork, WebhookWork, Work},
     record::{Decision, OnRestart, Resolution, Thread, Turn, Undelivered},
     run::{
         TaskLease,
         command::{Claim, NewRun, NewTask, Transition, ValidateLease},
     },
+    schedule::NewSchedule,
     tenant::{Budget, Budgets, TenantPatch},
 };
 use sha2::{Digest, Sha256};
@@ -23,9 +25,9 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::{
-    agent, board,
+    agent, board, chores,
     model::choice,
-    plan::{At, Change, Move, Verb},
+    plan::{At, Change, Chore, Move, Verb, Word},
     scheduler::Scheduler,
     watcher,
     witness::{DEFECT, Fact, REPLAY, Replied, Told, Violation, unless},
@@ -51,6 +53,8 @@ pub(crate) struct Outside {
     pub threads: RefCell<Vec<Option<ThreadKey>>>,
     /// The logs of the runs that they made.
     pub runs: RefCell<Vec<Option<ThreadKey>>>,
+    /// The jobs that they made, and whose they are.
+    pub work: RefCell<Vec<Option<(TenantId, JobId)>>>,
     pub watchers: RefCell<Vec<Rc<watcher::Watcher>>>,
     /// Set when nobody begins anything any more.
     pub over: Cell<bool>,
@@ -95,7 +99,7 @@ impl Outside {
     }
 }
 
-fn keep(keys: &RefCell<Vec<Option<ThreadKey>>>, place: usize, key: ThreadKey) {
+fn keep<T: Clone>(keys: &RefCell<Vec<Option<T>>>, place: usize, key: T) {
     let mut keys = keys.borrow_mut();
     if keys.len() <= place {
         keys.resize(place + 1, None);
@@ -132,6 +136,9 @@ pub(crate) enum Request {
     AddTasks(ThreadKey, Vec<NewTask>),
     Bind(ThreadKey, ValidateLease),
     Claim(ThreadKey, Claim),
+    Enqueue(TenantId, Template),
+    Repeat(TenantId, NewSchedule),
+    Tell(TenantId, JobId, Word),
     /// Under a lease with this fence.
     Say(ThreadKey, Transition, u64),
 }
@@ -224,6 +231,11 @@ pub(crate) async fn answered(outside: &Rc<Outside>, step: &Move, request: &Reque
                         keep(&outside.threads, *to, replied.key);
                     }
                     (Verb::CreateRun { to }, _) => keep(&outside.runs, *to, replied.key),
+                    (Verb::Enqueue { to, .. }, _) => {
+                        if let (Told::Job(job), tenant) = (&replied.told, replied.key.tenant) {
+                            keep(&outside.work, *to, (tenant, *job));
+                        }
+                    }
                     _ => {}
                 }
                 return Some(replied);
@@ -294,6 +306,32 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
             return Some(Request::AddTasks(outside.run(*run)?, (0..*count).map(task).collect()));
         }
         Verb::Allow { tenant: of, tokens } => return Some(Request::Allow(tenant(*of), *tokens)),
+        Verb::Enqueue { chore, attempts, base_ms, .. } => {
+            let (tenant, work) = work(outside, chore, number)?;
+            let template = Template {
+                max_attempts: *attempts,
+                backoff_base_ms: *base_ms,
+                ..Template::new(format!("#{number}"), work)
+            };
+            return Some(Request::Enqueue(tenant, template));
+        }
+        Verb::Repeat { chore, overlap, catch_up, .. } => {
+            let (tenant, work) = work(outside, chore, number)?;
+            let new = NewSchedule {
+                name: None,
+                cron: Some("* * * * *".to_owned()),
+                at: None,
+                timezone: None,
+                overlap: *overlap,
+                catch_up: *catch_up,
+                job: Template::new(format!("#{number}"), work),
+            };
+            return Some(Request::Repeat(tenant, new));
+        }
+        Verb::Tell { job, word } => {
+            let (tenant, job) = outside.work.borrow().get(*job).copied().flatten()?;
+            return Some(Request::Tell(tenant, job, *word));
+        }
         Verb::Start { thread, .. }
         | Verb::Steer { thread, .. }
         | Verb::EditLast { thread, .. }
@@ -370,9 +408,48 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
         | Verb::CreateRun { .. }
         | Verb::AddTasks { .. }
         | Verb::Work { .. }
+        | Verb::Enqueue { .. }
+        | Verb::Repeat { .. }
+        | Verb::Tell { .. }
         | Verb::Allow { .. } => {
             return None;
         }
+    })
+}
+
+/// What a job is to do, and for whom. Its words are not those of a move: each of its runs may say them.
+fn work(outside: &Outside, chore: &Chore, number: u32) -> Option<(TenantId, Work)> {
+    Some(match chore {
+        Chore::Turn { thread, script } => {
+            let key = outside.thread(*thread)?;
+            (key.tenant, turn(key.thread, format!("job{number} {script}")))
+        }
+        Chore::Command { thread, words } => {
+            let key = outside.thread(*thread)?;
+            let command = CommandWork { thread_id: key.thread, command: words.clone(), cwd: None, timeout_ms: None };
+            (key.tenant, Work::Command(command))
+        }
+        Chore::Webhook { words } => {
+            let hook = WebhookWork { url: "http://far/".to_owned(), body: words.as_str().into(), secret: None };
+            (TenantId::DEFAULT, Work::Webhook(hook))
+        }
+    })
+}
+
+fn turn(thread_id: ThreadId, prompt: String) -> Work {
+    Work::Turn(TurnWork {
+        thread_id,
+        prompt,
+        model: None,
+        mode: None,
+        allow_shell: None,
+        auto_approve: None,
+        trust_mode: None,
+        route_intent: None,
+        max_tokens: None,
+        budget: None,
+        input_summary: None,
+        task: None,
     })
 }
 
@@ -522,6 +599,24 @@ async fn ask(runtime: &Runtime, request: Request, call: Call) -> Result<Replied,
         Request::Say(key, transition, fence) => {
             let done = runtime.transition_task(key.tenant, run(key)?, transition, call).await?;
             replied(key, &done, board::word(&done.value.id, done.value.task_rev, fence))
+        }
+        Request::Enqueue(tenant, template) => {
+            let done = runtime.create_job(tenant, template, None, call).await?;
+            let job = done.value.id;
+            Replied { told: Told::Job(job), ..replied(job.log(tenant), &done, chores::told(done.seq)) }
+        }
+        Request::Repeat(tenant, new) => {
+            let done = runtime.create_schedule(tenant, new, call).await?;
+            replied(done.value.id.log(tenant), &done, chores::told(done.seq))
+        }
+        Request::Tell(tenant, job, word) => {
+            let done = match word {
+                Word::Pause => runtime.pause_job(tenant, job, call).await?,
+                Word::Resume => runtime.resume_job(tenant, job, call).await?,
+                Word::Cancel => runtime.cancel_job(tenant, job, call).await?,
+                Word::Retry => runtime.retry_job(tenant, job, call).await?,
+            };
+            replied(job.log(tenant), &done, chores::told(done.seq))
         }
         Request::Allow(tenant, limit) => {
             let total = Some(tokens(limit));

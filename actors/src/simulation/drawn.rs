@@ -1,11 +1,14 @@
 //! The plan of a seed: everything is drawn from one stream of numbers, so whoever draws more, or in another order, makes
 //! another plan of every seed.
 
-use raddle_domain::record::{Decision, Delivery, Resolution};
+use raddle_domain::{
+    record::{Decision, Delivery, Resolution},
+    schedule::{CatchUp, Overlap},
+};
 
 use super::{
     numbers::Numbers,
-    plan::{At, Change, Death, Fault, Kept, Leaves, Move, Parting, Plan, Verb},
+    plan::{At, Change, Chore, Death, Fault, Kept, Leaves, Move, Parting, Plan, Verb, Word},
     scheduler::Manner,
 };
 
@@ -25,8 +28,13 @@ impl Plan {
         let threads = numbers.within(1, 3) as usize;
         let pack_ms = *numbers.pick(&[3_600_000, 3_600_000, 60_000, 15_000]);
         let span = numbers.within(2_000, 45_000);
-        let moves = Drawn { numbers, threads, tenants }.moves(span);
+        let mut moves = Drawn { numbers, threads, tenants }.moves(span);
         let faults = if numbers.chance(150) { Vec::new() } else { faults(numbers, span) };
+        if numbers.chance(250) {
+            let known = moves.len() as u32;
+            moves.extend(Drawn { numbers, threads, tenants }.chores(span, known));
+            moves.sort_by_key(|step| step.at_ms);
+        }
         Self {
             seed,
             kept,
@@ -115,6 +123,45 @@ impl Drawn<'_> {
             verbs.push((self.numbers.within(400, span), work));
         }
         verbs
+    }
+
+    /// Jobs, schedules, and what is said to them.
+    fn chores(&mut self, span: u64, known: u32) -> Vec<Move> {
+        let mut verbs = Vec::new();
+        for to in 0..self.numbers.within(1, 4) as usize {
+            let at = self.numbers.below(span);
+            let (attempts, base_ms) = (self.numbers.below(3) as u32, *self.numbers.pick(&[1, 500, 5_000]));
+            verbs.push((at, Verb::Enqueue { to, chore: self.chore(), attempts, base_ms }));
+            for _ in 0..self.numbers.below(3) {
+                let word = *self.numbers.pick(&[Word::Pause, Word::Resume, Word::Cancel, Word::Retry, Word::Retry]);
+                verbs.push((at + self.numbers.within(1, 9_000), Verb::Tell { job: to, word }));
+            }
+        }
+        if self.numbers.chance(400) {
+            let overlap = *self.numbers.pick(&[Overlap::Skip, Overlap::Queue, Overlap::CancelRunning]);
+            let catch_up = *self.numbers.pick(&[CatchUp::None, CatchUp::One, CatchUp::All]);
+            verbs.push((self.numbers.below(span), Verb::Repeat { to: 0, chore: self.chore(), overlap, catch_up }));
+        }
+        let moves = verbs.into_iter().zip(known..).map(|((at_ms, verb), number)| {
+            let insists = self.numbers.chance(700);
+            let pause_ms = self.numbers.within(25, 60);
+            Move { number, at_ms, verb, insists, pause_ms, again: insists && self.numbers.chance(200) }
+        });
+        moves.collect()
+    }
+
+    fn chore(&mut self) -> Chore {
+        let thread = self.numbers.below(self.threads as u64) as usize;
+        let words = |numbers: &mut Numbers| {
+            let words = ["slow", "late", "says", "fails", "fails1", "never", "unknown", "unknown1"];
+            let said: Vec<_> = words.into_iter().filter(|_| numbers.chance(180)).collect();
+            format!("act {}", said.join(" "))
+        };
+        match self.numbers.below(4) {
+            0 | 1 => Chore::Turn { thread, script: self.script() },
+            2 => Chore::Command { thread, words: words(self.numbers) },
+            _ => Chore::Webhook { words: words(self.numbers) },
+        }
     }
 
     /// What a person says to what comes of a prompt.

@@ -6,8 +6,9 @@ use raddle_domain::{
     budget::BudgetStatus,
     command::{Limits, ThreadPatch},
     event::Record,
-    id::{RunId, Seq, ThreadKey},
-    ports::StoredEvent,
+    id::{JobId, RunId, ScheduleId, Seq, TenantId, ThreadKey},
+    job::{Job, JobStatus},
+    ports::{LogKind, StoredEvent},
     price::Prices,
     record::{Resolution, Thread, ThreadStatus},
     run::RunState,
@@ -20,7 +21,7 @@ use tokio::time::sleep;
 use super::{
     client::{Outside, of},
     lives::PATIENCE,
-    witness::{Holds, PLACES, REPLAY, RESTS, Violation, decode, unless},
+    witness::{Holds, Log, PLACES, REPLAY, RESTS, Violation, decode, unless},
     world::{Fate, World},
 };
 use crate::{Call, Error, Runtime, UsageQuery, thread};
@@ -38,8 +39,8 @@ pub(crate) async fn end(outside: &Rc<Outside>, loaded: usize) {
     let mut unrest = Vec::new();
     for _ in 0..LOOKS {
         sleep(PATIENCE + Duration::from_secs(10)).await;
-        let keys = keys(&world);
-        unrest = outside.insist(async move |runtime: Runtime| look(&runtime, keys).await).await;
+        let open = open(&world);
+        unrest = outside.insist(async move |runtime: Runtime| look(&runtime, open).await).await;
         world.note(format_args!("ending    a person looks: {unrest:?}"));
         if unrest.is_empty() || world.is_broken().is_some() {
             break;
@@ -67,29 +68,60 @@ pub(crate) async fn end(outside: &Rc<Outside>, loaded: usize) {
     world.witness(|_| same);
 }
 
-/// The threads that there are.
-fn keys(world: &World) -> Vec<ThreadKey> {
-    world.know(|witness| witness.logs().filter(|(_, log)| !log.gone).map(|(key, _)| key).collect())
+/// What there is.
+#[derive(Debug, Clone, Copy)]
+enum Open {
+    Thread(ThreadKey),
+    Run(ThreadKey),
+    Job(ThreadKey, JobId),
+    Schedule(TenantId, ScheduleId),
+}
+
+fn open(world: &World) -> Vec<Open> {
+    let of = |(key, log): (ThreadKey, &Log)| match log.kind {
+        LogKind::Thread => Some(Open::Thread(key)),
+        LogKind::Run => Some(Open::Run(key)),
+        LogKind::Job => Some(Open::Job(key, log.chore.job.as_ref()?.id)),
+        LogKind::Schedule => Some(Open::Schedule(key.tenant, log.chore.schedule?)),
+    };
+    world.know(|witness| witness.logs().filter(|(_, log)| !log.gone).filter_map(of).collect())
 }
 
 /// What a person sees who looks whether everything rests, and who does what only a person can: says what became of
-/// effects that nobody knows of, and lets queues go on.
-async fn look(runtime: &Runtime, keys: Vec<ThreadKey>) -> Vec<String> {
+/// effects and jobs that nobody knows of, lets queues go on, and has nothing done every minute any more.
+async fn look(runtime: &Runtime, open: Vec<Open>) -> Vec<String> {
     let mut unrest = Vec::new();
-    for key in keys {
-        match see(runtime, key).await {
+    for open in open {
+        let seen = match open {
+            Open::Thread(key) => see(runtime, key).await,
+            Open::Run(key) => owes(runtime, key),
+            Open::Job(key, job) => see_job(runtime, key, job).await,
+            Open::Schedule(tenant, schedule) => {
+                runtime.delete_schedule(tenant, schedule, Call::default()).await.map(|()| None)
+            }
+        };
+        match seen {
             Ok(None) | Err(Error::NotFound(_)) => {}
             Ok(Some(what)) => unrest.push(what),
-            Err(error) => unrest.push(format!("{} cannot be read: {error}", key.thread)),
+            Err(error) => unrest.push(format!("{open:?} cannot be read: {error}")),
         }
     }
     unrest
 }
 
-async fn see(runtime: &Runtime, key: ThreadKey) -> Result<Option<String>, Error> {
-    if key.is_run() {
-        return owes(runtime, key);
+async fn see_job(runtime: &Runtime, key: ThreadKey, id: JobId) -> Result<Option<String>, Error> {
+    let job = runtime.job(key.tenant, id).await?;
+    match job.status {
+        JobStatus::Uncertain => drop(runtime.cancel_job(key.tenant, id, Call::default()).await?),
+        JobStatus::Paused => drop(runtime.resume_job(key.tenant, id, Call::default()).await?),
+        _ => {}
     }
+    let row = runtime.shared().store.view()?.row(key)?.ok_or(Error::NotFound("job"))?;
+    let rests = job.status.is_over() && row.head.owes_since.is_none();
+    Ok((!rests).then(|| format!("{id} is {}, or owes something: {:?}", job.status.as_str(), row.head)))
+}
+
+async fn see(runtime: &Runtime, key: ThreadKey) -> Result<Option<String>, Error> {
     let found = runtime.thread(key).await?;
     for effect in runtime.effects(key.tenant, of(key)).await?.data {
         runtime.resolve(key.tenant, effect.operation_id, Resolution::Abort, None, Call::default()).await?;
@@ -156,6 +188,13 @@ async fn compare(runtime: &Runtime, world: &Arc<World>) -> Holds {
         })?;
         if let Some(run) = key.thread.of_run() {
             replayed(&name, runtime, world, key, run).await?;
+            continue;
+        }
+        if let Some(known) = world.know(|witness| witness.log(key)?.chore.job.clone()) {
+            let shown = runtime.job(key.tenant, known.id).await.map_err(|error| broken(format!("{name}: {error}")))?;
+            // That its turn was told is in the row alone.
+            let known = Job { stopping: shown.stopping, ..known };
+            unless(shown == known, REPLAY, || format!("{name} is shown as {shown:?}; its log makes {known:?}"))?;
             continue;
         }
         let record = runtime.thread(key).await.map_err(|error| broken(format!("{name}: {error}")))?;

@@ -4,7 +4,7 @@ use raddle_domain::record::Delivery;
 
 use super::{
     Plan,
-    plan::{Fault, Kept, Leaves, Move, Parting, Verb},
+    plan::{Chore, Fault, Kept, Leaves, Move, Parting, Verb, Word},
     run,
     scheduler::Manner,
 };
@@ -54,6 +54,36 @@ fn who_asks_again_is_not_refused_for_what_his_first_try_did_and_nobody_could_see
         answered += usize::from(outcome.lines.iter().any(|line| line.contains("move 2    is done again")));
     }
     assert!(answered > 100, "only {answered} times the second try was answered for the first one");
+}
+
+#[test]
+fn who_asks_again_of_a_job_is_not_refused_for_what_his_first_try_did() {
+    let mut answered = 0;
+    for (seed, pause_ms) in (0..3).flat_map(|seed| (40..=60).map(move |pause_ms| (seed, pause_ms))) {
+        let chore = Chore::Webhook { words: "act never".to_owned() };
+        let moves = vec![
+            said(0, 0, Verb::Enqueue { to: 0, chore, attempts: 0, base_ms: 1 }),
+            Move { insists: true, pause_ms, ..said(1, 2_000, Verb::Tell { job: 0, word: Word::Retry }) },
+        ];
+        // The commit that has it done again.
+        let fault = Fault::Fails { commit: 5, leaves: Leaves::Hidden, reopens: 0 };
+        let outcome = run(&Plan { seed, ..plan(SLOW_READS, moves, vec![fault]) }, true);
+        assert_eq!(outcome.violation, None, "{}", outcome.lines.join("\n"));
+        answered += usize::from(outcome.lines.iter().any(|line| line.contains("move 1    is done again")));
+    }
+    assert!(answered > 30, "only {answered} times the second try was answered for the first one");
+}
+
+#[test]
+fn a_job_that_is_due_while_the_disk_is_full_is_tried_now_and_then() {
+    let chore = Chore::Webhook { words: "act".to_owned() };
+    let moves = vec![said(0, 0, Verb::Enqueue { to: 0, chore, attempts: 0, base_ms: 1 })];
+    // The commit that begins it.
+    let full = Fault::Full { commit: 3, ms: 5_000 };
+    let outcome = run(&plan(Manner::CALM, moves, vec![full]), true);
+    assert_eq!(outcome.violation, None, "{}", outcome.lines.join("\n"));
+    assert!(outcome.lines.iter().any(|line| line.contains("acts")), "{}", outcome.lines.join("\n"));
+    assert!(outcome.commits < 20, "{} tries in five seconds", outcome.commits);
 }
 
 #[test]

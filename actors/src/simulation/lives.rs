@@ -6,6 +6,7 @@ use raddle_domain::{command::Limits, price::Prices};
 use tokio::{task::LocalSet, time::sleep};
 
 use super::{
+    chores::ScriptedRunner,
     client::{Door, Outside},
     disk::Disk,
     model::{Scripted, ScriptedTools},
@@ -86,6 +87,7 @@ async fn life(
     };
     let ports = Ports {
         tools: Arc::new(ScriptedTools(world.clone())),
+        jobs: Arc::new(ScriptedRunner(world.clone())),
         prices: Arc::new(Prices::default()),
         clock: world.clone(),
         ids: world.clone(),

@@ -2,7 +2,10 @@
 //! so that parts of it can be left out. How a seed makes one is in [`super::drawn`], how people read one in
 //! [`super::told`].
 
-use raddle_domain::record::{Decision, Delivery, Resolution};
+use raddle_domain::{
+    record::{Decision, Delivery, Resolution},
+    schedule::{CatchUp, Overlap},
+};
 
 use super::scheduler::Manner;
 
@@ -182,6 +185,26 @@ pub(crate) enum Verb {
         pause_ms: u64,
         parting: Parting,
     },
+    /// Has something done later, by nobody who waits for it.
+    Enqueue {
+        to: usize,
+        chore: Chore,
+        /// Retries, and the pause before the first of them.
+        attempts: u32,
+        base_ms: u64,
+    },
+    /// Has it done every minute.
+    Repeat {
+        to: usize,
+        chore: Chore,
+        overlap: Overlap,
+        catch_up: CatchUp,
+    },
+    /// Says something to a job.
+    Tell {
+        job: usize,
+        word: Word,
+    },
     /// Says how many tokens a tenant may spend.
     Allow {
         tenant: usize,
@@ -206,6 +229,22 @@ impl Verb {
             _ => None,
         }
     }
+}
+
+/// What a job is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Chore {
+    Turn { thread: usize, script: String },
+    Command { thread: usize, words: String },
+    Webhook { words: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Word {
+    Pause,
+    Resume,
+    Cancel,
+    Retry,
 }
 
 /// How somebody leaves a task that he holds.

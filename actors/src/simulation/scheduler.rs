@@ -24,8 +24,8 @@ use tokio::{
 use super::numbers::Numbers;
 use crate::stage::On;
 
-/// More than any process needs.
-const STEPS: u64 = 3_000_000;
+/// More than any process needs, which are some thousands.
+const STEPS: u64 = 200_000;
 
 /// How restless a scheduler is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

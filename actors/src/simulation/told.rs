@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    plan::{Death, Fault, Kept, Leaves, Move, Plan, Verb},
+    plan::{Chore, Death, Fault, Kept, Leaves, Move, Plan, Verb},
     scheduler::Manner,
 };
 
@@ -97,7 +97,27 @@ impl fmt::Display for Verb {
                      {pause_ms} ms for each word, {parting:?}"
                 )
             }
+            Self::Enqueue { to, chore, attempts, base_ms } => {
+                write!(f, "job {to} is to {chore}, with {attempts} retries after {base_ms} ms")
+            }
+            Self::Repeat { to, chore, overlap, catch_up } => {
+                write!(
+                    f,
+                    "schedule {to}: every minute somebody is to {chore}; overlap {overlap:?}, missed {catch_up:?}"
+                )
+            }
+            Self::Tell { job, word } => write!(f, "{word:?} job {job}"),
             Self::Allow { tenant, tokens } => write!(f, "let tenant {tenant} spend {tokens} tokens"),
+        }
+    }
+}
+
+impl fmt::Display for Chore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Turn { thread, script } => write!(f, "start on thread {thread}: `{script}`"),
+            Self::Command { thread, words } => write!(f, "run a command for thread {thread}: `{words}`"),
+            Self::Webhook { words } => write!(f, "call a webhook: `{words}`"),
         }
     }
 }

@@ -7,14 +7,19 @@ use std::{
 
 use raddle_domain::{
     event::{self, Event, Record},
-    id::{OperationId, RunId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
-    ports::{Append, Invocation, ModelErrorKind, StoredEvent, Write, WriteRefused},
-    record::{ApprovalStatus, Effect, EffectClass, EffectStatus, Resolution, ResolvedBy, TurnStatus, Usage},
+    id::{JobId, OperationId, RunId, ScheduleId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    ports::{Append, Invocation, JobRun, LogKind, ModelErrorKind, StoredEvent, Write, WriteRefused},
+    record::{
+        ApprovalStatus, Effect, EffectClass, EffectOutcome, EffectStatus, Resolution, ResolvedBy, TurnStatus, Usage,
+    },
     sound::Sound,
 };
 use serde::Deserialize;
 
-use super::board::{self, Board};
+use super::{
+    board::{self, Board},
+    chores::{self, Chore},
+};
 use crate::store::rename;
 
 /// Something that must hold and does not.
@@ -80,6 +85,7 @@ pub(crate) enum Told {
         token: String,
         fence: u64,
     },
+    Job(JobId),
 }
 
 /// What a reply says that there is.
@@ -99,6 +105,8 @@ pub(crate) struct Witness {
     feeds: BTreeMap<TenantId, u64>,
     effects: BTreeMap<OperationId, Done>,
     begun: BTreeSet<(OperationId, u32)>,
+    /// Slots of schedules for which there is a job.
+    slots: BTreeMap<ScheduleId, BTreeSet<u64>>,
     /// Turns that began with the words of a move.
     turns_of: BTreeMap<u32, u32>,
     replies: BTreeMap<u32, Replied>,
@@ -125,6 +133,10 @@ pub(crate) struct Log {
     sound: Sound,
     /// Of a run.
     pub board: Board,
+    /// Of a job, or a schedule.
+    pub chore: Chore,
+    /// What it is the log of.
+    pub kind: LogKind,
     pub account: Account,
     /// The turn that was stopped for lack of a budget.
     exceeded: Option<TurnId>,
@@ -164,6 +176,8 @@ struct Done {
     /// Times that a person said that it may be started again.
     retries: u32,
     approved: bool,
+    /// Its turn has ended around it.
+    closed: bool,
     acts: u32,
 }
 
@@ -174,6 +188,8 @@ struct Place {
     prev: Seq,
     thread_id: Option<ThreadId>,
     run_id: Option<RunId>,
+    job_id: Option<JobId>,
+    schedule_id: Option<ScheduleId>,
 }
 
 impl Log {
@@ -243,7 +259,8 @@ impl Witness {
                 None => Vec::new(),
             };
         let number = self.logs.len();
-        let log = self.logs.entry(*key).or_insert_with(|| Log { number, own: 1, ..Log::default() });
+        let kind = row.head.kind;
+        let log = self.logs.entry(*key).or_insert_with(|| Log { number, own: 1, kind, ..Log::default() });
         unless(!log.gone, WRITER, || format!("log {} is written to after it was deleted", log.number))?;
         if let Some(fork) = fork {
             log.events = past;
@@ -268,9 +285,16 @@ impl Witness {
             unless(*feed == position, FEED, || format!("an append has position {position} instead of {feed}"))?;
         }
         for stored in &chunk.events {
-            if key.is_run() {
-                self.saw_of_run(*key, stored)?;
-                continue;
+            match kind {
+                LogKind::Thread => {}
+                LogKind::Run => {
+                    self.saw_of_run(*key, stored)?;
+                    continue;
+                }
+                LogKind::Job | LogKind::Schedule => {
+                    self.saw_of_work(*key, stored)?;
+                    continue;
+                }
             }
             let record = decode(stored)?;
             let log = self.logs.get_mut(key).expect("it was put in above");
@@ -295,6 +319,45 @@ impl Witness {
         log.events.push(stored.clone());
         log.things.extend(log.board.see(number, &record)?);
         Ok(())
+    }
+
+    fn saw_of_work(&mut self, key: ThreadKey, stored: &StoredEvent) -> Holds {
+        let place = place(stored)?;
+        let log = self.logs.get_mut(&key).expect("whoever asks has put it in");
+        let (number, head) = (log.number, log.head());
+        unless((place.seq, place.prev) == (head + 1, head), DENSE, || {
+            format!("log {number} has {head} events, and the next one says {} behind {}", place.seq, place.prev)
+        })?;
+        log.events.push(stored.clone());
+        log.things.insert(chores::told(place.seq));
+        match log.kind {
+            LogKind::Schedule => {
+                let (schedule, says) = chores::made(stored)?;
+                log.chore.schedule = Some(schedule);
+                let made = self.slots.get(&schedule).map_or(0, BTreeSet::len) as u64;
+                unless(says <= made, STORED_FIRST, || {
+                    format!("log {number} says that {says} jobs were made, and there are {made}")
+                })
+            }
+            _ if &*stored.name == "schedule.fired" => {
+                let Some((schedule, slot)) = chores::fired(stored)? else { return Ok(()) };
+                let first = self.slots.entry(schedule).or_default().insert(slot);
+                unless(first, ONCE, || format!("log {number} is the second job of the slot {slot}"))
+            }
+            _ => log.chore.see(number, stored),
+        }
+    }
+
+    /// A runner begins with a run of a job.
+    pub fn run_begins(&mut self, run: &JobRun) -> Holds {
+        let log = self.logs.entry(run.job.log(run.tenant)).or_default();
+        log.chore.begins(log.number, run)
+    }
+
+    /// It acts.
+    pub fn run_acts(&mut self, run: &JobRun) -> Holds {
+        let log = self.logs.entry(run.job.log(run.tenant)).or_default();
+        log.chore.acts(log.number, run)
     }
 
     fn saw(&mut self, key: ThreadKey, record: &Record, forks: bool) -> Holds {
@@ -414,6 +477,7 @@ impl Witness {
     fn effect(&mut self, effect: &Effect) -> &mut Done {
         let done = self.effects.entry(effect.operation_id).or_default();
         (done.class, done.status, done.attempt) = (Some(effect.class), Some(effect.status), effect.attempt);
+        done.closed = effect.closed || effect.outcome == Some(EffectOutcome::Canceled);
         done
     }
 
@@ -426,7 +490,14 @@ impl Witness {
         })?;
         let done = self.effects.entry(*operation).or_default();
         let (status, known) = (done.status, done.attempt);
-        unless((status, known) == (Some(EffectStatus::Started), *attempt), STORED_FIRST, || {
+        // One whose turn ends just then may begin before it is told so: only what has no consequence is said to have been
+        // cancelled, all else to be uncertain.
+        let closes = match status {
+            Some(EffectStatus::Settled) => done.closed && done.class == Some(EffectClass::Read),
+            Some(EffectStatus::Uncertain) => done.closed,
+            _ => false,
+        };
+        unless(known == *attempt && (closes || status == Some(EffectStatus::Started)), STORED_FIRST, || {
             format!("attempt {attempt} of `{tool}` begins; the log says {status:?}, attempt {known}")
         })?;
         let asks = tool.starts_with("gated_") || tool.starts_with("person_");
@@ -528,11 +599,14 @@ impl Witness {
     ) -> Holds<Option<(ThreadKey, Seq)>> {
         let place = place(stored)?;
         let run = || place.run_id.map(|run| run.log(tenant));
-        let key = place.thread_id.map(|thread| ThreadKey { tenant, thread }).or_else(run);
+        let job = || place.job_id.map(|job| job.log(tenant));
+        let schedule = || place.schedule_id.map(|schedule| schedule.log(tenant));
+        let key =
+            place.thread_id.map(|thread| ThreadKey { tenant, thread }).or_else(run).or_else(job).or_else(schedule);
         let Some((key, log)) = key.and_then(|key| Some((key, self.log(key)?))) else {
             return Err(Violation { invariant: TENANT, what: format!("{tenant} hears {} of another's", stored.name) });
         };
-        if stored.name == "thread.deleted" {
+        if matches!(&*stored.name, "thread.deleted" | "schedule.deleted") {
             return Ok(None);
         }
         let after = seen.get(&key).copied().unwrap_or(log.own - 1);
