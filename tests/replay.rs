@@ -12,6 +12,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use equipped::Equipped;
@@ -414,8 +415,19 @@ async fn a_recording_that_nobody_reads_any_more_ends_by_itself() {
     let mut header = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut header).unwrap();
     assert!(header.contains("raddle"), "{header}");
-    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
-    assert_eq!(ended.code(), Some(0));
+    let ended = async {
+        loop {
+            match child.try_wait().unwrap() {
+                Some(ended) => break ended,
+                None => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    };
+    let ended = tokio::time::timeout(LOST, ended).await;
+    if ended.is_err() {
+        child.kill().unwrap();
+    }
+    assert_eq!(ended.expect("it does not end").code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -317,6 +317,7 @@ fn a_server_that_ends_by_itself_is_noticed_and_what_was_counted_is_told() {
     // This is said once it listens.
     while !std::fs::read_to_string(home.join("server.log")).is_ok_and(|log| log.contains("to begin")) {
         assert!(child.try_wait().unwrap().is_none(), "it ends before its server lives");
+        std::thread::yield_now();
     }
     let server = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
     assert!(Command::new("kill").args(["-KILL", server.trim()]).status().unwrap().success());

@@ -41,7 +41,10 @@ use tokio::task::AbortHandle;
 
 pub(crate) use self::book::Locks;
 pub use self::verbs::JobQuery;
-use crate::{handle::WeakRuntime, system::Shared};
+use crate::{
+    handle::{Error, WeakRuntime},
+    system::Shared,
+};
 
 /// Entries of the index that are read at a time: jobs of other tenants that are due behind so many have to wait.
 const SCAN: usize = 4_096;
@@ -99,6 +102,11 @@ pub(crate) struct Look;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Tend(pub ThreadKey);
+
+/// The store is open again, and may hold what failed to be said.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Recover;
 
 /// The run of this job was taken from it.
 #[derive(Message)]
@@ -235,6 +243,17 @@ impl Jobs {
         self.working.insert(key, Working { task: abort, number, waits: false, again: false });
     }
 
+    /// Ends the work on a log, and has it begun anew.
+    fn stop(&mut self, key: ThreadKey) {
+        match self.working.get_mut(&key) {
+            Some(working) => {
+                working.task.abort();
+                working.again = true;
+            }
+            None => self.add(key),
+        }
+    }
+
     /// Sleeps until `at`, unless it wakes before.
     fn arm(&mut self, at: UnixMs, ctx: &mut Context<Self>) {
         let Some(shared) = &self.shared else { return };
@@ -249,13 +268,18 @@ impl Jobs {
         self.sleep = Some((at, sleep));
     }
 
-    /// Finds what another process had under way.
+    /// Finds what another process had under way, and what was taken from a run of this one without a word.
     fn recover(&mut self, ctx: &mut Context<Self>) {
         let Some((shared, _)) = self.desk() else { return };
-        let owing = book::recover(shared);
+        let working = self.working.keys().copied().collect();
+        let owing = async move {
+            let mut keys = book::recover(shared.clone()).await?;
+            keys.extend(book::taken(&shared, working).await?);
+            Ok::<_, Error>(keys)
+        };
         ctx.spawn(owing.into_actor(self).map(|found, this, ctx| match found {
             Ok(keys) => {
-                keys.into_iter().for_each(|key| this.add(key));
+                keys.into_iter().for_each(|key| this.stop(key));
                 this.scan(ctx);
             }
             Err(error) => {
@@ -303,16 +327,16 @@ impl Handler<Stop> for Jobs {
     type Result = ();
 
     fn handle(&mut self, Stop(key): Stop, ctx: &mut Self::Context) {
-        match self.working.get_mut(&key) {
-            Some(working) => {
-                working.task.abort();
-                working.again = true;
-            }
-            None => {
-                self.add(key);
-                self.dispatch(ctx);
-            }
-        }
+        self.stop(key);
+        self.dispatch(ctx);
+    }
+}
+
+impl Handler<Recover> for Jobs {
+    type Result = ();
+
+    fn handle(&mut self, _: Recover, ctx: &mut Self::Context) {
+        self.recover(ctx);
     }
 }
 

@@ -212,7 +212,7 @@ impl<S: Source> Follow<S> {
                 return Some(Told::Shutdown(self.after));
             }
             self.count_as_dropped();
-            self.phase = Phase::Over;
+            self.counts = false;
             return Some(Told::Gap(self.after));
         };
         let heard = self.source.hear(&mut self.after, piece);

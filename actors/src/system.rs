@@ -24,7 +24,7 @@ use crate::{
     fair::Gates,
     handle::WeakRuntime,
     hooks::{Hooks, Save},
-    jobs::{Jobs, Locks, Look},
+    jobs::{Jobs, Locks, Look, Recover},
     registry::Registry,
     runs::journal,
     simulation::Scheduler,
@@ -234,6 +234,7 @@ fn tree(config: Config, ports: Ports, prepared: Prepared, stage: Stage, tasks: T
             books_in_doubt.doubt();
             if in_doubt {
                 to_watchers.do_send(Missed);
+                to_jobs.do_send(Recover);
             }
             to_supervisor.do_send(Sweep);
             to_timers.do_send(timers::Again);

@@ -16,9 +16,11 @@ use support::{
 
 /// How each part begins that the script stores.
 const PART: &[u8] = br#"{"part":"#;
-/// The first byte of a page that leads to others, and how many of its bytes are tried: they hold its keys.
+/// The first byte of a page that leads to others. Its keys are behind 8 bytes, and 24 for each page that it leads to; that
+/// is one more than there are keys, whose number are its third and fourth byte.
 const BRANCH: u8 = 2;
-const KEYS: usize = 200;
+/// Bytes of each branch that are tried: those of its first keys.
+const KEYS: usize = 128;
 
 #[test]
 fn no_flipped_bit_is_read_as_something_else() {
@@ -41,8 +43,10 @@ fn no_flipped_bit_is_read_as_something_else() {
     let of_part = |page: &usize| whole[page * 4096..][..4096].windows(PART.len()).any(|bytes| bytes == PART);
     let parts: Vec<usize> = used.iter().copied().filter(of_part).collect();
     // One whose keys are damaged leads to what lies outside of what was asked for.
-    let branches = used.iter().copied().filter(|page| whole[page * 4096] == BRANCH);
-    let misled = branches.flat_map(|page| (0..KEYS).map(move |at| (page * 4096 + at, 0)));
+    let branches = used.iter().map(|page| page * 4096).filter(|at| whole[*at] == BRANCH);
+    let keys = branches.map(|at| at + 8 + 24 * (1 + usize::from(u16::from_le_bytes([whole[at + 2], whole[at + 3]]))));
+    let misled: Vec<_> = keys.flat_map(|at| (at..at + KEYS).map(|at| (at, 0))).collect();
+    assert!(!misled.is_empty(), "no page leads to another");
 
     let store = redb(&medium);
     let view = store.view().unwrap();

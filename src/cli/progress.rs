@@ -2,7 +2,7 @@
 //! in the log of a job.
 
 use std::{
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     time::Duration,
 };
 
@@ -33,7 +33,8 @@ pub async fn show(step: impl Fn() -> Step) {
     if !io::stderr().is_terminal() {
         loop {
             tokio::time::sleep(NEWS).await;
-            eprintln!("{}", step().says);
+            // Nobody may listen any more.
+            drop(writeln!(io::stderr(), "{}", step().says));
         }
     }
     let bar = Bar(ProgressBar::new(0));

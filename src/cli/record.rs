@@ -52,7 +52,7 @@ pub struct Record {
     /// All threads that are stored there; exits with 1 if one of them cannot be read
     #[arg(long, requires = "data_dir", conflicts_with = "threads")]
     all: bool,
-    /// The configuration of that server, whose limits stand in the recording
+    /// The configuration file of that server: its limits stand in the recording
     #[arg(long, value_name = "FILE", requires = "data_dir")]
     config: Option<PathBuf>,
     /// Whose threads they are that are read from a directory
@@ -169,6 +169,7 @@ impl Record {
     /// From a directory that no server uses. Nothing in it goes on meanwhile.
     fn stored(&self, dir: &Path) -> Result<(), Failure> {
         let failed = |why: &dyn std::fmt::Display| Failure::Failed(format!("{}: {why}", dir.display()));
+        let limits = self.limits()?;
         if !RedbStore::is_in(dir).map_err(|why| failed(&why))? {
             return Err(Failure::Failed(format!("{} holds no database", dir.display())));
         }
@@ -180,7 +181,7 @@ impl Record {
             let tenant = self.tenant.unwrap_or(TenantId::DEFAULT);
             self.threads.iter().map(|thread| ThreadKey { tenant, thread: *thread }).collect()
         };
-        let header = derived::header(&*view, &keys, self.limits()?);
+        let header = derived::header(&*view, &keys, limits);
         let header = header.map_err(|why| failed(&why))?;
         let mut out = Out::open(self.out.as_deref())?;
         out.write(format!("{header}\n").as_bytes())?;

@@ -31,7 +31,11 @@ pub async fn kills(
         return Ok(());
     }
     let new = &NewThread::default();
-    let probe = world.read(who, |client| async move { client.create_thread(new).await }).await?.id.to_string();
+    let made = world.read(who, |client| async move { client.create_thread(new).await });
+    let probe = tokio::select! {
+        made = made => made?.id.to_string(),
+        gone = child.gone() => return Err(gone),
+    };
     let began = Instant::now();
     let span = until.saturating_duration_since(began);
     // No two in the same stretch of time, and none so late that nothing would follow.
@@ -48,7 +52,7 @@ pub async fn kills(
         }
         let struck = Instant::now();
         child.kill().await;
-        let url = child.start().await?;
+        let url = child.start().await.map_err(|err| StressError::Gone(format!("after kill {kill}: {err}")))?;
         let client = Client::new(&url, world.plan.scenario.operator())?;
         let title = format!("after kill {kill}");
         let patch = PatchThread { title: Some(&title), ..PatchThread::default() };
@@ -61,7 +65,7 @@ pub async fn kills(
         tokio::select! {
             () = first => {}
             () = tokio::time::sleep(RECOVERY) => {
-                return Err(StressError::Failed(format!("after kill {kill} the server takes no command")));
+                return Err(StressError::Gone(format!("after kill {kill} the server takes no command")));
             }
             gone = child.gone() => return Err(gone),
         }

@@ -167,6 +167,8 @@ pub(super) async fn update(
                 return Ok(step.job);
             }
             Err(AppendError::Refused(WriteRefused::Conflict { .. })) => {}
+            // Its first try was stored, and whoever asks can find the answer.
+            Err(AppendError::Refused(WriteRefused::Repeated)) => return Err(Error::InFlight),
             Err(error) => return Err(append_error(error)),
         }
     }
@@ -282,6 +284,17 @@ pub(super) async fn recover(shared: Arc<Shared>) -> Result<Vec<ThreadKey>, Error
             }
         }
     }
+}
+
+/// Those that nobody of this process may run any more, of those that it does. A word that was stored although its commit
+/// failed has told nobody.
+pub(super) async fn taken(shared: &Arc<Shared>, working: Vec<ThreadKey>) -> Result<Vec<ThreadKey>, Error> {
+    let runs = |view: &dyn View, key| match job(view, key) {
+        Ok(Some(job)) => job.status == JobStatus::Running,
+        // What is no job, or cannot be read, is whose turn it is to find that out.
+        _ => true,
+    };
+    read(shared, move |view| Ok(working.into_iter().filter(|key| !runs(view, *key)).collect())).await
 }
 
 /// Whether something is left to be done about it.

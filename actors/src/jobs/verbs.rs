@@ -204,7 +204,7 @@ impl Runtime {
         match joined(done.await)? {
             Ok(job) => Ok(Done { seq: job.seq, value: job, replayed: false }),
             // What is refused may be so because of its own first try, which nobody could see before.
-            Err(refused @ Error::Job(_)) => match self.recall_work(tenant, known).await? {
+            Err(refused @ (Error::Job(_) | Error::InFlight)) => match self.recall_work(tenant, known).await? {
                 Some(recalled) => recalled.job(),
                 None => Err(refused),
             },

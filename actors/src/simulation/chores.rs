@@ -128,9 +128,13 @@ impl Chore {
     /// A runner begins.
     pub fn begins(&mut self, number: usize, run: &JobRun) -> Holds {
         let known = self.job.as_ref().map(|job| (job.status, job.run));
-        unless(known == Some((JobStatus::Running, run.run)), STORED_FIRST, || {
-            format!("log {number}: run {} begins; the log says {known:?}", run.run)
-        })?;
+        // One that is taken from its run just then may begin before the run is told so. A paused one goes on to the next.
+        let is_stored = match known {
+            Some((JobStatus::Running | JobStatus::Cancelled, known)) => known == run.run,
+            Some((JobStatus::Paused, known)) => known == run.run + 1,
+            _ => false,
+        };
+        unless(is_stored, STORED_FIRST, || format!("log {number}: run {} begins; the log says {known:?}", run.run))?;
         let term = self.job.as_ref().map_or(0, |job| job.begun);
         unless(term > self.begun, ATTEMPT, || format!("log {number}: run {} begins twice under one lease", run.run))?;
         self.begun = term;

@@ -97,7 +97,9 @@ async fn look(runtime: &Runtime, open: Vec<Open>) -> Vec<String> {
             Open::Run(key) => owes(runtime, key),
             Open::Job(key, job) => see_job(runtime, key, job).await,
             Open::Schedule(tenant, schedule) => {
-                runtime.delete_schedule(tenant, schedule, Call::default()).await.map(|()| None)
+                // What it has had done since the others were looked at is looked at the next time.
+                let deleted = runtime.delete_schedule(tenant, schedule, Call::default()).await;
+                deleted.map(|()| Some(format!("{schedule} was there")))
             }
         };
         match seen {

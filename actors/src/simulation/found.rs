@@ -75,6 +75,27 @@ fn who_asks_again_of_a_job_is_not_refused_for_what_his_first_try_did() {
 }
 
 #[test]
+fn the_turn_of_a_job_that_was_cancelled_is_told_though_nobody_heard_of_the_cancellation() {
+    let mut failed = 0;
+    for (leaves, commit) in [Leaves::All, Leaves::Hidden].into_iter().flat_map(|how| (6..=12).map(move |at| (how, at)))
+    {
+        let chore = Chore::Turn { thread: 0, script: "say 1; wait 900000".to_owned() };
+        let moves = vec![
+            said(0, 0, Verb::Create { to: 0, auto_approve: false, interrupts: false, budget: None }),
+            said(1, 500, Verb::Enqueue { to: 0, chore, attempts: 0, base_ms: 1 }),
+            Move { insists: true, pause_ms: 60, ..said(2, 2_000, Verb::Tell { job: 0, word: Word::Cancel }) },
+        ];
+        let fault = Fault::Fails { commit, leaves, reopens: 0 };
+        let outcome = run(&plan(Manner::CALM, moves, vec![fault]), true);
+        assert_eq!(outcome.violation, None, "{}", outcome.lines.join("\n"));
+        let interrupted = |line: &&String| line.contains("turn.interrupt_requested") && line.contains("    2.");
+        failed += usize::from(outcome.lines.iter().any(|line| line.contains("move 2    is refused")));
+        assert!(outcome.lines.iter().find(interrupted).is_some(), "{}", outcome.lines.join("\n"));
+    }
+    assert!(failed > 0, "no cancellation failed");
+}
+
+#[test]
 fn a_job_that_is_due_while_the_disk_is_full_is_tried_now_and_then() {
     let chore = Chore::Webhook { words: "act".to_owned() };
     let moves = vec![said(0, 0, Verb::Enqueue { to: 0, chore, attempts: 0, base_ms: 1 })];

@@ -176,8 +176,8 @@ struct Done {
     /// Times that a person said that it may be started again.
     retries: u32,
     approved: bool,
-    /// Its turn has ended around it.
-    closed: bool,
+    /// Which process ended its turn around it.
+    closed: Option<u64>,
     acts: u32,
 }
 
@@ -406,12 +406,12 @@ impl Witness {
             | Event::EffectStarted(effect)
             | Event::EffectSettled(effect)
             | Event::EffectUncertain(effect) => {
-                self.effect(effect);
+                self.effect(key, effect);
             }
             Event::EffectReconciled(effect) => {
                 thing("resolution of", effect.operation_id.to_string());
                 let (resolution, by) = (effect.resolution, effect.resolved_by);
-                let done = self.effect(effect);
+                let done = self.effect(key, effect);
                 if (resolution, by) == (Some(Resolution::Retry), Some(ResolvedBy::Caller)) {
                     done.retries += 1;
                 }
@@ -474,10 +474,12 @@ impl Witness {
         self.accounts.keys().copied()
     }
 
-    fn effect(&mut self, effect: &Effect) -> &mut Done {
+    fn effect(&mut self, key: ThreadKey, effect: &Effect) -> &mut Done {
+        let process = self.logs.get(&key).map_or(0, |log| log.fence);
         let done = self.effects.entry(effect.operation_id).or_default();
         (done.class, done.status, done.attempt) = (Some(effect.class), Some(effect.status), effect.attempt);
-        done.closed = effect.closed || effect.outcome == Some(EffectOutcome::Canceled);
+        let closed = effect.closed || effect.outcome == Some(EffectOutcome::Canceled);
+        done.closed = closed.then_some(process);
         done
     }
 
@@ -488,15 +490,17 @@ impl Witness {
         unless(self.begun.insert((*operation, *attempt)), ATTEMPT, || {
             format!("attempt {attempt} of `{tool}` begins twice")
         })?;
+        let process = self.logs.get(&invocation.key).map(|log| log.fence);
         let done = self.effects.entry(*operation).or_default();
         let (status, known) = (done.status, done.attempt);
         // One whose turn ends just then may begin before it is told so: only what has no consequence is said to have been
-        // cancelled, all else to be uncertain.
-        let closes = match status {
-            Some(EffectStatus::Settled) => done.closed && done.class == Some(EffectClass::Read),
-            Some(EffectStatus::Uncertain) => done.closed,
-            _ => false,
-        };
+        // cancelled, all else to be uncertain. Another process knows it.
+        let closes = done.closed.is_some()
+            && done.closed == process
+            && match status {
+                Some(EffectStatus::Settled) => done.class == Some(EffectClass::Read),
+                status => status == Some(EffectStatus::Uncertain),
+            };
         unless(known == *attempt && (closes || status == Some(EffectStatus::Started)), STORED_FIRST, || {
             format!("attempt {attempt} of `{tool}` begins; the log says {status:?}, attempt {known}")
         })?;

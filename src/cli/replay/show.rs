@@ -34,7 +34,7 @@ pub fn report(path: &Path, trace: &Trace, report: &Report, counted: &str) -> Res
         "told again to {}: {} in {seconds:.1} s ({rate:.0}/s), {}, threads left memory {unloaded} times",
         many(*replicas, "replica"),
         many(*told, "line"),
-        many(*events, "event"),
+        format_args!("{events} {counted}"),
     ))?;
     say(&format!(
         "{refused} lines were refused again, {skipped} passed over because of a quota; {}",
