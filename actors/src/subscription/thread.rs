@@ -111,8 +111,36 @@ impl Source for OfThread {
             // The bus may lose a message; the log has it.
             return Heard { news: None, then: Phase::Backlog };
         }
-        let skip = (*after + 1).saturating_sub(batch.chunk.first) as usize;
+        let skip = match batch.chunk.first > *after + 1 {
+            // Of what went with the log the last word alone is told: what is before it in its piece would leave a gap.
+            true => batch.chunk.events.len() - 1,
+            false => (*after + 1).saturating_sub(batch.chunk.first) as usize,
+        };
         *after = batch.chunk.last();
         Heard { news: Some((batch, skip)), then: if deleted { Phase::Over } else { Phase::Live } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raddle_domain::{
+        id::{TenantId, ThreadId},
+        ports::{Chunk, StoredEvent},
+    };
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn of_a_deletion_that_took_what_was_not_seen_the_last_word_is_told() {
+        let key = ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::new(Uuid::nil()) };
+        let event = |name: &'static str| StoredEvent { name: name.into(), json: b"{}"[..].into() };
+        let events = vec![event("item.delta"), event("thread.deleted")];
+        let batch = Arc::new(Batch::new(key, Chunk { first: 13, events }, 0));
+        for (mut after, skips) in [(7, 1), (11, 1), (12, 0), (13, 1)] {
+            let heard = OfThread(key).hear(&mut after, batch.clone());
+            assert_eq!(heard.news.map(|(_, skip)| skip), Some(skips));
+            assert_eq!((after, heard.then), (14, Phase::Over));
+        }
     }
 }
