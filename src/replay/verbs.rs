@@ -18,7 +18,7 @@ use raddle_domain::{
     command::{Command, NewThread, StartTurn, ThreadPatch},
     event::{Event, Record, SCHEMA},
     id::ThreadId,
-    record::{ItemKind, ModelChoice},
+    record::{ItemKind, ModelChoice, TurnStatus},
     trace::{Came, Canon, Deltas, Logged, Told},
 };
 use reqwest::Method;
@@ -209,13 +209,17 @@ fn is_busy(why: &Refusal, refused: bool) -> bool {
 }
 
 /// What of a log does not depend on how an answer is cut into pieces. An item that is streamed begins with a summary of its
-/// first piece.
+/// first piece, and one that is interrupted holds what had come by then.
 fn canon(log: impl IntoIterator<Item = Record>) -> Canon {
+    let streamed = |kind| matches!(kind, ItemKind::AgentMessage | ItemKind::Reasoning | ItemKind::ContextCompaction);
     let log = log.into_iter().map(|mut record| {
-        if let Event::ItemStarted(item) = &mut record.event
-            && matches!(item.kind, ItemKind::AgentMessage | ItemKind::Reasoning | ItemKind::ContextCompaction)
-        {
-            item.summary.clear();
+        match &mut record.event {
+            Event::ItemStarted(item) if streamed(item.kind) => item.summary.clear(),
+            Event::ItemCompleted(item) if streamed(item.kind) && item.status != TurnStatus::Completed => {
+                item.summary.clear();
+                item.detail.clear();
+            }
+            _ => {}
         }
         record
     });
@@ -466,5 +470,40 @@ impl Plan {
         }
         let (line, why) = played.slipped.clone()?;
         Some(of(Some(line), None, "something else came of it", None, Some(why)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raddle_domain::{
+        id::{ItemId, TurnId},
+        record::{Item, Metadata},
+        time::UnixMs,
+    };
+
+    use super::*;
+
+    #[test]
+    fn how_far_an_interrupted_answer_came_is_nobodys_word() {
+        let ended = |kind, status, detail: &str| {
+            let item = Item {
+                id: ItemId::from_bytes([1; 16]),
+                turn_id: TurnId::from_bytes([2; 16]),
+                kind,
+                status,
+                summary: detail.to_owned(),
+                detail: detail.to_owned(),
+                metadata: Metadata::default(),
+                artifact_refs: Vec::new(),
+                started_at: UnixMs(1),
+                ended_at: Some(UnixMs(2)),
+            };
+            let event = Event::ItemCompleted(Box::new(item));
+            canon([Record { seq: 1, ts: UnixMs(2), thread: ThreadId::from_bytes([3; 16]), event }]).digest()
+        };
+        let equal = |kind, status| ended(kind, status, "w1 w2") == ended(kind, status, "w1");
+        assert!(equal(ItemKind::AgentMessage, TurnStatus::Interrupted));
+        assert!(!equal(ItemKind::AgentMessage, TurnStatus::Completed));
+        assert!(!equal(ItemKind::UserMessage, TurnStatus::Interrupted));
     }
 }
