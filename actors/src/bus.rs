@@ -2,7 +2,8 @@
 //!
 //! A watcher has a bounded channel. Who watches a thread gets its batches one by one; who watches a tenant gets what
 //! was committed together as one piece, because a large commit would overflow a channel of batches by itself. One that
-//! falls behind is let go, and knows it by its channel's end; it resumes from the log. So a watcher never slows a thread and never makes the server grow. A batch is shared, not copied.
+//! falls behind is let go, and knows it by its channel's end; it resumes from the log. So a watcher never slows a thread
+//! and never makes the server grow. A batch is shared, not copied. Who was cut off by that is counted by who follows.
 //!
 //! After a commit that failed all watches end: it may be stored, and nobody would say so. Who watches has missed nothing by
 //! his own fault then: he watches anew, and reads the log.

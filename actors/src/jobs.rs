@@ -273,13 +273,13 @@ impl Jobs {
         let Some((shared, _)) = self.desk() else { return };
         let working = self.working.keys().copied().collect();
         let owing = async move {
-            let mut keys = book::recover(shared.clone()).await?;
-            keys.extend(book::taken(&shared, working).await?);
-            Ok::<_, Error>(keys)
+            let owing = book::recover(shared.clone()).await?;
+            Ok::<_, Error>((owing, book::taken(&shared, working).await?))
         };
         ctx.spawn(owing.into_actor(self).map(|found, this, ctx| match found {
-            Ok(keys) => {
-                keys.into_iter().for_each(|key| this.stop(key));
+            Ok((owing, taken)) => {
+                owing.into_iter().for_each(|key| this.add(key));
+                taken.into_iter().for_each(|key| this.stop(key));
                 this.scan(ctx);
             }
             Err(error) => {

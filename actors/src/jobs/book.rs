@@ -286,15 +286,15 @@ pub(super) async fn recover(shared: Arc<Shared>) -> Result<Vec<ThreadKey>, Error
     }
 }
 
-/// Those that nobody of this process may run any more, of those that it does. A word that was stored although its commit
-/// failed has told nobody.
+/// Of those that this process works on, what somebody has cancelled or paused: a word that was stored although its commit
+/// failed has told nobody. One that is just being begun is left alone, or it would be begun and run by nobody.
 pub(super) async fn taken(shared: &Arc<Shared>, working: Vec<ThreadKey>) -> Result<Vec<ThreadKey>, Error> {
-    let runs = |view: &dyn View, key| match job(view, key) {
-        Ok(Some(job)) => job.status == JobStatus::Running,
-        // What is no job, or cannot be read, is whose turn it is to find that out.
-        _ => true,
+    let is_taken = |view: &dyn View, key| match job(view, key) {
+        Ok(Some(job)) => job.stopping || matches!(job.status, JobStatus::Cancelled | JobStatus::Paused),
+        // What is no job, or cannot be read, its own work finds out.
+        _ => false,
     };
-    read(shared, move |view| Ok(working.into_iter().filter(|key| !runs(view, *key)).collect())).await
+    read(shared, move |view| Ok(working.into_iter().filter(|key| is_taken(view, *key)).collect())).await
 }
 
 /// Whether something is left to be done about it.
