@@ -163,7 +163,7 @@ struct Waiting<M: Machine> {
     outcome: Result<(M::Reply, Seq), M::Refused>,
 }
 
-/// Somebody of the crew has something to say.
+/// Somebody of the crew has something to say, or it is time to look whether there is anything left to do.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Spoke;
@@ -182,6 +182,8 @@ struct Park(oneshot::Sender<()>);
 pub(crate) trait Hosted: Any + Send + Sync {
     /// Time has passed.
     fn tick(&self);
+    /// Its last command has ended while it rested: nobody else would see that it may be unloaded.
+    fn released(&self);
     /// See [`Unload`].
     fn unload(&self);
     /// See [`Park`]; `done` hears of it.
@@ -191,6 +193,10 @@ pub(crate) trait Hosted: Any + Send + Sync {
 impl<M: Machine> Hosted for Addr<Host<M>> {
     fn tick(&self) {
         self.do_send(Envelope::internal(M::tick()));
+    }
+
+    fn released(&self) {
+        self.do_send(Spoke);
     }
 
     fn unload(&self) {

@@ -348,7 +348,11 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.gauge.tickets.fetch_sub(1, SeqCst);
+        let Slot { actor, gauge } = &self.0;
+        // An actor looks for itself when it comes to rest. Whoever does so last, it or this, sees both.
+        if gauge.tickets.fetch_sub(1, SeqCst) == 1 && gauge.rests() {
+            actor.released();
+        }
     }
 }
 
@@ -359,10 +363,15 @@ mod tests {
 
     use super::*;
 
-    struct Nobody;
+    /// How often it was told that its last command ended.
+    #[derive(Default)]
+    struct Nobody(AtomicUsize);
 
     impl Hosted for Nobody {
         fn tick(&self) {}
+        fn released(&self) {
+            self.0.fetch_add(1, SeqCst);
+        }
         fn unload(&self) {}
         fn park(&self, _: oneshot::Sender<()>) {}
     }
@@ -371,7 +380,7 @@ mod tests {
     fn an_actor_that_ended_before_it_was_put_in_is_not_taken_for_loaded() {
         let (registry, key) =
             (Registry::default(), ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::from_bytes([1; 16]) });
-        let slot = || Slot { actor: Arc::new(Nobody), gauge: Gauge::new() };
+        let slot = || Slot { actor: Arc::new(Nobody::default()), gauge: Gauge::new() };
         let ended = slot();
         registry.forget(&key, &ended.gauge);
         drop(registry.insert(key, ended));
@@ -382,5 +391,23 @@ mod tests {
         drop((registry.insert(key, before), registry.insert(key, now)));
         registry.forget(&key, &gauge);
         assert!(registry.contains(&key));
+    }
+
+    #[test]
+    fn an_actor_is_told_of_its_last_ticket_only_while_it_rests() {
+        let (registry, key) =
+            (Registry::default(), ThreadKey { tenant: TenantId::DEFAULT, thread: ThreadId::from_bytes([1; 16]) });
+        let (actor, gauge) = (Arc::new(Nobody::default()), Gauge::new());
+        let first = registry.insert(key, Slot { actor: actor.clone(), gauge: gauge.clone() });
+        let second = registry.ticket(&key).unwrap();
+        drop(first);
+        gauge.set_pinned(false);
+        assert_eq!(actor.0.load(SeqCst), 0, "another command is under way");
+        drop(second);
+        assert_eq!(actor.0.load(SeqCst), 1);
+        // One that works looks for itself when it comes to rest.
+        gauge.set_pinned(true);
+        drop(registry.ticket(&key));
+        assert_eq!(actor.0.load(SeqCst), 1);
     }
 }

@@ -19,7 +19,7 @@ use raddle_domain::{
     time::UnixMs,
 };
 use serde::{Deserialize, Serialize};
-use tokio::task::AbortHandle;
+use tokio::{sync::oneshot, task::AbortHandle};
 
 use super::{Crew, Loaded, Machine, Place, Said, Site, Steps};
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
     outbox::Outbox,
     receipts::{LIFE, Recalled},
     store::memory::MemoryStore,
+    supervisor::Load,
     thread::ThreadMachine,
     timers::Rearm,
 };
@@ -376,6 +377,28 @@ async fn a_machine_that_was_unloaded_comes_back_as_it_was() {
         bed.until(|bed| bed.runtime.health().loaded_threads == 1).await;
     }
     assert!(bed.runtime.health().evictions >= 6);
+    bed.end().await;
+}
+
+#[tokio::test]
+async fn a_machine_whose_last_command_ends_while_it_rests_is_unloaded() {
+    let (bed, keys) = (Bed::start(MemoryStore::default(), 1).await, [1, 2].map(counter));
+    let mut tickets = Vec::new();
+    for key in keys {
+        bed.make(key, Call::default()).await.unwrap();
+        tickets.push(bed.runtime.ticket::<Counter>(key, true).await.unwrap());
+        bed.add(key, 1).await;
+        // Nothing is saved for this one: once it is answered, what came before is over, and the machine rests.
+        let stale = Call { if_match: Some(1), ..Call::default() };
+        bed.ask(key, Asked::Add(1), stale).await.unwrap_err();
+    }
+    // The supervisor, which was told that they rest, has seen that neither may go.
+    let (reply, heard) = oneshot::channel();
+    bed.runtime.shared().supervisor.do_send(Load { key: keys[0], asked: false, reply });
+    tickets.push(heard.await.unwrap().unwrap());
+    assert_eq!(bed.runtime.health().loaded_threads, 2);
+    drop(tickets);
+    bed.until(|bed| bed.runtime.health().loaded_threads == 1).await;
     bed.end().await;
 }
 
