@@ -320,6 +320,16 @@ impl ThreadState {
         self.checkpoints.iter()
     }
 
+    /// Whether somebody will end each of its open items: what streams, or whatever is at a call. It is not so in the middle
+    /// of a step, where nothing asks.
+    pub(crate) fn is_whole(&self) -> bool {
+        let Some(open) = &self.open else { return true };
+        let text = open.open_text().map(|item| item.id);
+        let called = open.every_call().map(OpenCall::item).chain(open.acts.iter().map(|act| act.item));
+        let ended: Vec<_> = called.chain(text).collect();
+        open.items.iter().all(|open| open.settled.is_some() || ended.contains(&open.item.id))
+    }
+
     /// What must happen while this state lasts.
     pub fn owed(&self) -> Owed {
         let Some(open) = &self.open else { return Owed::default() };

@@ -28,7 +28,7 @@ use crate::{
 
 pub use self::{
     canon::{Canon, Deltas, Difference},
-    derive::{BadLog, Derived, derive, prices},
+    derive::{BadLog, Derived, derive, derive_behind, prices},
     rerun::{Differs, Minted, Rerun, Why},
 };
 

@@ -45,6 +45,13 @@ pub struct BadLog {
 
 /// The lines that lead to `log`, a thread's whole, under the limits and prices of `header`.
 pub fn derive(header: &Header, tenant: TenantId, log: &[Record]) -> Result<Derived, BadLog> {
+    // What a fork goes on from, another thread was told.
+    let past = log.iter().rposition(|record| matches!(record.event, Event::ThreadForked(_)));
+    derive_behind(header, tenant, log, past.map_or(0, |last| last + 1))
+}
+
+/// The same where so many events of `log` are given as they are: the first place to guess at is behind them.
+pub fn derive_behind(header: &Header, tenant: TenantId, log: &[Record], past: usize) -> Result<Derived, BadLog> {
     let Some(first) = log.first() else { return Ok(Derived { lines: Vec::new(), given: 0 }) };
     let bad = |seq| move |_| BadLog { seq };
     let mut state = ThreadState::begin(first).map_err(bad(first.seq))?;
@@ -67,7 +74,10 @@ pub fn derive(header: &Header, tenant: TenantId, log: &[Record]) -> Result<Deriv
     while let Some(next) = log.get(at) {
         // One step is of one moment.
         let moment = log[at..].iter().take_while(|record| record.ts == next.ts).count();
-        match (Place { header, state: &state, next: &log[at..at + moment] }).found() {
+        let place = Place { header, state: &state, next: &log[at..at + moment] };
+        // In the middle of a step that is given the rules would be asked what they never are.
+        let found = if at < past || !state.is_whole() { None } else { place.found() };
+        match found {
             Some(Found { command, draining, minted, after, events }) => {
                 let told = Told::Command { command: Box::new(command), if_match: None };
                 lines.push(line(next.ts, minted, draining, told, &log[at..at + events]));

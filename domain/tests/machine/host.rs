@@ -588,6 +588,15 @@ impl Host {
         }
         assert_eq!(rerun.log(), self.log);
         assert_eq!(rerun.state(), Some(&self.state));
+        // So does the log when nothing explains its beginning, wherever that ends: also in the middle of a step.
+        for past in (1..4).map(|quarter| quarter * self.log.len() / 4) {
+            let derived = trace::derive_behind(&header, TenantId::DEFAULT, &self.log, past).unwrap();
+            let mut rerun = Rerun::default();
+            for line in &derived.lines {
+                rerun.tell(&header, line).unwrap();
+            }
+            assert_eq!(rerun.log(), self.log, "of which {past} are given");
+        }
     }
 }
 
