@@ -29,6 +29,8 @@ use secrecy::{ExposeSecret, SecretBox, SecretString};
 use sha2::Sha256;
 use tokio_util::sync::CancellationToken;
 
+#[cfg(all(feature = "jwt", any(test, feature = "fuzzing")))]
+pub(crate) mod fuzzing;
 #[cfg(feature = "jwt")]
 pub mod jwt;
 

@@ -3,10 +3,13 @@
 
 use raddle_domain::policy::Policy;
 
+#[cfg(feature = "jwt")]
+pub use crate::auth::fuzzing::{key_set, token};
 pub use crate::{
     client::followed,
     gateway::fuzzing::{cursor, request_body},
-    models::fuzzing::{anthropic_stream, openai_stream},
+    mcp::fuzzing::{mcp_answer, mcp_tools},
+    models::fuzzing::{acp_updates, anthropic_stream, openai_stream},
 };
 use crate::{
     config::Config,
@@ -115,6 +118,39 @@ mod tests {
     include!("../fuzz/hold.rs");
     holds!(
         request_body cursor openai_stream anthropic_stream sse followed shell_text policy_file config_file mcp_config
-        price_file patch_text script
+        price_file patch_text script mcp_answer mcp_tools acp_updates
     );
+    #[cfg(feature = "jwt")]
+    holds!(token key_set);
+    /// The targets need another toolchain, and are not built where the tests run: what would keep one from being built,
+    /// or from being run, is looked for here.
+    #[test]
+    fn every_target_is_built_has_seeds_and_is_held_here_too() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+        let (manifest, page) = (read("fuzz/Cargo.toml"), read("fuzz/README.md"));
+        let files = ["domain/src/fuzzing.rs", "actors/src/store/fuzzing.rs", "src/fuzzing.rs"].map(read);
+        let held =
+            files.iter().flat_map(|text| text.split("holds!(").skip(1)).filter_map(|rest| rest.split(')').next());
+        let mut held: Vec<String> = held.flat_map(str::split_whitespace).map(str::to_owned).collect();
+        held.retain(|name| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'));
+        let listed = |dir: &str, end: &str| -> Vec<String> {
+            let names =
+                fs::read_dir(root.join(dir)).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let mut names: Vec<_> = names.map(|name| name.strip_suffix(end).unwrap_or(&name).to_owned()).collect();
+            names.sort();
+            names
+        };
+        held.sort();
+        assert_eq!(listed("fuzz/fuzz_targets", ".rs"), held);
+        assert_eq!(listed("fuzz/seeds", ""), held);
+        for name in &held {
+            assert!(manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")), "{name} is not built");
+            assert!(
+                read(&format!("fuzz/fuzz_targets/{name}.rs")).contains(&format!("::fuzzing::{name}(data)")),
+                "{name}"
+            );
+            assert!(page.contains(&format!("`{name}`")), "fuzz/README.md does not name {name}");
+        }
+    }
 }

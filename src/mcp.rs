@@ -31,6 +31,8 @@ pub mod board;
 mod catalogue;
 mod child;
 pub mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 #[cfg(target_os = "linux")]
 pub mod guard;
 mod keeper;

@@ -74,7 +74,12 @@ impl Tokens {
     /// Reads the set; one that cannot be used is an error.
     pub fn open(config: JwtConfig) -> anyhow::Result<Self> {
         let (set, changed) = load(&config)?;
-        Ok(Self { config, read: RwLock::new(Read { set, changed, looked: UnixMs(0) }) })
+        Ok(Self::of(config, set, changed, UnixMs(0)))
+    }
+
+    /// By this set, which was looked at then.
+    pub(super) fn of(config: JwtConfig, set: JwkSet, changed: Option<SystemTime>, looked: UnixMs) -> Self {
+        Self { config, read: RwLock::new(Read { set, changed, looked }) }
     }
 
     /// Who a token speaks for.
@@ -161,18 +166,23 @@ fn load(config: &JwtConfig) -> anyhow::Result<(JwkSet, Option<SystemTime>)> {
     // Before the content: a change between the two is then seen at the next look.
     let changed = changed(config);
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let set: JwkSet = serde_json::from_str(&text).with_context(|| format!("{} is no key set", path.display()))?;
+    Ok((parse(&text).with_context(|| path.display().to_string())?, changed))
+}
+
+/// A set of keys, each of which can be used.
+pub(super) fn parse(text: &str) -> anyhow::Result<JwkSet> {
+    let set: JwkSet = serde_json::from_str(text).context("it is no key set")?;
     if set.keys.is_empty() {
-        bail!("{} holds no key", path.display());
+        bail!("it holds no key");
     }
     for key in &set.keys {
         let name = key.common.key_id.as_deref().unwrap_or("(without a `kid`)");
         if matches!(key.algorithm, AlgorithmParameters::OctetKey(_)) {
-            bail!("{}: the key {name} is a shared secret; only public keys are taken", path.display());
+            bail!("the key {name} is a shared secret; only public keys are taken");
         }
-        DecodingKey::from_jwk(key).with_context(|| format!("{}: the key {name} cannot be used", path.display()))?;
+        DecodingKey::from_jwk(key).with_context(|| format!("the key {name} cannot be used"))?;
     }
-    Ok((set, changed))
+    Ok(set)
 }
 
 /// Scopes of a claim; words that are none of ours are somebody else's.

@@ -33,6 +33,8 @@ pub fn request_body(data: &[u8]) {
     body::<wire::CompactThread>(&object);
     body::<wire::ForkThread>(&object);
     body::<wire::PatchInput>(&object);
+    body::<wire::SaveCheckpoint>(&object);
+    body::<wire::RestoreCheckpoint>(&object);
     body::<wire::DecideApproval>(&object);
     body::<wire::AnswerQuestion>(&object);
     body::<wire::ResolveEffect>(&object);
@@ -48,6 +50,9 @@ pub fn request_body(data: &[u8]) {
     body::<runs::CreateRun>(&object);
     body::<runs::PutRun>(&object);
     body::<runs::TellRun>(&object);
+    body::<runs::DriveRun>(&object);
+    body::<runs::ValidateRunLease>(&object);
+    body::<runs::history::SaveRunCheckpoint>(&object);
     body::<runs::SyncRunTodos>(&object);
     body::<runs::board::PatchBoard>(&object);
     body::<runs::ledger::ExecuteRollback>(&object);

@@ -9,7 +9,7 @@ use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 use super::secrets::Secrets;
 
 /// Of one answer.
-const OUTPUT_BYTES: usize = 128 * 1024;
+pub const OUTPUT_BYTES: usize = 128 * 1024;
 /// Of a name or an address in it.
 const NAME_CHARS: usize = 300;
 

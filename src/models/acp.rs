@@ -19,7 +19,7 @@
 //! edited, rolled back or forked.
 
 mod prompt;
-mod says;
+pub(super) mod says;
 
 use std::{
     collections::HashMap,

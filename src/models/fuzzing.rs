@@ -1,8 +1,12 @@
-//! Streams of model providers: whatever comes, and however it is split, the same is read of it.
+//! Streams of model providers: whatever comes, and however it is split, the same is read of it. And what agents say.
 
-use raddle_domain::ports::{Fragment, ModelError};
+use std::collections::HashSet;
+
+use agent_client_protocol::v1::schema::{RequestPermissionRequest, SessionUpdate};
+use raddle_domain::ports::{ActStep, Fragment, ModelError};
 
 use super::{
+    acp::says::{ARGUMENT_BYTES, Says},
     anthropic, openai,
     provider::{Read, Reader, problem::Secrets},
 };
@@ -52,4 +56,31 @@ pub fn openai_stream(data: &[u8]) {
 
 pub fn anthropic_stream(data: &[u8]) {
     stream::<anthropic::answer::Answer>(data);
+}
+
+/// Lines as updates of a session and as questions: an act ends once, and says nothing behind its end; what is shown of
+/// it has bounds.
+pub fn acp_updates(data: &[u8]) {
+    let (mut says, mut over) = (Says::new("agent", "/w"), HashSet::new());
+    for line in data.split(|byte| *byte == b'\n') {
+        let fragments = if let Ok(asked) = serde_json::from_slice::<RequestPermissionRequest>(line) {
+            over.remove(&asked.tool_call.tool_call_id.to_string());
+            says.ask(asked).map(|(_, fragments)| fragments).unwrap_or_default()
+        } else if let Ok(update) = serde_json::from_slice::<SessionUpdate>(line) {
+            if let SessionUpdate::ToolCall(call) = &update {
+                over.remove(&call.tool_call_id.to_string());
+            }
+            says.update(update)
+        } else {
+            continue;
+        };
+        for fragment in fragments {
+            let Fragment::Act(act) = fragment else { continue };
+            assert!(act.arguments.to_string().len() <= ARGUMENT_BYTES + 2 * act.title.len() + 100);
+            assert!(!over.contains(&act.call_id), "{} says something behind its end", act.call_id);
+            if let ActStep::Ended { .. } = act.step {
+                over.insert(act.call_id);
+            }
+        }
+    }
 }

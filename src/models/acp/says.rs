@@ -20,7 +20,7 @@ use similar::TextDiff;
 use crate::tools::arguments;
 
 /// The most of an act's arguments that is shown and kept, in bytes of JSON.
-const ARGUMENT_BYTES: usize = 256 << 10;
+pub const ARGUMENT_BYTES: usize = 256 << 10;
 
 /// The most of an act's output that is kept while it grows.
 const OUTPUT_BYTES: usize = 1 << 20;
