@@ -85,7 +85,7 @@ async fn tended(desk: &Desk) -> Result<(), Error> {
                 Some(lease) if lease.expires_at <= now => lose(shared, key, Verb::Expire).await?,
                 _ => return Ok(()),
             },
-            JobStatus::Queued if job.due_at() <= now => return begin(desk).await,
+            JobStatus::Queued if job.due_at() <= now => return begin(desk, &job).await,
             JobStatus::Queued | JobStatus::Paused | JobStatus::Uncertain => return Ok(()),
             JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled => {
                 let forgotten = job.head(owner, book::retention(shared)).wake_at;
@@ -102,13 +102,33 @@ async fn lose(shared: &Arc<Shared>, key: ThreadKey, verb: Verb) -> Result<(), Er
     book::update(shared, key, verb, Call::default()).await.map(drop)
 }
 
-/// Takes the lease and runs.
-async fn begin(desk: &Desk) -> Result<(), Error> {
+/// Takes the lease. One that was stored although its commit failed is taken up: it would run out with nobody having run.
+async fn take(desk: &Desk, due: &Job) -> Result<(Job, Token), Error> {
     let Desk { shared, key, .. } = desk;
-    let verb =
-        Verb::Begin { owner: shared.store.epoch(), expires_at: shared.clock.now().after(shared.config.jobs_lease) };
-    let job = book::update(shared, *key, verb, Call::default()).await?;
-    let Some(token) = job.lease.map(|lease| lease.token()) else { return Ok(()) };
+    let key = *key;
+    let ours = Token { owner: shared.store.epoch(), term: due.begun + 1 };
+    let held = |job: Job| job.lease.map(|lease| lease.token()).filter(|token| *token == ours).map(|token| (job, token));
+    let mut in_doubt = false;
+    loop {
+        let expires_at = shared.clock.now().after(shared.config.jobs_lease);
+        match book::update(shared, key, Verb::Begin { owner: ours.owner, expires_at }, Call::default()).await {
+            Err(Error::Store(StoreError::Unavailable(_))) if !shared.draining() => {
+                in_doubt = true;
+                sleep(BUSY).await;
+            }
+            Err(Error::Job(refused)) if in_doubt => {
+                let job = book::read(shared, move |view| book::job(view, key)).await?;
+                return job.and_then(held).ok_or(Error::Job(refused));
+            }
+            begun => return begun.map(held)?.ok_or(Error::Job(JobRefused::NotYours)),
+        }
+    }
+}
+
+/// Takes the lease and runs.
+async fn begin(desk: &Desk, due: &Job) -> Result<(), Error> {
+    let shared = &desk.shared;
+    let (job, token) = take(desk, due).await?;
     let _counted = Counted::new(shared, !matches!(job.work, Work::Turn(_)));
     let output = Arc::new(Said::default());
     let work = async {

@@ -108,6 +108,27 @@ fn a_job_that_is_due_while_the_disk_is_full_is_tried_now_and_then() {
 }
 
 #[test]
+fn a_job_whose_beginning_was_stored_though_it_failed_is_run_at_once_and_nobody_doubts_it() {
+    for leaves in [Leaves::Nothing, Leaves::All, Leaves::Hidden] {
+        for (seed, reopens) in [(0, 0), (1, 3), (2, 0), (3, 5)] {
+            let chore = Chore::Command { thread: 0, words: "act".to_owned() };
+            let moves = vec![
+                said(0, 0, Verb::Create { to: 0, auto_approve: false, interrupts: false, budget: None }),
+                said(1, 500, Verb::Enqueue { to: 0, chore, attempts: 0, base_ms: 1 }),
+                // With the last of them nothing goes wrong any more.
+                said(2, 30_000, Verb::Create { to: 1, auto_approve: false, interrupts: false, budget: None }),
+            ];
+            // The commit that begins it.
+            let fails = Fault::Fails { commit: 4, leaves, reopens };
+            let outcome = run(&Plan { seed, ..plan(SLOW_READS, moves, vec![fails]) }, true);
+            let story = outcome.lines.join("\n");
+            assert_eq!(outcome.violation, None, "{leaves:?}: {story}");
+            assert!(story.contains("job.completed") && !story.contains("job.uncertain"), "{leaves:?}: {story}");
+        }
+    }
+}
+
+#[test]
 fn a_time_that_comes_while_the_disk_is_full_is_not_forgotten() {
     let mut full = 0;
     for commit in 6..=14 {
