@@ -27,7 +27,7 @@ struct Bar {
 }
 
 /// What raddle is held to: in words, and under which name which bench says it.
-const BARS: [(&str, &str, &str); 22] = [
+const BARS: [(&str, &str, &str); 23] = [
     (
         "durable turn starts over HTTP, 64 at once, against one commit for each",
         "http",
@@ -44,6 +44,11 @@ const BARS: [(&str, &str, &str); 22] = [
     ("an event in a thread of 100,000 against one of 10", "append", "cost of an event after 100,000 vs after 10"),
     ("the same in a run", "runs", "an event that is told, after 100,000 events vs after 10"),
     ("events delivered to 1000 streams over HTTP", "fanout", "frames delivered to 1000 streams over HTTP, both ends"),
+    (
+        "99th percentile of 1000 watchers beside one that never reads, against without it",
+        "fanout",
+        "p99 of 1000 watchers beside one that never reads vs without it",
+    ),
     ("replay of 100,000 events to a socket", "resume", "replay of 100,000 events to a socket"),
     ("memory of a loaded thread at rest", "resume", "memory of an idle loaded thread"),
     ("memory of a stream on which nothing happens, both ends", "resume", "memory of an idle stream, both ends"),
