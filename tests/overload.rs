@@ -212,6 +212,35 @@ async fn a_reply_over_http2_that_is_read_comes_whole() {
 }
 
 #[tokio::test]
+async fn what_a_client_speaks_is_told_also_when_its_first_bytes_come_one_by_one() {
+    let (server, _dir) = server_with(&[]).await;
+    let mut post = Raw::open(&server).await;
+    // Both protocols may begin like that.
+    post.say("P").await.unwrap();
+    server.api.get("/healthz").await.expect(200);
+    post.say("OST /v1/threads HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n").await.unwrap();
+    post.say("content-type: application/json\r\n\r\n{}").await.unwrap();
+    assert_eq!(post.answer().await.0, 201);
+    let mut two = Raw::open(&server).await;
+    for piece in ["PR", "I * HTTP/2.0\r\n\r\nS", "M\r\n\r\n", "\0\0\0\x04\0\0\0\0\0"] {
+        two.say(piece).await.unwrap();
+        server.api.get("/healthz").await.expect(200);
+    }
+    let mut frame = [0; 9];
+    timeout(LOST, two.0.read_exact(&mut frame)).await.expect("no answer comes").unwrap();
+    assert_eq!(frame[3], 4, "the settings of the server: {frame:?}");
+}
+
+#[tokio::test]
+async fn who_begins_to_speak_http2_and_does_not_go_on_is_cut() {
+    let (server, _dir) = server_with(&[("RADDLE_LIMITS_HEADER_TIMEOUT_MS", "300")]).await;
+    let mut slow = Raw::open(&server).await;
+    slow.say("PRI * HTTP").await.unwrap();
+    slow.rest().await;
+    figure(&server.api, CUT_HEADER, |cut| cut == 1).await;
+}
+
+#[tokio::test]
 async fn a_server_that_goes_closes_connections_that_nobody_uses() {
     let (server, _dir) = server_with(&[("RADDLE_SHUTDOWN_DEADLINE_MS", "60000")]).await;
     let mut idle = Raw::open(&server).await;

@@ -3,10 +3,17 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
-use raddle::gateway::{GatewayConfig, router};
+use raddle::{
+    gateway::{GatewayConfig, router},
+    listener,
+};
 use raddle_actors::Runtime;
 use raddle_domain::id::{Seq, ThreadKey};
 use tokio::{
@@ -14,15 +21,21 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
-/// Serves the runtime for as long as the task runs.
+/// Serves the runtime for as long as the task runs, as the binary does.
 pub async fn serve(runtime: Runtime) -> (SocketAddr, JoinHandle<()>) {
-    use axum::serve::ListenerExt;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("an address");
-    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-    let router = router(runtime, GatewayConfig::default()).into_make_service();
-    (addr, tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") }))
+    let limits = listener::Limits {
+        connections: 4096,
+        connections_per_address: 4096,
+        header: Duration::from_secs(10),
+        idle: Duration::from_secs(60),
+        stall: Duration::from_secs(60),
+    };
+    let router = router(runtime, GatewayConfig::default());
+    (addr, tokio::spawn(listener::serve(listener, router, limits, Arc::default(), CancellationToken::new())))
 }
 
 /// A request that starts a turn.

@@ -102,7 +102,8 @@ impl Pulse {
         Begun(self.clone())
     }
 
-    fn heard(&self) {
+    /// Something of a head has come.
+    pub fn heard(&self) {
         let mut state = self.state();
         if state.under_way == 0 && state.heard.is_none() && !state.http2 {
             state.heard = Some(Instant::now());
