@@ -249,11 +249,6 @@ impl Scopes {
         self.0 & implied != 0
     }
 
-    /// Whether everything that `other` allows is allowed here.
-    pub fn covers(self, other: Self) -> bool {
-        Scope::ALL.into_iter().all(|scope| !other.allows(scope) || self.allows(scope))
-    }
-
     pub fn iter(self) -> impl Iterator<Item = Scope> {
         Scope::ALL.into_iter().filter(move |scope| self.0 & scope.bit() != 0)
     }
@@ -517,13 +512,6 @@ mod tests {
         assert!(!writer.allows(Scope::Approve) && !writer.allows(Scope::Admin));
         assert!(!Scopes::of(&[Scope::Approve]).allows(Scope::Write));
         assert!(!Scopes::of(&[Scope::Read]).allows(Scope::Write));
-    }
-
-    #[test]
-    fn a_set_covers_what_it_allows_and_no_more() {
-        let (read, write) = (Scopes::of(&[Scope::Read]), Scopes::of(&[Scope::Write]));
-        assert!(write.covers(read) && !read.covers(write));
-        assert!(Scopes::of(&[Scope::Admin]).covers(Scopes::ALL) && !write.covers(Scopes::ALL));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use raddle_domain::{
         ApprovalId, CheckpointId, InputId, JobId, KeyId, OperationId, QuestionId, RunId, ScheduleId, Seq, TenantId,
         ThreadId, ThreadKey, TurnId,
     },
-    tenant::{Attribution, Scope, Scopes},
+    tenant::{Attribution, Scope},
 };
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde_json::{Map, Value};
@@ -81,8 +81,6 @@ fn may_hand_over(identity: Option<&Identity>, body: &Map<String, Value>) -> Resu
 #[derive(Debug, Clone)]
 pub struct OfKeeper {
     pub tenant: TenantId,
-    /// What whoever asks may do himself; nothing for the operator, who may do anything.
-    pub scopes: Option<Scopes>,
     pub by: Arc<Attribution>,
 }
 
@@ -94,7 +92,7 @@ impl<S: Sync> FromRequestParts<S> for OfKeeper {
         let tenant: TenantId = in_path(parts, "tenant", "tenant").await?;
         match identity.tenant() {
             Some((own, _)) if own != tenant => Err(Problem::not_found("tenant")),
-            found => Ok(Self { tenant, scopes: found.map(|(_, scopes)| scopes), by: identity.by }),
+            _ => Ok(Self { tenant, by: identity.by }),
         }
     }
 }
