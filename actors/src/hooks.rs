@@ -59,7 +59,7 @@ pub const TWICE: usize = 64;
 const PAGE: usize = 256;
 const PAGE_BYTES: usize = 512 * 1024;
 /// How long a sink may take for one batch.
-const GIVE_UP: Duration = Duration::from_secs(60);
+pub(crate) const GIVE_UP: Duration = Duration::from_secs(60);
 /// The longest that a sink may ask us to wait.
 const LONGEST: Duration = Duration::from_secs(5 * 60);
 /// When a cursor is saved that stands behind something that was delivered, and one that only passed many things over.
@@ -177,8 +177,9 @@ struct Progress {
     save_at: Option<Instant>,
     /// Failures in a row.
     failing: u32,
-    /// Those of them that were refusals.
+    /// Those of them that were refusals of a batch with this end.
     refused: u32,
+    refused_to: TenantCursor,
     failures: u64,
     failing_since: Option<UnixMs>,
     last_error: Option<String>,
@@ -226,6 +227,15 @@ impl Progress {
         self.save_by(now + SAVE_AFTER.0);
         self.unsaved += events;
         self.recovered();
+    }
+
+    /// Takes note of a refusal of a batch with this end. How many there were of it.
+    fn refused(&mut self, end: TenantCursor) -> u32 {
+        if self.refused_to != end {
+            (self.refused, self.refused_to) = (0, end);
+        }
+        self.refused = self.refused.saturating_add(1);
+        self.refused
     }
 
     fn recovered(&mut self) {
@@ -544,6 +554,11 @@ fn put(tenant: TenantId, hook: &Hook, progress: &Progress) -> Write {
     Write::Put { tenant, documents: vec![document] }
 }
 
+/// Where an event stands in its tenant's feed.
+const fn place(on: &HookEvent) -> TenantCursor {
+    TenantCursor { position: on.position, seq: on.seq }
+}
+
 /// The task of one hook.
 struct Courier {
     board: Arc<Board>,
@@ -650,7 +665,12 @@ impl Courier {
             wanted.map(|(cursor, event)| HookEvent { position: cursor.position, seq: cursor.seq, event }).peekable();
         let most = self.board.hook.sink.most().clamp(1, TWICE);
         while wanted.peek().is_some() {
-            let events: Vec<_> = wanted.by_ref().take(most).collect();
+            // What was refused is offered as it was: nothing is given up that was refused less often.
+            let refused_to = self.board.of(tenant, |progress| progress.refused_to);
+            let was_refused = |on: &HookEvent| place(on) <= refused_to;
+            let again = wanted.peek().is_some_and(was_refused);
+            let next = std::iter::from_fn(|| wanted.next_if(|on| was_refused(on) == again));
+            let events: Vec<_> = next.take(most).collect();
             if !self.deliver(tenant, events).await {
                 return;
             }
@@ -677,7 +697,7 @@ impl Courier {
     /// Whether the events were taken, or are given up.
     async fn deliver(&self, tenant: TenantId, events: Vec<HookEvent>) -> bool {
         let (count, Some(last)) = (events.len(), events.last()) else { return true };
-        let behind = TenantCursor { position: last.position, seq: last.seq };
+        let behind = place(last);
         if self.board.of(tenant, |progress| progress.unsaved) + count > TWICE && !self.save(tenant).await {
             self.failed(tenant, "how far it has come cannot be saved", None);
             return false;
@@ -704,10 +724,7 @@ impl Courier {
                 false
             }
             Err(SinkError::Rejected(why)) => {
-                let refusals = self.board.of(tenant, |progress| {
-                    progress.refused = progress.refused.saturating_add(1);
-                    progress.refused
-                });
+                let refusals = self.board.of(tenant, |progress| progress.refused(behind));
                 self.failed(tenant, &why, None);
                 if self.board.hook.on_reject == OnReject::Retry || refusals < REFUSALS {
                     return false;

@@ -13,11 +13,12 @@
 //! ```
 //! A history that breaks an invariant is told by the shortest plan that was found to break it too ([`shrink`]).
 //!
-//! Tenants and threads have budgets of tokens, agents work on the tasks of runs, and jobs are done later and on schedule.
+//! Tenants and threads have budgets of tokens, agents work on the tasks of runs, jobs are done later and on schedule, and
+//! hooks carry what happens to sinks that are slow, refuse, or are away.
 //!
-//! Absent: hooks, whose actor is there and has nothing to do; of runs, what threads do for them
-//! (workers of the runtime, ledgers, rollbacks), checkpoints and deletion; budgets that are lowered, in money, or of a
-//! turn; quotas; the erasure of a tenant. Absent on purpose: torn pages and flipped bits, which tests of the store make.
+//! Absent: of runs, what threads do for them (workers of the runtime, ledgers, rollbacks), checkpoints and deletion;
+//! budgets that are lowered, in money, or of a turn; quotas; the erasure of a tenant. Absent on purpose: torn pages and
+//! flipped bits, which tests of the store make.
 
 mod agent;
 mod board;
@@ -28,6 +29,7 @@ mod drawn;
 mod ending;
 #[cfg(test)]
 mod found;
+mod hooks;
 mod lives;
 mod model;
 mod numbers;

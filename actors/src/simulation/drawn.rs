@@ -2,13 +2,14 @@
 //! another plan of every seed.
 
 use raddle_domain::{
+    hook::{EventFilter, REFUSALS},
     record::{Decision, Delivery, Resolution},
     schedule::{CatchUp, Overlap},
 };
 
 use super::{
     numbers::Numbers,
-    plan::{At, Change, Chore, Death, Fault, Kept, Leaves, Move, Parting, Plan, Verb, Word},
+    plan::{Answer, At, Change, Chore, Death, Fault, Kept, Leaves, Listener, Move, Parting, Plan, Verb, Word},
     scheduler::Manner,
 };
 
@@ -35,6 +36,7 @@ impl Plan {
             moves.extend(Drawn { numbers, threads, tenants }.chores(span, known));
             moves.sort_by_key(|step| step.at_ms);
         }
+        let listeners = if numbers.chance(200) { listeners(numbers, tenants) } else { Vec::new() };
         Self {
             seed,
             kept,
@@ -42,6 +44,7 @@ impl Plan {
             loaded,
             tenants,
             pack_ms,
+            listeners,
             moves,
             faults,
             #[cfg(feature = "planted")]
@@ -322,6 +325,43 @@ impl Drawn<'_> {
         }
         words.join(" ")
     }
+}
+
+fn listeners(numbers: &mut Numbers, tenants: usize) -> Vec<Listener> {
+    let names = ["audit", "crm"];
+    let count = numbers.within(1, names.len() as u64) as usize;
+    let listener = |name| {
+        let patterns = *numbers.pick(&["*", "*", "* item.delta", "turn.* approval.*"]);
+        let events = EventFilter::parse(patterns.split(' ').map(str::to_owned).collect());
+        Listener {
+            name,
+            events: events.expect("they are the names of events"),
+            tenant: numbers.chance(150).then(|| numbers.below(tenants as u64) as usize),
+            from_start: numbers.chance(400),
+            since_process: *numbers.pick(&[1, 1, 1, 2, 3]),
+            skips: numbers.chance(400),
+            most: *numbers.pick(&[1, 1, 3, 64, usize::MAX]),
+            answers: answers(numbers),
+        }
+    };
+    names.into_iter().take(count).map(listener).collect()
+}
+
+/// What a sink says: some of it again and again.
+fn answers(numbers: &mut Numbers) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for _ in 0..numbers.below(8) {
+        let most = u64::from(REFUSALS) + 1;
+        let (answer, times) = match numbers.below(10) {
+            // The last ones are later than any hook waits.
+            0..=4 => (Answer::Takes { after_ms: *numbers.pick(&[0, 0, 5, 900, 20_000, 90_000]) }, numbers.within(1, 4)),
+            5 | 6 => (Answer::Refuses, numbers.within(1, most)),
+            7 | 8 => (Answer::Away { retry_ms: *numbers.pick(&[None, None, Some(3_000)]) }, numbers.within(1, 3)),
+            _ => (Answer::Gone, u64::from(numbers.chance(400))),
+        };
+        answers.extend((0..times).map(|_| answer));
+    }
+    answers
 }
 
 fn faults(numbers: &mut Numbers, span: u64) -> Vec<Fault> {

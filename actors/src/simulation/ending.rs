@@ -50,8 +50,10 @@ pub(crate) async fn end(outside: &Rc<Outside>, loaded: usize) {
         return world.violated(Violation { invariant: RESTS, what: first.clone() });
     }
     world.witness(|witness| witness.rests());
-    // Those who are slow have time to see it all.
+    // Whoever was slow, or away all the time, has time to see it all.
+    world.mend_sinks();
     sleep(PATIENCE).await;
+    world.witness(|witness| witness.carried());
     for watcher in &*outside.watchers.borrow() {
         watcher.is_up_to_date(&world);
     }

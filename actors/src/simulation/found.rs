@@ -1,10 +1,13 @@
 //! Plans that broke something once, so that it stays mended whatever seeds come to.
 
-use raddle_domain::record::Delivery;
+use raddle_domain::{
+    hook::{EventFilter, REFUSALS},
+    record::Delivery,
+};
 
 use super::{
     Plan,
-    plan::{Chore, Fault, Kept, Leaves, Move, Parting, Verb, Word},
+    plan::{Answer, Chore, Fault, Kept, Leaves, Listener, Move, Parting, Verb, Word},
     run,
     scheduler::Manner,
 };
@@ -20,6 +23,7 @@ fn plan(manner: Manner, moves: Vec<Move>, faults: Vec<Fault>) -> Plan {
         loaded: 8,
         tenants: 1,
         pack_ms: 3_600_000,
+        listeners: Vec::new(),
         moves,
         faults,
         #[cfg(feature = "planted")]
@@ -160,4 +164,28 @@ fn a_time_that_comes_while_the_disk_is_full_is_not_forgotten() {
         full += usize::from(outcome.lines.iter().any(|line| line.contains("finds no room")));
     }
     assert!(full > 4, "the disk was full {full} times");
+}
+
+#[test]
+fn a_hook_gives_up_nothing_that_was_refused_less_often_than_that() {
+    let create = |number, at_ms| {
+        said(number, at_ms, Verb::Create { to: 0, auto_approve: false, interrupts: false, budget: None })
+    };
+    let audit = Listener {
+        name: "audit",
+        events: EventFilter::default(),
+        tenant: None,
+        from_start: true,
+        since_process: 1,
+        skips: true,
+        most: 64,
+        answers: vec![Answer::Refuses; REFUSALS as usize],
+    };
+    // The second one comes while the first one is refused.
+    let moves = vec![create(0, 0), create(1, 2_000)];
+    let outcome = run(&Plan { listeners: vec![audit], ..plan(Manner::CALM, moves, Vec::new()) }, true);
+    let story = outcome.lines.join("\n");
+    assert_eq!(outcome.violation, None, "{story}");
+    assert_eq!(story.matches("offers 1/1: Refuses").count(), REFUSALS as usize, "{story}");
+    assert!(story.contains("offers 2/1: Takes"), "{story}");
 }

@@ -9,6 +9,7 @@ use super::{
     chores::ScriptedRunner,
     client::{Door, Outside},
     disk::Disk,
+    hooks,
     model::{Scripted, ScriptedTools},
     numbers::Numbers,
     plan::{Fault, Plan},
@@ -49,12 +50,12 @@ fn config(plan: &Plan) -> Config {
 /// Lives, dies and lives again, until nobody lets it.
 pub(crate) async fn live(outside: Rc<Outside>, plan: Plan) {
     let mut disk = Disk::new(plan.kept);
-    for number in 1.. {
-        let scheduler = Scheduler::new(plan.manner, Numbers::new(plan.seed, 16 + number));
+    for number in 1u32.. {
+        let scheduler = Scheduler::new(plan.manner, Numbers::new(plan.seed, 16 + u64::from(number)));
         let local = Rc::new(LocalSet::new());
         let world = &outside.world;
         world.note(format_args!("process   {number} starts"));
-        let life = life(&outside, &plan, &mut disk, &scheduler, &local);
+        let life = life(&outside, &plan, number, &mut disk, &scheduler, &local);
         let fate = local.run_until(life).await;
         *outside.door.borrow_mut() = None;
         let down = match fate {
@@ -72,6 +73,7 @@ pub(crate) async fn live(outside: Rc<Outside>, plan: Plan) {
 async fn life(
     outside: &Rc<Outside>,
     plan: &Plan,
+    number: u32,
     disk: &mut Disk,
     scheduler: &Arc<Scheduler>,
     local: &Rc<LocalSet>,
@@ -85,7 +87,9 @@ async fn life(
             return again;
         }
     };
+    world.starts(number);
     let ports = Ports {
+        hooks: hooks::configured(world, &plan.listeners, number),
         tools: Arc::new(ScriptedTools(world.clone())),
         jobs: Arc::new(ScriptedRunner(world.clone())),
         prices: Arc::new(Prices::default()),

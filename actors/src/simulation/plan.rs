@@ -3,6 +3,7 @@
 //! [`super::told`].
 
 use raddle_domain::{
+    hook::EventFilter,
     record::{Decision, Delivery, Resolution},
     schedule::{CatchUp, Overlap},
 };
@@ -20,6 +21,7 @@ pub struct Plan {
     pub(crate) tenants: usize,
     /// How long after its end a turn's log is packed.
     pub(crate) pack_ms: u64,
+    pub(crate) listeners: Vec<Listener>,
     pub(crate) moves: Vec<Move>,
     pub(crate) faults: Vec<Fault>,
     /// What is wrong with the runtime itself.
@@ -34,6 +36,40 @@ pub(crate) enum Kept {
     Memory,
     /// In the database, whose file is in memory.
     Database,
+}
+
+/// A hook, and what its sink says to what it is offered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listener {
+    pub name: &'static str,
+    pub events: EventFilter,
+    /// Whose events; everybody's where nothing is said.
+    pub tenant: Option<usize>,
+    /// Whether it begins with the first event, or with what happens once it is there.
+    pub from_start: bool,
+    /// The first process that has it.
+    pub since_process: u32,
+    /// Whether it gives up what is refused again and again.
+    pub skips: bool,
+    /// Events that its sink takes at once.
+    pub most: usize,
+    /// Behind the last of them it takes what comes.
+    pub answers: Vec<Answer>,
+}
+
+/// What a sink says to a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It may come too late.
+    Takes {
+        after_ms: u64,
+    },
+    Refuses,
+    Away {
+        retry_ms: Option<u64>,
+    },
+    /// Nobody is there until everything else rests.
+    Gone,
 }
 
 /// Something that a client does, at a time of the virtual clock.
@@ -324,6 +360,6 @@ impl Plan {
 
     /// How much there is of it: what is left out counts less.
     pub fn size(&self) -> usize {
-        self.moves.len() + self.faults.len()
+        self.moves.len() + self.faults.len() + self.listeners.len()
     }
 }

@@ -28,6 +28,13 @@ fn shrink_by(plan: &Plan, violation: &Violation, budget: u32, run: &dyn Fn(&Plan
         let before = search.best.clone();
         search.thin(|plan| plan.faults.len(), |plan, part| drop(plan.faults.drain(part)));
         search.thin(|plan| plan.moves.len(), |plan, part| drop(plan.moves.drain(part)));
+        search.thin(|plan| plan.listeners.len(), |plan, part| drop(plan.listeners.drain(part)));
+        for at in 0..search.best.listeners.len() {
+            search.thin(
+                |plan| plan.listeners[at].answers.len(),
+                |plan, part| drop(plan.listeners[at].answers.drain(part)),
+            );
+        }
         for at in 0..search.best.moves.len() {
             search.shorter(at, " / ");
             search.shorter(at, "; ");

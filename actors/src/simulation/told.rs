@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    plan::{Chore, Death, Fault, Kept, Leaves, Move, Plan, Verb},
+    plan::{Chore, Death, Fault, Kept, Leaves, Listener, Move, Plan, Verb},
     scheduler::Manner,
 };
 
@@ -19,6 +19,9 @@ impl fmt::Display for Plan {
             f,
             "  {kept}; tasks run {order}; at most {loaded} loaded at rest; tenants: {tenants}; packed after {pack} ms"
         )?;
+        for listener in &self.listeners {
+            writeln!(f, "  {listener}")?;
+        }
         for step in &self.moves {
             writeln!(f, "  {step}")?;
         }
@@ -26,6 +29,21 @@ impl fmt::Display for Plan {
             writeln!(f, "  {fault}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, events, tenant, from_start, since_process, skips, most, answers } = self;
+        let whose = tenant.map_or_else(|| "everybody".to_owned(), |of| format!("tenant {of}"));
+        let from = if *from_start { "the first event" } else { "then" };
+        let skips = if *skips { ", skips what is refused" } else { "" };
+        write!(
+            f,
+            "hook {name} carries {:?} of {whose} since process {since_process}, from {from} on, {most} at once at \
+             most{skips}; its sink: {answers:?}",
+            events.patterns()
+        )
     }
 }
 

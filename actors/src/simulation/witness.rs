@@ -8,7 +8,7 @@ use std::{
 use raddle_domain::{
     event::{self, Event, Record},
     id::{JobId, OperationId, RunId, ScheduleId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
-    ports::{Append, Invocation, JobRun, LogKind, ModelErrorKind, StoredEvent, Write, WriteRefused},
+    ports::{Append, HookBatch, Invocation, JobRun, LogKind, ModelErrorKind, StoredEvent, Write, WriteRefused},
     record::{
         ApprovalStatus, Effect, EffectClass, EffectOutcome, EffectStatus, Resolution, ResolvedBy, TurnStatus, Usage,
     },
@@ -19,6 +19,8 @@ use serde::Deserialize;
 use super::{
     board::{self, Board},
     chores::{self, Chore},
+    hooks::{Feed, Heard},
+    plan::{Answer, Plan},
 };
 use crate::store::rename;
 
@@ -102,7 +104,10 @@ pub(crate) enum Fact {
 #[derive(Default)]
 pub(crate) struct Witness {
     logs: BTreeMap<ThreadKey, Log>,
-    feeds: BTreeMap<TenantId, u64>,
+    feeds: BTreeMap<TenantId, Feed>,
+    pub hooks: Vec<Heard>,
+    /// The number of the process that is there.
+    process: u32,
     effects: BTreeMap<OperationId, Done>,
     begun: BTreeSet<(OperationId, u32)>,
     /// Slots of schedules for which there is a job.
@@ -183,9 +188,9 @@ struct Done {
 
 /// What a stream's reader looks at of an event.
 #[derive(Deserialize)]
-struct Place {
-    seq: Seq,
-    prev: Seq,
+pub(crate) struct Place {
+    pub seq: Seq,
+    pub prev: Seq,
     thread_id: Option<ThreadId>,
     run_id: Option<RunId>,
     job_id: Option<JobId>,
@@ -221,6 +226,11 @@ impl Log {
 }
 
 impl Witness {
+    /// One who knows what a plan's hooks are to carry.
+    pub fn new(plan: &Plan) -> Self {
+        Self { hooks: plan.listeners.iter().map(Heard::new).collect(), ..Self::default() }
+    }
+
     pub fn logs(&self) -> impl Iterator<Item = (ThreadKey, &Log)> {
         self.logs.iter().map(|(key, log)| (*key, log))
     }
@@ -281,8 +291,9 @@ impl Witness {
         self.receipts.extend(receipts.iter().map(|receipt| receipt.key));
         let feed = self.feeds.entry(key.tenant).or_default();
         if !chunk.events.is_empty() {
-            *feed += 1;
-            unless(*feed == position, FEED, || format!("an append has position {position} instead of {feed}"))?;
+            feed.push((*key, chunk.first, chunk.last()));
+            let length = feed.len() as u64;
+            unless(length == position, FEED, || format!("an append has position {position} instead of {length}"))?;
         }
         for stored in &chunk.events {
             match kind {
@@ -620,6 +631,33 @@ impl Witness {
         Ok(Some((key, place.seq)))
     }
 
+    // ---- what hooks carry ------------------------------------------------------------------------
+
+    /// A process begins.
+    pub fn starts(&mut self, process: u32) {
+        self.process = process;
+        self.hooks.iter_mut().for_each(|hook| hook.starts(process, &self.feeds));
+    }
+
+    /// A hook offers its sink a batch. What that says to it.
+    pub fn offered(&mut self, nth: usize, batch: &HookBatch) -> Holds<Answer> {
+        let (hook, feed) = (&mut self.hooks[nth], self.feeds.entry(batch.tenant).or_default());
+        hook.offered(self.process, batch, feed, &self.logs)?;
+        hook.answer(batch, feed, &self.logs)
+    }
+
+    pub fn took(&mut self, nth: usize, batch: &HookBatch) -> Holds {
+        let feed = self.feeds.entry(batch.tenant).or_default();
+        self.hooks[nth].took(self.process, batch, feed, &self.logs)
+    }
+
+    /// Nothing is under way, and every sink takes what comes.
+    pub fn carried(&self) -> Holds {
+        let feeds = || self.feeds.iter();
+        let carried = |hook: &Heard| feeds().try_for_each(|(of, feed)| hook.is_up_to_date(*of, feed, &self.logs));
+        self.hooks.iter().try_for_each(carried)
+    }
+
     /// What of every log must hold when nothing is under way.
     pub fn rests(&self) -> Holds {
         self.logs.values().filter(|log| !log.gone).try_for_each(|log| unsound(log.number, log.sound.rests()))
@@ -638,7 +676,7 @@ fn named(event: &StoredEvent, key: ThreadKey) -> StoredEvent {
     StoredEvent { json: json.into(), ..event.clone() }
 }
 
-fn place(stored: &StoredEvent) -> Holds<Place> {
+pub(crate) fn place(stored: &StoredEvent) -> Holds<Place> {
     let read = serde_json::from_slice(&stored.json);
     read.map_err(|why| Violation { invariant: STREAM, what: format!("{} is no event: {why}", stored.name) })
 }

@@ -12,7 +12,7 @@ use std::{
 
 use raddle_domain::{
     id::{TenantId, ThreadKey, TurnId},
-    ports::{Append, Clock, Ids, Invocation, Write, WriteRefused},
+    ports::{Append, Clock, HookBatch, Ids, Invocation, Write, WriteRefused},
     time::UnixMs,
 };
 use sha2::{Digest, Sha256};
@@ -20,8 +20,9 @@ use tokio::{sync::Notify, time::Instant};
 use uuid::{Builder, Uuid};
 
 use super::{
+    hooks::Heard,
     numbers::Numbers,
-    plan::{Fault, Plan},
+    plan::{Answer, Fault, Plan},
     witness::{Holds, Violation, Witness},
 };
 
@@ -80,7 +81,7 @@ impl World {
             inner: Mutex::new(Inner {
                 trace,
                 ids: Numbers::new(plan.seed, 1),
-                witness: Witness::default(),
+                witness: Witness::new(plan),
                 faults: plan.faults.clone(),
                 commits: 0,
                 reads: 0,
@@ -263,6 +264,11 @@ impl World {
         }
     }
 
+    /// A process begins.
+    pub fn starts(&self, process: u32) {
+        self.inner().witness.starts(process);
+    }
+
     /// A model is called, and told so many tokens.
     pub fn call_begins(&self, key: ThreadKey, input: u64) {
         // What a commit stored that failed nobody counts before the store is open again.
@@ -304,6 +310,30 @@ impl World {
         let Invocation { tool, attempt, .. } = invocation;
         self.note(format_args!("tool      {tool} acts, attempt {attempt}"));
         self.witness(|witness| witness.tool_acts(invocation));
+    }
+
+    /// A hook offers its sink a batch. What that says to it.
+    pub fn offered(&self, nth: usize, batch: &HookBatch) -> Answer {
+        let answer = self.witness(|witness| witness.offered(nth, batch)).unwrap_or(Answer::Gone);
+        let HookBatch { hook, tenant, events, .. } = batch;
+        let places = events.iter().map(|on| format!("{}/{}", on.position, on.seq)).collect::<Vec<_>>().join(" ");
+        self.note(format_args!("hook      {hook} of {tenant} offers {places}: {answer:?}"));
+        answer
+    }
+
+    pub fn took(&self, nth: usize, batch: &HookBatch) {
+        self.note(format_args!("hook      {} of {} is rid of {}", batch.hook, batch.tenant, batch.events.len()));
+        self.witness(|witness| witness.took(nth, batch));
+    }
+
+    /// A hook's sink has nothing in its hands any more.
+    pub fn lays_down(&self, nth: usize, after: Duration) {
+        self.witness(|witness| witness.hooks[nth].lays_down(after));
+    }
+
+    /// Sinks where nobody was take what comes.
+    pub fn mend_sinks(&self) {
+        self.inner().witness.hooks.iter_mut().for_each(Heard::mend);
     }
 
     pub fn has_acted(&self, invocation: &Invocation) -> bool {
