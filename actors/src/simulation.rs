@@ -14,11 +14,12 @@
 //! A history that breaks an invariant is told by the shortest plan that was found to break it too ([`shrink`]).
 //!
 //! Tenants and threads have budgets of tokens, agents work on the tasks of runs, jobs are done later and on schedule, and
-//! hooks carry what happens to sinks that are slow, refuse, or are away.
+//! hooks carry what happens to sinks that are slow, refuse, or are away. Tenants have quotas.
 //!
 //! Absent: of runs, what threads do for them (workers of the runtime, ledgers, rollbacks), checkpoints and deletion;
-//! budgets that are lowered, in money, or of a turn; quotas; the erasure of a tenant. Absent on purpose: torn pages and
-//! flipped bits, which tests of the store make.
+//! budgets that are lowered, in money, or of a turn; quotas that are lowered, of bytes, of what is loaded, or of requests in
+//! time; the erasure of a tenant. Absent on purpose: torn pages and flipped bits, which tests of the
+//! store make.
 
 mod agent;
 mod board;
@@ -34,6 +35,7 @@ mod lives;
 mod model;
 mod numbers;
 mod plan;
+mod quota;
 mod scheduler;
 mod shrink;
 mod told;
@@ -140,6 +142,7 @@ async fn history(plan: &Plan, told: bool) -> Outcome {
         runs: RefCell::default(),
         work: RefCell::default(),
         watchers: RefCell::default(),
+        refused: RefCell::default(),
         over: Cell::new(false),
     });
     let mut tasks = vec![tokio::task::spawn_local(lives::live(outside.clone(), plan.clone()))];
@@ -153,7 +156,7 @@ async fn history(plan: &Plan, told: bool) -> Outcome {
     let moves: Vec<_> = moves.into_iter().map(play).collect();
     let played = async {
         join_all(moves).await;
-        ending::end(&outside, plan.loaded).await;
+        ending::end(&outside, plan).await;
     };
     tokio::select! {
         biased;

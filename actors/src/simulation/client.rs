@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
@@ -17,7 +18,7 @@ use raddle_domain::{
         command::{Claim, NewRun, NewTask, Transition, ValidateLease},
     },
     schedule::NewSchedule,
-    tenant::{Budget, Budgets, TenantPatch},
+    tenant::{Budget, Budgets, Quotas, TenantPatch},
 };
 use sha2::{Digest, Sha256};
 use tokio::{task::LocalSet, time::sleep};
@@ -28,6 +29,7 @@ use super::{
     agent, board, chores,
     model::choice,
     plan::{At, Change, Chore, Move, Verb, Word},
+    quota::{self, ROOM},
     scheduler::Scheduler,
     watcher,
     witness::{DEFECT, Fact, REPLAY, Replied, Told, Violation, unless},
@@ -56,6 +58,8 @@ pub(crate) struct Outside {
     /// The jobs that they made, and whose they are.
     pub work: RefCell<Vec<Option<(TenantId, JobId)>>>,
     pub watchers: RefCell<Vec<Rc<watcher::Watcher>>>,
+    /// What was refused for a quota.
+    pub refused: RefCell<BTreeMap<u32, (Move, Request)>>,
     /// Set when nobody begins anything any more.
     pub over: Cell<bool>,
 }
@@ -132,6 +136,7 @@ pub(crate) enum Request {
     Fork(ThreadKey, ForkAt),
     Delete(ThreadKey),
     Allow(TenantId, u64),
+    Grant(TenantId, Quotas),
     CreateRun(TenantId),
     AddTasks(ThreadKey, Vec<NewTask>),
     Bind(ThreadKey, ValidateLease),
@@ -202,55 +207,68 @@ async fn read(outside: &Rc<Outside>, number: u32, key: ThreadKey) {
 
 /// Asks until there is an answer, or it is not worth another try. The answer, if there was one.
 pub(crate) async fn answered(outside: &Rc<Outside>, step: &Move, request: &Request) -> Option<Replied> {
-    let (world, number) = (&outside.world, step.number);
-    let idempotency = step.is_keyed().then(|| Idempotency { key: digest(number, 0), request: digest(number, 1) });
     let mut pause = Duration::from_millis(step.pause_ms);
     for _ in 0..TRIES {
         if outside.over.get() {
             return None;
         }
-        if outside.door.borrow().is_none() {
-            sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(10));
-            continue;
-        }
-        if let Request::Allow(tenant, tokens) = request {
-            world.allows(*tenant, *tokens);
-        }
-        let (asked, call) = (request.clone(), Call { idempotency, ..Call::default() });
-        let to = world.clone();
-        let heard = outside.call(async move |runtime: Runtime| {
-            let heard = ask(&runtime, asked, call).await;
-            hear(&to, (number, idempotency), &heard);
-            heard
-        });
-        match heard.await {
-            Some(Ok(replied)) => {
-                match (&step.verb, &replied.fact) {
-                    (Verb::Create { to, .. } | Verb::Fork { to, .. }, Fact::Thread) => {
-                        keep(&outside.threads, *to, replied.key);
-                    }
-                    (Verb::CreateRun { to }, _) => keep(&outside.runs, *to, replied.key),
-                    (Verb::Enqueue { to, .. }, _) => {
-                        if let (Told::Job(job), tenant) = (&replied.told, replied.key.tenant) {
-                            keep(&outside.work, *to, (tenant, *job));
-                        }
-                    }
-                    _ => {}
-                }
-                return Some(replied);
+        let is_there = outside.door.borrow().is_some();
+        if is_there {
+            match once(outside, step, request).await {
+                Some(Ok(replied)) => return Some(replied),
+                Some(Err(error)) if !passes(&error) => return None,
+                Some(Err(_)) | None => {}
             }
-            Some(Err(error)) if !passes(&error) => return None,
-            Some(Err(_)) => {}
-            None => world.note(format_args!("move {number:<4} hears nothing")),
-        }
-        if !step.insists {
-            return None;
+            if !step.insists {
+                return None;
+            }
         }
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(10));
     }
     None
+}
+
+/// Asks once. Nothing if nothing is heard.
+pub(crate) async fn once(outside: &Rc<Outside>, step: &Move, request: &Request) -> Option<Result<Replied, Error>> {
+    let (world, number) = (&outside.world, step.number);
+    let idempotency = step.is_keyed().then(|| Idempotency { key: digest(number, 0), request: digest(number, 1) });
+    match request {
+        Request::Allow(tenant, tokens) => world.allows(*tenant, *tokens),
+        Request::Grant(tenant, quotas) => world.grants(*tenant, *quotas),
+        _ => {}
+    }
+    let (asked, call) = (request.clone(), Call { idempotency, ..Call::default() });
+    let to = world.clone();
+    let heard = outside.call(async move |runtime: Runtime| {
+        let heard = ask(&runtime, asked, call).await;
+        hear(&to, (number, idempotency), &heard);
+        heard
+    });
+    let heard = heard.await;
+    match &heard {
+        Some(Ok(replied)) => {
+            outside.refused.borrow_mut().remove(&number);
+            match (&step.verb, &replied.fact) {
+                (Verb::Create { to, .. } | Verb::Fork { to, .. }, Fact::Thread) => {
+                    keep(&outside.threads, *to, replied.key);
+                }
+                (Verb::CreateRun { to }, _) => keep(&outside.runs, *to, replied.key),
+                (Verb::Enqueue { to, .. }, _) => {
+                    if let (Told::Job(job), tenant) = (&replied.told, replied.key.tenant) {
+                        keep(&outside.work, *to, (tenant, *job));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Some(Err(Error::Quota { .. })) => {
+            outside.refused.borrow_mut().insert(number, (step.clone(), request.clone()));
+        }
+        Some(Err(_)) => {}
+        None => world.note(format_args!("move {number:<4} hears nothing")),
+    }
+    heard
 }
 
 /// What is answered must be so.
@@ -267,7 +285,11 @@ fn hear(world: &World, (number, named): (u32, Option<Idempotency>), heard: &Resu
                 world.violated(Violation { invariant: DEFECT, what: format!("move {number}: {why}") });
             }
             let gone = matches!(error, Error::Deleted | Error::NotFound(_));
-            if let Some(named) = named.filter(|_| !passes(error) && !gone) {
+            let over = matches!(error, Error::Quota { .. });
+            if over && world.know(|witness| witness.has_room) {
+                world.violated(Violation { invariant: ROOM, what: format!("move {number}: {error}") });
+            }
+            if let Some(named) = named.filter(|_| (over || !passes(error)) && !gone) {
                 world.witness(|witness| witness.refused(number, named.key, &error.to_string()));
             }
         }
@@ -275,8 +297,8 @@ fn hear(world: &World, (number, named): (u32, Option<Idempotency>), heard: &Resu
 }
 
 /// Whether it may be otherwise a moment later.
-fn passes(error: &Error) -> bool {
-    matches!(error, Error::Busy { .. } | Error::Draining | Error::Store(_) | Error::InFlight)
+pub(crate) fn passes(error: &Error) -> bool {
+    matches!(error, Error::Busy { .. } | Error::Draining | Error::Store(_) | Error::InFlight | Error::Quota { .. })
 }
 
 fn digest(number: u32, what: u32) -> [u8; 32] {
@@ -306,6 +328,7 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
             return Some(Request::AddTasks(outside.run(*run)?, (0..*count).map(task).collect()));
         }
         Verb::Allow { tenant: of, tokens } => return Some(Request::Allow(tenant(*of), *tokens)),
+        Verb::Grant { tenant: of, quotas } => return Some(Request::Grant(tenant(*of), *quotas)),
         Verb::Enqueue { chore, attempts, base_ms, .. } => {
             let (tenant, work) = work(outside, chore, number)?;
             let template = Template {
@@ -411,7 +434,8 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
         | Verb::Enqueue { .. }
         | Verb::Repeat { .. }
         | Verb::Tell { .. }
-        | Verb::Allow { .. } => {
+        | Verb::Allow { .. }
+        | Verb::Grant { .. } => {
             return None;
         }
     })
@@ -619,21 +643,27 @@ async fn ask(runtime: &Runtime, request: Request, call: Call) -> Result<Replied,
             replied(job.log(tenant), &done, chores::told(done.seq))
         }
         Request::Allow(tenant, limit) => {
-            let total = Some(tokens(limit));
-            let patch =
-                TenantPatch { budgets: Some(Budgets { total, ..Budgets::default() }), ..TenantPatch::default() };
-            match runtime.patch_tenant(tenant, patch.clone(), None, None).await {
-                Err(Error::NotFound(_)) => runtime.create_tenant(tenant, patch, None).await?,
-                kept => kept?,
-            };
-            Replied {
-                key: ThreadKey { tenant, thread: ThreadId::new(Uuid::nil()) },
-                seq: 0,
-                replayed: false,
-                value: String::new(),
-                fact: Fact::Allowed,
-                told: Told::Nothing,
-            }
+            let budgets = Budgets { total: Some(tokens(limit)), ..Budgets::default() };
+            patch_tenant(runtime, tenant, TenantPatch { budgets: Some(budgets), ..TenantPatch::default() }).await?;
+            of_tenant(tenant, Fact::Allowed)
+        }
+        Request::Grant(tenant, quotas) => {
+            quota::grant(runtime, tenant, quotas).await?;
+            of_tenant(tenant, Fact::Granted)
         }
     })
+}
+
+/// Changes a tenant; one of whom nobody has said anything is made.
+pub(crate) async fn patch_tenant(runtime: &Runtime, tenant: TenantId, patch: TenantPatch) -> Result<(), Error> {
+    match runtime.patch_tenant(tenant, patch.clone(), None, None).await {
+        Err(Error::NotFound(_)) => runtime.create_tenant(tenant, patch, None).await.map(drop),
+        kept => kept.map(drop),
+    }
+}
+
+/// What of a tenant is so, and stands in no log.
+fn of_tenant(tenant: TenantId, fact: Fact) -> Replied {
+    let key = ThreadKey { tenant, thread: ThreadId::new(Uuid::nil()) };
+    Replied { key, seq: 0, replayed: false, value: String::new(), fact, told: Told::Nothing }
 }

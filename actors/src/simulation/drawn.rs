@@ -5,6 +5,7 @@ use raddle_domain::{
     hook::{EventFilter, REFUSALS},
     record::{Decision, Delivery, Resolution},
     schedule::{CatchUp, Overlap},
+    tenant::Quotas,
 };
 
 use super::{
@@ -37,6 +38,12 @@ impl Plan {
             moves.sort_by_key(|step| step.at_ms);
         }
         let listeners = if numbers.chance(200) { listeners(numbers, tenants) } else { Vec::new() };
+        let quotas = if numbers.chance(150) { quotas(numbers) } else { Quotas::default() };
+        if quotas != Quotas::default() {
+            let known = moves.len() as u32;
+            moves.extend(Drawn { numbers, threads, tenants }.grants(quotas, span, known));
+            moves.sort_by_key(|step| step.at_ms);
+        }
         Self {
             seed,
             kept,
@@ -45,6 +52,7 @@ impl Plan {
             tenants,
             pack_ms,
             listeners,
+            quotas,
             moves,
             faults,
             #[cfg(feature = "planted")]
@@ -94,13 +102,7 @@ impl Drawn<'_> {
             verbs.push((at, verb));
         }
         verbs.sort_by_key(|(at, _)| *at);
-        let moves = verbs.into_iter().zip(0..).map(|((at_ms, verb), number)| {
-            let insists = self.numbers.chance(700);
-            // About as long as a store takes to be opened again: some come just before, and some just behind.
-            let pause_ms = self.numbers.within(25, 60);
-            Move { number, at_ms, verb, insists, pause_ms, again: insists && self.numbers.chance(200) }
-        });
-        moves.collect()
+        self.moves_of(verbs, 0)
     }
 
     /// A run, with tasks and those who work on them.
@@ -145,8 +147,34 @@ impl Drawn<'_> {
             let catch_up = *self.numbers.pick(&[CatchUp::None, CatchUp::One, CatchUp::All]);
             verbs.push((self.numbers.below(span), Verb::Repeat { to: 0, chore: self.chore(), overlap, catch_up }));
         }
+        self.moves_of(verbs, known)
+    }
+
+    /// Tenants that are let have more than usual.
+    fn grants(&mut self, usual: Quotas, span: u64, known: u32) -> Vec<Move> {
+        let mut verbs = Vec::new();
+        for tenant in 0..self.tenants {
+            if self.numbers.chance(500) {
+                let more = self.numbers.within(1, 3);
+                let raised = |most: Option<u64>| most.map(|most| most + more);
+                let quotas = Quotas {
+                    threads: raised(usual.threads),
+                    active_turns: raised(usual.active_turns),
+                    queued_prompts: raised(usual.queued_prompts),
+                    subscribers: raised(usual.subscribers),
+                    ..usual
+                };
+                verbs.push((self.numbers.below(span), Verb::Grant { tenant, quotas }));
+            }
+        }
+        self.moves_of(verbs, known)
+    }
+
+    /// What is asked, as somebody asks for it who may insist.
+    fn moves_of(&mut self, verbs: Vec<(u64, Verb)>, known: u32) -> Vec<Move> {
         let moves = verbs.into_iter().zip(known..).map(|((at_ms, verb), number)| {
             let insists = self.numbers.chance(700);
+            // About as long as a store takes to be opened again: some come just before, and some just behind.
             let pause_ms = self.numbers.within(25, 60);
             Move { number, at_ms, verb, insists, pause_ms, again: insists && self.numbers.chance(200) }
         });
@@ -324,6 +352,17 @@ impl Drawn<'_> {
             }
         }
         words.join(" ")
+    }
+}
+
+fn quotas(numbers: &mut Numbers) -> Quotas {
+    let mut some = |first, last| numbers.chance(500).then(|| numbers.within(first, last));
+    Quotas {
+        threads: some(1, 4),
+        active_turns: some(1, 2),
+        queued_prompts: some(1, 2),
+        subscribers: some(1, 2),
+        ..Quotas::default()
     }
 }
 

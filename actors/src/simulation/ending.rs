@@ -12,6 +12,7 @@ use raddle_domain::{
     price::Prices,
     record::{Resolution, Thread, ThreadStatus},
     run::RunState,
+    tenant::Quotas,
     thread::ThreadState,
     time::UnixMs,
     trace::{Header, Rerun, derive},
@@ -19,8 +20,10 @@ use raddle_domain::{
 use tokio::time::sleep;
 
 use super::{
-    client::{Outside, of},
+    client::{Outside, of, tenant},
     lives::PATIENCE,
+    plan::Plan,
+    quota,
     witness::{Holds, Log, PLACES, REPLAY, RESTS, Violation, decode, unless},
     world::{Fate, World},
 };
@@ -31,11 +34,15 @@ const LOOKS: u32 = 40;
 
 /// Sees to it that everything rests, and that it is what it was when another process reads it. What is not so, the
 /// world knows.
-pub(crate) async fn end(outside: &Rc<Outside>, loaded: usize) {
-    let world = outside.world.clone();
+pub(crate) async fn end(outside: &Rc<Outside>, plan: &Plan) {
+    let (world, loaded) = (outside.world.clone(), plan.loaded);
     outside.over.set(true);
     world.heal();
     world.note(format_args!("ending    nothing goes wrong any more"));
+    let is_bounded = plan.quotas != Quotas::default();
+    if is_bounded {
+        quota::make_room(outside, plan.tenants).await;
+    }
     let mut unrest = Vec::new();
     for _ in 0..LOOKS {
         sleep(PATIENCE + Duration::from_secs(10)).await;
@@ -49,11 +56,19 @@ pub(crate) async fn end(outside: &Rc<Outside>, loaded: usize) {
     if let Some(first) = unrest.first() {
         return world.violated(Violation { invariant: RESTS, what: first.clone() });
     }
-    world.witness(|witness| witness.rests());
+    if is_bounded {
+        for tenant in (0..plan.tenants).map(tenant) {
+            let to = world.clone();
+            let counted = async move |runtime: Runtime| quota::is_counted(&runtime, &to, tenant).await;
+            let counted = outside.insist(counted).await.map_err(|why| broken(format!("{tenant}: {why}")));
+            world.witness(|_| counted.flatten());
+        }
+    }
     // Whoever was slow, or away all the time, has time to see it all.
     world.mend_sinks();
     sleep(PATIENCE).await;
     world.witness(|witness| witness.carried());
+    world.witness(|witness| witness.rests());
     for watcher in &*outside.watchers.borrow() {
         watcher.is_up_to_date(&world);
     }

@@ -3,6 +3,7 @@
 use raddle_domain::{
     hook::{EventFilter, REFUSALS},
     record::Delivery,
+    tenant::Quotas,
 };
 
 use super::{
@@ -24,6 +25,7 @@ fn plan(manner: Manner, moves: Vec<Move>, faults: Vec<Fault>) -> Plan {
         tenants: 1,
         pack_ms: 3_600_000,
         listeners: Vec::new(),
+        quotas: Quotas::default(),
         moves,
         faults,
         #[cfg(feature = "planted")]
@@ -166,21 +168,26 @@ fn a_time_that_comes_while_the_disk_is_full_is_not_forgotten() {
     assert!(full > 4, "the disk was full {full} times");
 }
 
-#[test]
-fn a_hook_gives_up_nothing_that_was_refused_less_often_than_that() {
-    let create = |number, at_ms| {
-        said(number, at_ms, Verb::Create { to: 0, auto_approve: false, interrupts: false, budget: None })
-    };
-    let audit = Listener {
+/// A hook whose sink takes so many events at once.
+fn audit(most: usize) -> Listener {
+    Listener {
         name: "audit",
         events: EventFilter::default(),
         tenant: None,
         from_start: true,
         since_process: 1,
-        skips: true,
-        most: 64,
-        answers: vec![Answer::Refuses; REFUSALS as usize],
+        skips: false,
+        most,
+        answers: Vec::new(),
+    }
+}
+
+#[test]
+fn a_hook_gives_up_nothing_that_was_refused_less_often_than_that() {
+    let create = |number, at_ms| {
+        said(number, at_ms, Verb::Create { to: 0, auto_approve: false, interrupts: false, budget: None })
     };
+    let audit = Listener { skips: true, answers: vec![Answer::Refuses; REFUSALS as usize], ..audit(64) };
     // The second one comes while the first one is refused.
     let moves = vec![create(0, 0), create(1, 2_000)];
     let outcome = run(&Plan { listeners: vec![audit], ..plan(Manner::CALM, moves, Vec::new()) }, true);
@@ -188,4 +195,21 @@ fn a_hook_gives_up_nothing_that_was_refused_less_often_than_that() {
     assert_eq!(outcome.violation, None, "{story}");
     assert_eq!(story.matches("offers 1/1: Refuses").count(), REFUSALS as usize, "{story}");
     assert!(story.contains("offers 2/1: Takes"), "{story}");
+}
+
+#[test]
+fn a_thread_counts_no_more_though_nobody_heard_that_it_is_gone() {
+    let create = |number, at_ms| {
+        said(number, at_ms, Verb::Create { to: 0, auto_approve: false, interrupts: false, budget: None })
+    };
+    for leaves in [Leaves::All, Leaves::Hidden] {
+        let moves = vec![create(0, 0), said(1, 500, Verb::Delete { thread: 0 }), create(2, 3_000)];
+        // The commit that deletes it.
+        let fails = Fault::Fails { commit: 3, leaves, reopens: 0 };
+        let quotas = Quotas { threads: Some(1), ..Quotas::default() };
+        let outcome = run(&Plan { quotas, ..plan(Manner::CALM, moves, vec![fails]) }, true);
+        let story = outcome.lines.join("\n");
+        assert_eq!(outcome.violation, None, "{story}");
+        assert!(story.contains("move 1    is refused") && story.contains("move 2    is done"), "{story}");
+    }
 }

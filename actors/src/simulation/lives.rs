@@ -42,6 +42,7 @@ fn config(plan: &Plan) -> Config {
         model_calls: 4,
         tool_runs: 3,
         subscriber_bytes: 8 * 1024,
+        quotas: plan.quotas,
         pack_after: Duration::from_millis(plan.pack_ms),
         ..Config::new("/nowhere")
     }

@@ -6,6 +6,7 @@ use raddle_domain::{
     hook::EventFilter,
     record::{Decision, Delivery, Resolution},
     schedule::{CatchUp, Overlap},
+    tenant::Quotas,
 };
 
 use super::scheduler::Manner;
@@ -22,6 +23,8 @@ pub struct Plan {
     /// How long after its end a turn's log is packed.
     pub(crate) pack_ms: u64,
     pub(crate) listeners: Vec<Listener>,
+    /// What a tenant may have of whom nobody says otherwise.
+    pub(crate) quotas: Quotas,
     pub(crate) moves: Vec<Move>,
     pub(crate) faults: Vec<Fault>,
     /// What is wrong with the runtime itself.
@@ -102,6 +105,7 @@ impl Move {
                 | Verb::Withdraw { .. }
                 | Verb::DeleteCheckpoint { .. }
                 | Verb::Allow { .. }
+                | Verb::Grant { .. }
         );
         self.insists && !repeats
     }
@@ -245,6 +249,11 @@ pub(crate) enum Verb {
     Allow {
         tenant: usize,
         tokens: u64,
+    },
+    /// Says how much it may have.
+    Grant {
+        tenant: usize,
+        quotas: Quotas,
     },
 }
 

@@ -1,6 +1,8 @@
 //! The shortest plan that breaks what another one broke: parts are left out, first many at once, as long as it still
 //! breaks the same invariant (delta debugging; Zeller and Hildebrandt, IEEE TSE 2002).
 
+use raddle_domain::tenant::Quotas;
+
 use super::{Outcome, Plan, plan::Kept, run, scheduler::Manner, witness::Violation};
 
 /// How a plan became shorter.
@@ -42,6 +44,7 @@ fn shrink_by(plan: &Plan, violation: &Violation, budget: u32, run: &dyn Fn(&Plan
             search.simpler(|plan| plan.moves[at].insists = false);
         }
         search.simpler(|plan| plan.kept = Kept::Memory);
+        search.simpler(|plan| plan.quotas = Quotas::default());
         search.simpler(|plan| plan.tenants = 1);
         search.simpler(|plan| plan.pack_ms = 3_600_000);
         if search.best == before || search.left == 0 {

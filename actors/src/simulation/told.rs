@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use raddle_domain::tenant::Quotas;
+
 use super::{
     plan::{Chore, Death, Fault, Kept, Leaves, Listener, Move, Plan, Verb},
     scheduler::Manner,
@@ -19,6 +21,9 @@ impl fmt::Display for Plan {
             f,
             "  {kept}; tasks run {order}; at most {loaded} loaded at rest; tenants: {tenants}; packed after {pack} ms"
         )?;
+        if self.quotas != Quotas::default() {
+            writeln!(f, "  every tenant may have {}", amounts(self.quotas))?;
+        }
         for listener in &self.listeners {
             writeln!(f, "  {listener}")?;
         }
@@ -30,6 +35,18 @@ impl fmt::Display for Plan {
         }
         Ok(())
     }
+}
+
+fn amounts(quotas: Quotas) -> String {
+    let Quotas { threads, active_turns, queued_prompts, subscribers, .. } = quotas;
+    let all = [
+        ("threads", threads),
+        ("turns at work", active_turns),
+        ("waiting prompts", queued_prompts),
+        ("streams", subscribers),
+    ];
+    let bounds = all.iter().filter_map(|(what, most)| Some(format!("{} {what}", (*most)?)));
+    bounds.collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Display for Listener {
@@ -125,6 +142,7 @@ impl fmt::Display for Verb {
                 )
             }
             Self::Tell { job, word } => write!(f, "{word:?} job {job}"),
+            Self::Grant { tenant, quotas } => write!(f, "let tenant {tenant} have {}", amounts(*quotas)),
             Self::Allow { tenant, tokens } => write!(f, "let tenant {tenant} spend {tokens} tokens"),
         }
     }

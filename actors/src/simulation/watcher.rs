@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     client::Outside,
+    quota::Open,
     witness::{Holds, STREAM, unless},
     world::World,
 };
@@ -148,6 +149,7 @@ async fn session(
 ) -> Result<Ended, Error> {
     let from = *lock(cursor);
     let mut watched = runtime.subscribe(key, from).await?;
+    let _open = Open::new(world, key.tenant);
     loop {
         let next = watched.next().await?;
         for (seq, stored) in next.events() {
@@ -206,6 +208,7 @@ async fn tenants_session(
 ) -> Result<(), Error> {
     let from = lock(seen).cursor;
     let mut watched = runtime.subscribe_tenant(tenant, Some(from), None).await?;
+    let _open = Open::new(world, tenant);
     loop {
         let next = watched.next().await?;
         for (_, stored) in next.events() {

@@ -7,10 +7,11 @@ use std::{
 
 use raddle_domain::{
     event::{self, Event, Record},
-    id::{JobId, OperationId, RunId, ScheduleId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
+    id::{InputId, JobId, OperationId, RunId, ScheduleId, Seq, TenantId, ThreadId, ThreadKey, TurnId},
     ports::{Append, HookBatch, Invocation, JobRun, LogKind, ModelErrorKind, StoredEvent, Write, WriteRefused},
     record::{
-        ApprovalStatus, Effect, EffectClass, EffectOutcome, EffectStatus, Resolution, ResolvedBy, TurnStatus, Usage,
+        ApprovalStatus, Delivery, Effect, EffectClass, EffectOutcome, EffectStatus, Resolution, ResolvedBy,
+        ThreadStatus, TurnStatus, Usage,
     },
     sound::Sound,
 };
@@ -21,6 +22,7 @@ use super::{
     chores::{self, Chore},
     hooks::{Feed, Heard},
     plan::{Answer, Plan},
+    quota::{Bounds, within},
 };
 use crate::store::rename;
 
@@ -97,6 +99,8 @@ pub(crate) enum Fact {
     Deleted,
     /// A bound of what a tenant may spend.
     Allowed,
+    /// A bound of what it may have.
+    Granted,
     /// A turn, a prompt, a decided approval, …: by its kind and its id.
     Thing(&'static str, String),
 }
@@ -108,6 +112,13 @@ pub(crate) struct Witness {
     pub hooks: Vec<Heard>,
     /// The number of the process that is there.
     process: u32,
+    /// Whether something failed in it, so that it may know less than is stored.
+    shaken: bool,
+    pub bounds: Bounds,
+    /// Whether everybody has as much as he wants.
+    pub has_room: bool,
+    /// Streams that are open.
+    open: BTreeMap<TenantId, usize>,
     effects: BTreeMap<OperationId, Done>,
     begun: BTreeSet<(OperationId, u32)>,
     /// Slots of schedules for which there is a job.
@@ -145,6 +156,10 @@ pub(crate) struct Log {
     pub account: Account,
     /// The turn that was stopped for lack of a budget.
     exceeded: Option<TurnId>,
+    /// Prompts that callers let wait.
+    pub waiting: BTreeSet<InputId>,
+    /// Whether its turn is at work, and waits for nobody.
+    pub works: bool,
 }
 
 /// What is spent, in tokens.
@@ -226,9 +241,10 @@ impl Log {
 }
 
 impl Witness {
-    /// One who knows what a plan's hooks are to carry.
+    /// One who knows what a plan's hooks are to carry, and what its tenants may have.
     pub fn new(plan: &Plan) -> Self {
-        Self { hooks: plan.listeners.iter().map(Heard::new).collect(), ..Self::default() }
+        let hooks = plan.listeners.iter().map(Heard::new).collect();
+        Self { hooks, bounds: Bounds::new(plan.quotas), ..Self::default() }
     }
 
     pub fn logs(&self) -> impl Iterator<Item = (ThreadKey, &Log)> {
@@ -280,7 +296,7 @@ impl Witness {
                 unsound(log.number, log.sound.see(&record))?;
             }
         }
-        let (number, head, fence) = (log.number, log.head(), row.head.fence);
+        let (number, head, fence, worked) = (log.number, log.head(), row.head.fence, log.works);
         unless(chunk.first == head + 1, WRITER, || {
             format!("log {number} ends at {head}, and an append from {} on is taken", chunk.first)
         })?;
@@ -315,6 +331,23 @@ impl Witness {
             log.events.push(stored.clone());
             unsound(number, log.sound.see(&record))?;
             self.saw(*key, &record, fork.is_some())?;
+        }
+        self.fits(append, head == 0 || fork.is_some(), worked)
+    }
+
+    /// Whether its tenant may have what an append has brought: a log that is new, or a turn.
+    fn fits(&self, append: &Append, is_new: bool, worked: bool) -> Holds {
+        let Append { key, chunk, row, .. } = append;
+        let (of, bounds) = (key.tenant, self.bounds.of(key.tenant));
+        if is_new && bounds.threads.is_some() {
+            within(of, self.threads_of(of), bounds.threads, "threads")?;
+        }
+        let has = |name: &str| chunk.events.iter().any(|event| &*event.name == name);
+        if bounds.active_turns.is_some() && !self.shaken && !worked && has("turn.started") && !has("prompt.promoted") {
+            within(of, self.turns_of(of, row.head.fence), bounds.active_turns, "turns at work")?;
+        }
+        if bounds.queued_prompts.is_some() && has("prompt.admitted") {
+            within(of, self.prompts_of(of), bounds.queued_prompts, "prompts that wait")?;
         }
         Ok(())
     }
@@ -377,8 +410,15 @@ impl Witness {
             log.things.insert(Fact::Thing(kind, id));
         };
         match &record.event {
+            Event::ThreadStatus(thread) => {
+                log.works = thread.active_turn.is_some() && thread.status != ThreadStatus::AwaitingApproval;
+            }
+            // Until it is time to try again it may be out of memory, and then it is in nobody's way.
+            Event::TurnRetrying(..) => log.works = false,
+            Event::TurnResumed(..) => log.works = true,
             Event::TurnStarted(turn) => {
                 thing("turn", turn.id.to_string());
+                log.works = true;
                 if let (Some(number), false) = (label(&turn.input_summary), forks) {
                     let turns = self.turns_of.entry(number).or_default();
                     *turns += 1;
@@ -387,6 +427,7 @@ impl Witness {
             }
             Event::TurnCompleted(turn) => {
                 thing("end of turn", turn.id.to_string());
+                log.works = false;
                 let stopped = turn.error.as_ref().is_some_and(|error| error.code == ModelErrorKind::Budget.code());
                 let (number, exceeded) = (log.number, log.exceeded.take());
                 let fits = stopped == (turn.status == TurnStatus::Failed && exceeded == Some(turn.id));
@@ -403,9 +444,19 @@ impl Witness {
             Event::ThreadCreated(thread) | Event::ThreadForked(thread) => {
                 log.account = Account { limit: thread.budget.and_then(|budget| budget.tokens), ..Account::default() };
             }
-            Event::PromptAdmitted(admission) => thing("prompt", admission.id.to_string()),
+            Event::PromptAdmitted(admission) => {
+                // One that comes too late for its turn is admitted once more.
+                let first = log.things.insert(Fact::Thing("prompt", admission.id.to_string()));
+                if first && admission.delivery == Delivery::Queue {
+                    log.waiting.insert(admission.id);
+                }
+            }
+            Event::PromptPromoted(admission, ..) => drop(log.waiting.remove(&admission.id)),
             Event::PromptEdited(admission, _) => thing("change of prompt", admission.id.to_string()),
-            Event::PromptWithdrawn(admission) => thing("withdrawal of prompt", admission.id.to_string()),
+            Event::PromptWithdrawn(admission) => {
+                thing("withdrawal of prompt", admission.id.to_string());
+                log.waiting.remove(&admission.id);
+            }
             Event::QuestionAnswered(question) => thing("answer to", question.id.to_string()),
             Event::CheckpointSaved(checkpoint) => thing("checkpoint", checkpoint.name.clone()),
             Event::ApprovalDecided(approval) => {
@@ -464,6 +515,11 @@ impl Witness {
         Ok(())
     }
 
+    /// Something fails.
+    pub const fn shakes(&mut self) {
+        self.shaken = true;
+    }
+
     /// A commit failed and was stored.
     pub const fn doubts(&mut self) {
         self.doubts += 1;
@@ -474,6 +530,11 @@ impl Witness {
         let Account { asked, limit, .. } = self.accounts.entry(tenant).or_default();
         *asked = tokens.max(*asked);
         *limit = limit.map(|before| before.max(tokens));
+    }
+
+    /// Whether a tenant may not spend what it likes.
+    pub fn is_thrifty(&self, tenant: TenantId) -> bool {
+        self.accounts.get(&tenant).is_some_and(|account| account.asked > 0)
     }
 
     /// What a tenant has spent.
@@ -565,12 +626,12 @@ impl Witness {
 
     /// Whether a reply is true.
     fn holds(&self, replied: &Replied) -> bool {
-        if replied.fact == Fact::Allowed {
+        if matches!(replied.fact, Fact::Allowed | Fact::Granted) {
             return true;
         }
         let Some(log) = self.log(replied.key) else { return false };
         match &replied.fact {
-            Fact::Allowed => true,
+            Fact::Allowed | Fact::Granted => true,
             Fact::Deleted => log.gone,
             Fact::Thread => log.gone || log.head() >= replied.seq,
             thing => log.gone || (log.head() >= replied.seq && log.things.contains(thing)),
@@ -631,11 +692,24 @@ impl Witness {
         Ok(Some((key, place.seq)))
     }
 
+    /// A watcher of a tenant, or of a thread of his, has come.
+    pub fn opened(&mut self, tenant: TenantId) -> Holds {
+        let open = self.open.entry(tenant).or_default();
+        *open += 1;
+        within(tenant, *open, self.bounds.of(tenant).subscribers, "streams")
+    }
+
+    /// He has gone.
+    pub fn closed(&mut self, tenant: TenantId) {
+        let open = self.open.entry(tenant).or_default();
+        *open = open.saturating_sub(1);
+    }
+
     // ---- what hooks carry ------------------------------------------------------------------------
 
     /// A process begins.
     pub fn starts(&mut self, process: u32) {
-        self.process = process;
+        (self.process, self.shaken) = (process, false);
         self.hooks.iter_mut().for_each(|hook| hook.starts(process, &self.feeds));
     }
 

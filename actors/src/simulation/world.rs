@@ -13,6 +13,7 @@ use std::{
 use raddle_domain::{
     id::{TenantId, ThreadKey, TurnId},
     ports::{Append, Clock, HookBatch, Ids, Invocation, Write, WriteRefused},
+    tenant::Quotas,
     time::UnixMs,
 };
 use sha2::{Digest, Sha256};
@@ -165,6 +166,9 @@ impl World {
             _ => false,
         });
         let fault = at.map(|at| inner.faults.remove(at));
+        if fault.is_some() {
+            inner.witness.shakes();
+        }
         (number, fault)
     }
 
@@ -187,6 +191,9 @@ impl World {
     pub fn read_fails(&self) -> bool {
         let mut inner = self.inner();
         let fails = inner.reads > 0;
+        if fails {
+            inner.witness.shakes();
+        }
         inner.reads = inner.reads.saturating_sub(1);
         fails
     }
@@ -279,6 +286,25 @@ impl World {
 
     pub fn allows(&self, tenant: TenantId, tokens: u64) {
         self.inner().witness.allows(tenant, tokens);
+    }
+
+    pub fn grants(&self, tenant: TenantId, quotas: Quotas) {
+        self.inner().witness.bounds.grants(tenant, quotas);
+    }
+
+    /// Everybody has as much as he wants.
+    pub fn has_room(&self) {
+        self.inner().witness.has_room = true;
+    }
+
+    /// A watcher of a tenant, or of a thread of his, has come.
+    pub fn opened(&self, tenant: TenantId) {
+        self.witness(|witness| witness.opened(tenant));
+    }
+
+    /// He has gone.
+    pub fn closed(&self, tenant: TenantId) {
+        self.inner().witness.closed(tenant);
     }
 
     /// A commit failed and was stored, or the store is open again.
