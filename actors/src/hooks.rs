@@ -665,8 +665,12 @@ impl Courier {
             wanted.map(|(cursor, event)| HookEvent { position: cursor.position, seq: cursor.seq, event }).peekable();
         let most = self.board.hook.sink.most().clamp(1, TWICE);
         while wanted.peek().is_some() {
+            let (reading, refused_to) = self.board.of(tenant, |progress| (progress.reading, progress.refused_to));
+            if !reading {
+                // The tenant was forgotten meanwhile.
+                return;
+            }
             // What was refused is offered as it was: nothing is given up that was refused less often.
-            let refused_to = self.board.of(tenant, |progress| progress.refused_to);
             let was_refused = |on: &HookEvent| place(on) <= refused_to;
             let again = wanted.peek().is_some_and(was_refused);
             let next = std::iter::from_fn(|| wanted.next_if(|on| was_refused(on) == again));

@@ -14,11 +14,11 @@
 //! A history that breaks an invariant is told by the shortest plan that was found to break it too ([`shrink`]).
 //!
 //! Tenants and threads have budgets of tokens, agents work on the tasks of runs, jobs are done later and on schedule, and
-//! hooks carry what happens to sinks that are slow, refuse, or are away. Tenants have quotas.
+//! hooks carry what happens to sinks that are slow, refuse, or are away. Tenants have quotas, and are erased.
 //!
 //! Absent: of runs, what threads do for them (workers of the runtime, ledgers, rollbacks), checkpoints and deletion;
 //! budgets that are lowered, in money, or of a turn; quotas that are lowered, of bytes, of what is loaded, or of requests in
-//! time; the erasure of a tenant. Absent on purpose: torn pages and flipped bits, which tests of the
+//! time; tenants that come back after their erasure. Absent on purpose: torn pages and flipped bits, which tests of the
 //! store make.
 
 mod agent;
@@ -28,6 +28,7 @@ mod client;
 mod disk;
 mod drawn;
 mod ending;
+mod erasure;
 #[cfg(test)]
 mod found;
 mod hooks;

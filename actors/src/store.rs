@@ -28,7 +28,7 @@ mod page;
 mod queue;
 pub mod redb;
 mod rename;
-mod tables;
+pub(crate) mod tables;
 mod tenant;
 
 use std::{

@@ -137,6 +137,7 @@ pub(crate) enum Request {
     Delete(ThreadKey),
     Allow(TenantId, u64),
     Grant(TenantId, Quotas),
+    Erase(TenantId),
     CreateRun(TenantId),
     AddTasks(ThreadKey, Vec<NewTask>),
     Bind(ThreadKey, ValidateLease),
@@ -284,7 +285,7 @@ fn hear(world: &World, (number, named): (u32, Option<Idempotency>), heard: &Resu
             if let Error::Internal(why) = error {
                 world.violated(Violation { invariant: DEFECT, what: format!("move {number}: {why}") });
             }
-            let gone = matches!(error, Error::Deleted | Error::NotFound(_));
+            let gone = matches!(error, Error::Deleted | Error::NotFound(_) | Error::TenantClosed(_));
             let over = matches!(error, Error::Quota { .. });
             if over && world.know(|witness| witness.has_room) {
                 world.violated(Violation { invariant: ROOM, what: format!("move {number}: {error}") });
@@ -328,6 +329,7 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
             return Some(Request::AddTasks(outside.run(*run)?, (0..*count).map(task).collect()));
         }
         Verb::Allow { tenant: of, tokens } => return Some(Request::Allow(tenant(*of), *tokens)),
+        Verb::Erase { tenant: of } => return Some(Request::Erase(tenant(*of))),
         Verb::Grant { tenant: of, quotas } => return Some(Request::Grant(tenant(*of), *quotas)),
         Verb::Enqueue { chore, attempts, base_ms, .. } => {
             let (tenant, work) = work(outside, chore, number)?;
@@ -435,7 +437,8 @@ async fn request(outside: &Rc<Outside>, step: &Move, tenants: usize) -> Option<R
         | Verb::Repeat { .. }
         | Verb::Tell { .. }
         | Verb::Allow { .. }
-        | Verb::Grant { .. } => {
+        | Verb::Grant { .. }
+        | Verb::Erase { .. } => {
             return None;
         }
     })
@@ -650,6 +653,10 @@ async fn ask(runtime: &Runtime, request: Request, call: Call) -> Result<Replied,
         Request::Grant(tenant, quotas) => {
             quota::grant(runtime, tenant, quotas).await?;
             of_tenant(tenant, Fact::Granted)
+        }
+        Request::Erase(tenant) => {
+            runtime.erase_tenant(tenant).await?;
+            of_tenant(tenant, Fact::Erased)
         }
     })
 }

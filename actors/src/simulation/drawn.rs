@@ -24,7 +24,7 @@ impl Plan {
             2 => Manner { later: 500, nap: 0, longest_ms: 1, read_ms: 2 },
             _ => Manner { later: 150, nap: 8, longest_ms: 60, read_ms: 5 },
         };
-        let kept = if numbers.chance(125) { Kept::Database } else { Kept::Memory };
+        let mut kept = if numbers.chance(125) { Kept::Database } else { Kept::Memory };
         let tenants = if numbers.chance(300) { 2 } else { 1 };
         let loaded = *numbers.pick(&[1, 1, 2, 2, 8]);
         let threads = numbers.within(1, 3) as usize;
@@ -42,6 +42,15 @@ impl Plan {
         if quotas != Quotas::default() {
             let known = moves.len() as u32;
             moves.extend(Drawn { numbers, threads, tenants }.grants(quotas, span, known));
+            moves.sort_by_key(|step| step.at_ms);
+        }
+        // A store in memory erases nobody.
+        let erases = numbers.chance(if kept == Kept::Database { 200 } else { 40 });
+        if erases {
+            kept = Kept::Database;
+            let erase = vec![(numbers.below(2 * span), Verb::Erase { tenant: tenants - 1 })];
+            let known = moves.len() as u32;
+            moves.extend(Drawn { numbers, threads, tenants }.moves_of(erase, known));
             moves.sort_by_key(|step| step.at_ms);
         }
         Self {

@@ -21,6 +21,7 @@ use tokio::time::sleep;
 
 use super::{
     client::{Outside, of, tenant},
+    erasure,
     lives::PATIENCE,
     plan::Plan,
     quota,
@@ -57,7 +58,8 @@ pub(crate) async fn end(outside: &Rc<Outside>, plan: &Plan) {
         return world.violated(Violation { invariant: RESTS, what: first.clone() });
     }
     if is_bounded {
-        for tenant in (0..plan.tenants).map(tenant) {
+        let is_there = |of: &TenantId| !world.know(|witness| witness.is_erased(*of));
+        for tenant in (0..plan.tenants).map(tenant).filter(is_there) {
             let to = world.clone();
             let counted = async move |runtime: Runtime| quota::is_counted(&runtime, &to, tenant).await;
             let counted = outside.insist(counted).await.map_err(|why| broken(format!("{tenant}: {why}")));
@@ -83,6 +85,11 @@ pub(crate) async fn end(outside: &Rc<Outside>, plan: &Plan) {
     let to = world.clone();
     let same = outside.insist(async move |runtime: Runtime| compare(&runtime, &to).await).await;
     world.witness(|_| same);
+    // What was erased in part it finishes, and nobody has to ask.
+    sleep(PATIENCE).await;
+    let to = world.clone();
+    let gone = outside.insist(async move |runtime: Runtime| erasure::is_gone(&runtime, &to).await).await;
+    world.witness(|_| gone.map_err(|why| broken(format!("what was erased: {why}"))).flatten());
 }
 
 /// What there is.

@@ -213,3 +213,19 @@ fn a_thread_counts_no_more_though_nobody_heard_that_it_is_gone() {
         assert!(story.contains("move 1    is refused") && story.contains("move 2    is done"), "{story}");
     }
 }
+
+#[test]
+fn a_hook_carries_nothing_more_of_a_tenant_whose_erasure_was_answered() {
+    let start = |number, at_ms| {
+        let script = "say 1".to_owned();
+        said(number, at_ms, Verb::Start { thread: 0, delivery: Delivery::Queue, script, requeue: false })
+    };
+    let create = Verb::Create { to: 0, auto_approve: false, interrupts: false, budget: None };
+    let moves = vec![said(0, 0, create), start(1, 500), said(2, 30_000, Verb::Erase { tenant: 0 })];
+    let audit = Listener { answers: vec![Answer::Takes { after_ms: 20_000 }; 2], ..audit(1) };
+    let plan = Plan { kept: Kept::Database, listeners: vec![audit], ..plan(Manner::CALM, moves, Vec::new()) };
+    let outcome = run(&plan, true);
+    let story = outcome.lines.join("\n");
+    assert_eq!(outcome.violation, None, "{story}");
+    assert!(story.contains("move 2    is done") && story.matches("offers").count() == 2, "{story}");
+}

@@ -106,6 +106,7 @@ impl Move {
                 | Verb::DeleteCheckpoint { .. }
                 | Verb::Allow { .. }
                 | Verb::Grant { .. }
+                | Verb::Erase { .. }
         );
         self.insists && !repeats
     }
@@ -249,6 +250,10 @@ pub(crate) enum Verb {
     Allow {
         tenant: usize,
         tokens: u64,
+    },
+    /// Removes all that there is of a tenant. A store in memory cannot do that.
+    Erase {
+        tenant: usize,
     },
     /// Says how much it may have.
     Grant {

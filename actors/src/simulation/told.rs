@@ -142,6 +142,7 @@ impl fmt::Display for Verb {
                 )
             }
             Self::Tell { job, word } => write!(f, "{word:?} job {job}"),
+            Self::Erase { tenant } => write!(f, "erase tenant {tenant}"),
             Self::Grant { tenant, quotas } => write!(f, "let tenant {tenant} have {}", amounts(*quotas)),
             Self::Allow { tenant, tokens } => write!(f, "let tenant {tenant} spend {tokens} tokens"),
         }

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use super::{
     board::{self, Board},
     chores::{self, Chore},
+    erasure::Erasure,
     hooks::{Feed, Heard},
     plan::{Answer, Plan},
     quota::{Bounds, within},
@@ -101,6 +102,8 @@ pub(crate) enum Fact {
     Allowed,
     /// A bound of what it may have.
     Granted,
+    /// That nothing of a tenant is left.
+    Erased,
     /// A turn, a prompt, a decided approval, …: by its kind and its id.
     Thing(&'static str, String),
 }
@@ -115,6 +118,8 @@ pub(crate) struct Witness {
     /// Whether something failed in it, so that it may know less than is stored.
     shaken: bool,
     pub bounds: Bounds,
+    /// The tenants that are erased, and how far that has come.
+    pub erasures: BTreeMap<TenantId, Erasure>,
     /// Whether everybody has as much as he wants.
     pub has_room: bool,
     /// Streams that are open.
@@ -127,7 +132,7 @@ pub(crate) struct Witness {
     turns_of: BTreeMap<u32, u32>,
     replies: BTreeMap<u32, Replied>,
     /// The keys of requests that were done, whether or not anybody was told.
-    receipts: BTreeSet<[u8; 32]>,
+    receipts: BTreeMap<[u8; 32], TenantId>,
     /// Who was told of which lease.
     leases: BTreeMap<(ThreadKey, u64), u32>,
     accounts: BTreeMap<TenantId, Account>,
@@ -262,6 +267,9 @@ impl Witness {
 
     /// A write was stored, or refused.
     pub fn committed(&mut self, write: &Write, result: &Result<u64, WriteRefused>) -> Holds {
+        if let Ok(left) = result {
+            self.erases(write, *left)?;
+        }
         match (write, result) {
             (Write::Append(append), Ok(position)) => self.appended(append, *position),
             (Write::Erase { key, .. }, Ok(_)) => {
@@ -272,6 +280,15 @@ impl Witness {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Nothing of a tenant is there any more, or known, or counts.
+    pub fn forget(&mut self, tenant: TenantId) {
+        let theirs = self.logs.iter_mut().filter(|(key, _)| key.tenant == tenant);
+        theirs.for_each(|(_, log)| log.gone = true);
+        self.accounts.remove(&tenant);
+        self.receipts.retain(|_, of| *of != tenant);
+        self.replies.retain(|_, replied| replied.key.tenant != tenant);
     }
 
     fn appended(&mut self, append: &Append, position: u64) -> Holds {
@@ -304,7 +321,7 @@ impl Witness {
             format!("log {number} belongs to process {}, and an append of process {fence} is taken", log.fence)
         })?;
         log.fence = fence;
-        self.receipts.extend(receipts.iter().map(|receipt| receipt.key));
+        self.receipts.extend(receipts.iter().map(|receipt| (receipt.key, key.tenant)));
         let feed = self.feeds.entry(key.tenant).or_default();
         if !chunk.events.is_empty() {
             feed.push((*key, chunk.first, chunk.last()));
@@ -394,12 +411,14 @@ impl Witness {
 
     /// A runner begins with a run of a job.
     pub fn run_begins(&mut self, run: &JobRun) -> Holds {
+        self.is_for(run.tenant, "a run of a job begins")?;
         let log = self.logs.entry(run.job.log(run.tenant)).or_default();
         log.chore.begins(log.number, run)
     }
 
     /// It acts.
     pub fn run_acts(&mut self, run: &JobRun) -> Holds {
+        self.is_for(run.tenant, "a run of a job acts")?;
         let log = self.logs.entry(run.job.log(run.tenant)).or_default();
         log.chore.acts(log.number, run)
     }
@@ -505,6 +524,7 @@ impl Witness {
 
     /// A model is called, and told so many tokens. What earlier calls came to is known.
     pub fn call_begins(&self, key: ThreadKey, input: u64) -> Holds {
+        self.is_for(key.tenant, "a model is called")?;
         let thread = self.log(key).map(|log| &log.account);
         for account in thread.into_iter().chain(self.accounts.get(&key.tenant)) {
             unless(account.has_room(input), BUDGET, || {
@@ -559,6 +579,7 @@ impl Witness {
 
     pub fn tool_begins(&mut self, invocation: &Invocation) -> Holds {
         let Invocation { operation, attempt, tool, .. } = invocation;
+        self.is_for(invocation.key.tenant, "a tool begins")?;
         unless(self.begun.insert((*operation, *attempt)), ATTEMPT, || {
             format!("attempt {attempt} of `{tool}` begins twice")
         })?;
@@ -581,6 +602,7 @@ impl Witness {
     }
 
     pub fn tool_acts(&mut self, invocation: &Invocation) -> Holds {
+        self.is_for(invocation.key.tenant, "a tool acts")?;
         let done = self.effects.entry(invocation.operation).or_default();
         done.acts += 1;
         let (acts, retries) = (done.acts, done.retries);
@@ -615,6 +637,9 @@ impl Witness {
             })?;
             self.replies.insert(number, replied.clone());
         }
+        if replied.fact == Fact::Erased {
+            self.erasures.insert(replied.key.tenant, Erasure::Answered);
+        }
         if let Told::Lease { fence, task, .. } = &replied.told {
             let holder = *self.leases.entry((replied.key, *fence)).or_insert(number);
             unless(holder == number, LEASE, || {
@@ -629,9 +654,12 @@ impl Witness {
         if matches!(replied.fact, Fact::Allowed | Fact::Granted) {
             return true;
         }
+        if replied.fact == Fact::Erased {
+            return self.erasures.get(&replied.key.tenant) >= Some(&Erasure::Ended);
+        }
         let Some(log) = self.log(replied.key) else { return false };
         match &replied.fact {
-            Fact::Allowed | Fact::Granted => true,
+            Fact::Allowed | Fact::Granted | Fact::Erased => true,
             Fact::Deleted => log.gone,
             Fact::Thread => log.gone || log.head() >= replied.seq,
             thing => log.gone || (log.head() >= replied.seq && log.things.contains(thing)),
@@ -641,7 +669,7 @@ impl Witness {
     /// A client was refused for good what it asks under this key. What its own first try did, though nobody may have
     /// been told, is no reason.
     pub fn refused(&self, number: u32, key: [u8; 32], why: &str) -> Holds {
-        unless(!self.replies.contains_key(&number) && !self.receipts.contains(&key), REQUEST, || {
+        unless(!self.replies.contains_key(&number) && !self.receipts.contains_key(&key), REQUEST, || {
             format!("move {number} was done, and is now refused: {why}")
         })
     }
@@ -715,6 +743,7 @@ impl Witness {
 
     /// A hook offers its sink a batch. What that says to it.
     pub fn offered(&mut self, nth: usize, batch: &HookBatch) -> Holds<Answer> {
+        self.is_for(batch.tenant, "a hook carries something")?;
         let (hook, feed) = (&mut self.hooks[nth], self.feeds.entry(batch.tenant).or_default());
         hook.offered(self.process, batch, feed, &self.logs)?;
         hook.answer(batch, feed, &self.logs)
