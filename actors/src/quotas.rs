@@ -3,7 +3,7 @@
 //! What is durable (threads, prompts that wait) is counted here as of every step that was saved, and, before that, by
 //! what is [`Reserved`] for steps that are about to be: so a thousand requests at once get exactly as many as there is
 //! room for. A reservation ends as its step does: kept, undone, or in doubt where nobody knows whether it was saved;
-//! then what is stored is read again, once nothing is reserved.
+//! then what is stored is read again, once nothing is [`Underway`]: what is read may hold it or not.
 //!
 //! Nothing is refused after it was accepted. A turn that goes on, a prompt that is promoted, what agents in flight
 //! write, all of it may lead beyond a bound; only what a caller asks for anew is held against it. So `stored_bytes` can
@@ -53,8 +53,8 @@ pub(crate) enum What {
 struct Durable {
     /// With what is reserved.
     counts: [u64; 2],
-    /// Reservations that have not ended.
-    reserved: u64,
+    /// Steps under way that may change them.
+    underway: u64,
     /// How often the counts were changed.
     changes: u64,
     /// Whether `counts` began with what is stored.
@@ -73,11 +73,16 @@ pub struct QuotaStatus {
     pub max: Option<u64>,
 }
 
-/// Room for one more of something, until it is known what became of it. Dropped, that is nobody knows.
-pub(crate) struct Reserved {
+/// A step that changes what counts, until it is known what became of it. Dropped, that is nobody knows.
+pub(crate) struct Underway {
     account: Arc<Account>,
-    what: What,
     ended: bool,
+}
+
+/// Room for one more of something, for as long.
+pub(crate) struct Reserved {
+    underway: Underway,
+    what: What,
 }
 
 impl Tally {
@@ -96,7 +101,7 @@ impl Tally {
     /// Whether what is stored has to be read before anything is counted.
     fn is_unknown(&self) -> bool {
         let durable = self.durable();
-        !durable.known || (durable.doubted && durable.reserved == 0)
+        !durable.known || (durable.doubted && durable.underway == 0)
     }
 
     /// Takes what is stored as what there is. Blocks.
@@ -112,25 +117,27 @@ impl Tally {
             let mut durable = self.durable();
             // Somebody else was quicker: what was counted since then is not in what was found here.
             if !durable.known {
-                durable.doubted = durable.reserved > 0 || durable.changes != before;
+                durable.doubted = durable.underway > 0 || durable.changes != before;
                 durable.take(found);
             }
             return Ok(());
         }
         let mut durable = self.durable();
-        if durable.doubted && durable.reserved == 0 {
+        if durable.doubted && durable.underway == 0 {
             durable.take(read()?);
             durable.doubted = false;
         }
         Ok(())
     }
 
-    /// One less, or so many.
+    /// One less, or so many. Where what is stored is read again anyway, nobody can say whether they are counted.
     pub fn gone(&self, what: What, count: u64) {
         let mut durable = self.durable();
         durable.changes += 1;
-        let counted = &mut durable.counts[what as usize];
-        *counted = counted.saturating_sub(count);
+        if durable.doubted {
+            return;
+        }
+        durable.less(what, count);
     }
 
     /// What was reserved for nobody is there all the same.
@@ -147,9 +154,40 @@ impl Tally {
 }
 
 impl Durable {
+    fn begins(&mut self) {
+        self.underway += 1;
+        self.changes += 1;
+    }
+
+    fn less(&mut self, what: What, count: u64) {
+        let counted = &mut self.counts[what as usize];
+        *counted = counted.saturating_sub(count);
+    }
+
     fn take(&mut self, found: Figures) {
         self.known = true;
         self.counts = [found.threads, found.queued];
+    }
+}
+
+impl Underway {
+    pub fn new(account: Arc<Account>) -> Self {
+        account.tally.durable().begins();
+        Self { account, ended: false }
+    }
+
+    /// What it changed is counted.
+    pub fn end(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        let mut durable = self.account.tally.durable();
+        durable.underway = durable.underway.saturating_sub(1);
+        durable.changes += 1;
+        durable.doubted |= !self.ended;
     }
 }
 
@@ -163,40 +201,20 @@ impl Reserved {
             return Err(most);
         }
         durable.counts[what as usize] += 1;
-        durable.reserved += 1;
-        durable.changes += 1;
+        durable.begins();
         drop(durable);
-        Ok(Self { account: account.clone(), what, ended: false })
+        Ok(Self { underway: Underway { account: account.clone(), ended: false }, what })
     }
 
     /// It is stored.
     pub fn keep(self) {
-        self.end(|_| {});
+        self.underway.end();
     }
 
     /// It is not.
     pub fn undo(self) {
-        let what = self.what;
-        self.end(|durable| durable.counts[what as usize] = durable.counts[what as usize].saturating_sub(1));
-    }
-
-    fn end(mut self, how: impl FnOnce(&mut Durable)) {
-        self.ended = true;
-        let mut durable = self.account.tally.durable();
-        durable.reserved = durable.reserved.saturating_sub(1);
-        durable.changes += 1;
-        how(&mut durable);
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        if !self.ended {
-            let mut durable = self.account.tally.durable();
-            durable.reserved = durable.reserved.saturating_sub(1);
-            durable.changes += 1;
-            durable.doubted = true;
-        }
+        self.underway.account.tally.durable().less(self.what, 1);
+        self.underway.end();
     }
 }
 

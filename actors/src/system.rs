@@ -220,7 +220,7 @@ fn tree(config: Config, ports: Ports, prepared: Prepared, stage: Stage, tasks: T
     let to_hooks = hooks.clone();
     let weights = tenants.clone();
     let books = Arc::new(Books::default());
-    let (to_books, books_in_doubt, counts_in_doubt) = (books.clone(), books.clone(), tenants.clone());
+    let (to_books, books_in_doubt) = (books.clone(), books.clone());
     let store_handle = StoreActor::start_on(
         &stage,
         config.fair.then(|| Arc::new(move |tenant| weights.account(tenant).tenant().weight) as _),
@@ -233,7 +233,6 @@ fn tree(config: Config, ports: Ports, prepared: Prepared, stage: Stage, tasks: T
         Arc::new(move |in_doubt| {
             books_in_doubt.doubt();
             if in_doubt {
-                counts_in_doubt.doubt();
                 to_watchers.do_send(Missed);
                 to_jobs.do_send(Recover);
             }

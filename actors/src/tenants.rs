@@ -127,11 +127,6 @@ impl Tenants {
         self.accounts.entry(id).or_insert_with(made).clone()
     }
 
-    /// What is stored of whom may be something else than what was counted.
-    pub fn doubt(&self) {
-        self.accounts.iter().for_each(|account| account.tally.doubt());
-    }
-
     /// Whether more than one tenant is known.
     pub fn are_several(&self) -> bool {
         self.known.load(Relaxed) > 1

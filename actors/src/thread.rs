@@ -27,7 +27,7 @@ use crate::{
     disk,
     handle::Begun,
     host::{Loaded, Machine, Site, Steps},
-    quotas::{Reserved, Seat, StepRoom, What},
+    quotas::{Reserved, Seat, StepRoom, Underway, What},
     receipts::{self, Idempotency, Recalled},
     retell,
     system::Shared,
@@ -64,6 +64,8 @@ struct Counted {
     going: i64,
     /// Whether the thread goes with them.
     erasing: bool,
+    /// Held while they change what is counted beside what comes.
+    underway: Option<Underway>,
 }
 
 /// A snapshot as bytes, and the event after which it held.
@@ -185,7 +187,7 @@ impl Machine for ThreadMachine {
         let noted = Noted::of(retell::ids(world, shared));
         let draining = world.map_or_else(|| shared.draining(), |world| world.draining);
         let cx = Cx { now, ids: &noted, limits: &shared.config.limits, prices: &shared.prices, draining, room: &room };
-        let queued = self.state.view().queued;
+        let (queued, erases) = (self.state.view().queued, Self::erases(&command));
         let step = self.state.step(Request { command, if_match }, cx);
         if let Some(telling) = telling {
             self.unsaved.note(key, telling, (now, draining), noted.minted(), step.as_ref());
@@ -203,6 +205,9 @@ impl Machine for ThreadMachine {
         };
         self.counted.going += i64::from(queued) + coming.len() as i64 - i64::from(self.state.view().queued);
         self.counted.coming.extend(coming);
+        if self.counted.underway.is_none() && (self.counted.going != 0 || erases) {
+            self.counted.underway = Some(Underway::new(shared.tenants.account(key.tenant)));
+        }
         if seat.is_some() {
             self.counted.seat = seat;
         }
@@ -228,6 +233,9 @@ impl Machine for ThreadMachine {
                 Ok(fewer) => tally.gone(What::Queued, fewer),
                 Err(_) => tally.come(What::Queued, going.unsigned_abs()),
             }
+        }
+        if let Some(underway) = self.counted.underway.take() {
+            underway.end();
         }
     }
 

@@ -8,7 +8,7 @@ use raddle_domain::{
 
 use super::{
     Plan,
-    plan::{Answer, Chore, Fault, Kept, Leaves, Listener, Move, Parting, Verb, Word},
+    plan::{Answer, At, Chore, Fault, Kept, Leaves, Listener, Move, Parting, Verb, Word},
     run,
     scheduler::Manner,
 };
@@ -228,4 +228,24 @@ fn a_hook_carries_nothing_more_of_a_tenant_whose_erasure_was_answered() {
     let story = outcome.lines.join("\n");
     assert_eq!(outcome.violation, None, "{story}");
     assert!(story.contains("move 2    is done") && story.matches("offers").count() == 2, "{story}");
+}
+
+#[test]
+fn a_thread_that_goes_is_counted_once_though_what_is_stored_is_read_just_then() {
+    let create = |number, at_ms, to| {
+        said(number, at_ms, Verb::Create { to, auto_approve: false, interrupts: false, budget: None })
+    };
+    // It is loaded when it is deleted, and the first one for which there is a bound comes just then.
+    let script = "cut 3".to_owned();
+    let moves = vec![
+        create(0, 0, 0),
+        create(1, 100, 1),
+        said(2, 200, Verb::Start { thread: 1, delivery: Delivery::Reject, script, requeue: false }),
+        said(3, 2_166, Verb::Fork { thread: 0, to: 2, at: At::Settled }),
+        said(4, 2_166, Verb::Delete { thread: 1 }),
+    ];
+    let killed = Fault::Killed { at_ms: 682, down_ms: 0 };
+    let quotas = Quotas { queued_prompts: Some(2), ..Quotas::default() };
+    let outcome = run(&Plan { quotas, loaded: 1, ..plan(Manner::CALM, moves, vec![killed]) }, true);
+    assert_eq!(outcome.violation, None, "{}", outcome.lines.join("\n"));
 }
