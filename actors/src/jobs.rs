@@ -37,7 +37,7 @@ use raddle_domain::{
     ports::StoreError,
     time::UnixMs,
 };
-use tokio::task::AbortHandle;
+use tokio::{sync::oneshot, task::AbortHandle};
 
 pub(crate) use self::book::Locks;
 pub use self::verbs::JobQuery;
@@ -67,6 +67,8 @@ pub(crate) struct Jobs {
     resting: HashSet<ThreadKey>,
     /// What cannot be read: it is not tried again by this process.
     broken: HashSet<ThreadKey>,
+    /// Tenants for whom nothing more is done, and who waits until nothing is.
+    dismissed: Vec<(TenantId, oneshot::Sender<()>)>,
     sleep: Option<(UnixMs, SpawnHandle)>,
     scanning: Scanning,
 }
@@ -112,6 +114,11 @@ pub(crate) struct Recover;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Stop(pub ThreadKey);
+
+/// Nothing is done any more for a tenant that is erased; answered when nothing is.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Dismiss(pub TenantId, pub oneshot::Sender<()>);
 
 /// A turn waits for a person, or does no longer.
 #[derive(Message)]
@@ -254,6 +261,28 @@ impl Jobs {
         }
     }
 
+    /// Ends the work for a tenant.
+    fn dismiss(&mut self, tenant: TenantId, done: oneshot::Sender<()>) {
+        self.ready.retain(|(of, _)| *of != tenant);
+        self.known.retain(|key| key.tenant != tenant);
+        for (_, working) in self.working.iter_mut().filter(|(key, _)| key.tenant == tenant) {
+            working.task.abort();
+            working.again = false;
+        }
+        self.dismissed.push((tenant, done));
+        self.tell_dismissed();
+    }
+
+    /// Tells whoever waits for it that the work for a tenant has ended.
+    fn tell_dismissed(&mut self) {
+        let ended = |tenant: TenantId| !self.working.keys().any(|key| key.tenant == tenant);
+        let over = self.dismissed.extract_if(.., |(tenant, _)| ended(*tenant));
+        for (_, done) in over {
+            // Nobody waits any more: it took too long.
+            let _ = done.send(());
+        }
+    }
+
     /// Sleeps until `at`, unless it wakes before.
     fn arm(&mut self, at: UnixMs, ctx: &mut Context<Self>) {
         let Some(shared) = &self.shared else { return };
@@ -332,6 +361,14 @@ impl Handler<Stop> for Jobs {
     }
 }
 
+impl Handler<Dismiss> for Jobs {
+    type Result = ();
+
+    fn handle(&mut self, Dismiss(tenant, done): Dismiss, _: &mut Self::Context) {
+        self.dismiss(tenant, done);
+    }
+}
+
 impl Handler<Recover> for Jobs {
     type Result = ();
 
@@ -360,6 +397,7 @@ impl Handler<Ended> for Jobs {
         let known = self.working.get(&key).is_some_and(|working| working.number == number);
         let Some(ended) = self.working.remove(&key).filter(|_| known) else { return };
         self.places -= usize::from(!ended.waits);
+        self.tell_dismissed();
         match how {
             How::Done if ended.again => self.add(key),
             How::Done => {}

@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::{
     handle::{Error, PARKING, Runtime, append_error},
-    jobs::Look,
+    jobs::{Dismiss, Look},
     store::{
         backup::{self, BackupError},
         export::{self, Intake},
@@ -251,7 +251,7 @@ impl Runtime {
         receipt.ok_or_else(|| Error::Internal("a tenant was erased and there is no receipt".to_owned()))
     }
 
-    /// Ends what is loaded of a tenant, and forgets what is known of it.
+    /// Ends what is loaded of a tenant and the runs of its jobs, and forgets what is known of it.
     async fn dismiss(&self, tenant: TenantId) {
         let shared = self.shared();
         let parked = shared.registry.of(tenant).into_iter().map(|actor| {
@@ -259,9 +259,13 @@ impl Runtime {
             actor.park(done);
             parked
         });
-        let parked = futures_util::future::join_all(parked.collect::<Vec<_>>());
-        if tokio::time::timeout(PARKING, parked).await.is_err() {
-            tracing::warn!(%tenant, "some threads of a tenant that is erased are slow to go; they can save nothing");
+        let mut gone: Vec<_> = parked.collect();
+        let (done, jobs) = oneshot::channel();
+        shared.jobs.do_send(Dismiss(tenant, done));
+        gone.push(jobs);
+        let gone = futures_util::future::join_all(gone);
+        if tokio::time::timeout(PARKING, gone).await.is_err() {
+            tracing::warn!(%tenant, "some work of a tenant that is erased is slow to end; it can save nothing");
         }
         shared.hooks.forget(tenant);
     }

@@ -249,3 +249,19 @@ fn a_thread_that_goes_is_counted_once_though_what_is_stored_is_read_just_then() 
     let outcome = run(&Plan { quotas, loaded: 1, ..plan(Manner::CALM, moves, vec![killed]) }, true);
     assert_eq!(outcome.violation, None, "{}", outcome.lines.join("\n"));
 }
+
+#[test]
+fn a_command_of_a_job_does_nothing_once_the_erasure_of_its_tenant_was_answered() {
+    let create = Verb::Create { to: 0, auto_approve: false, interrupts: false, budget: None };
+    let chore = Chore::Command { thread: 0, words: "act slow".to_owned() };
+    let moves = vec![
+        said(0, 0, create),
+        said(1, 1_000, Verb::Enqueue { to: 0, chore, attempts: 0, base_ms: 1 }),
+        said(2, 1_200, Verb::Erase { tenant: 0 }),
+    ];
+    let plan = Plan { kept: Kept::Database, ..plan(Manner::CALM, moves, Vec::new()) };
+    let outcome = run(&plan, true);
+    let story = outcome.lines.join("\n");
+    assert_eq!(outcome.violation, None, "{story}");
+    assert!(story.contains("run 1 of a command begins") && story.contains("move 2    is done"), "{story}");
+}
