@@ -635,7 +635,10 @@ impl Witness {
                 let head = self.log(*key).map_or(0, Log::head);
                 format!("move {number} is told of {fact:?} at {seq}; {} ends at {head}", self.name(*key))
             })?;
-            self.replies.insert(number, replied.clone());
+            // An answer that comes when its tenant is being erased is one of those that went with it.
+            if replied.fact == Fact::Erased || !self.is_erased(replied.key.tenant) {
+                self.replies.insert(number, replied.clone());
+            }
         }
         if replied.fact == Fact::Erased {
             self.erasures.insert(replied.key.tenant, Erasure::Answered);
