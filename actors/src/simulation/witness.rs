@@ -619,7 +619,7 @@ impl Witness {
 
     /// A client was answered; `keyed`: each time that he asks it is the same request.
     pub fn replied(&mut self, number: u32, keyed: bool, replied: &Replied) -> Holds {
-        if replied.fact == Fact::Allowed {
+        if replied.fact == Fact::Allowed && !self.is_erased(replied.key.tenant) {
             let Account { spent, asked, limit, .. } = self.accounts.entry(replied.key.tenant).or_default();
             // What was spent before cannot be taken back.
             limit.get_or_insert((*asked).max(*spent));
