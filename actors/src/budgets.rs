@@ -272,14 +272,17 @@ impl Tab {
         }
     }
 
-    /// What is known of the call by now, if it is held to a budget. Each warning is told once.
-    pub fn tell(&self, exactly: bool) -> Option<Metered> {
+    /// What is known of the call by now, if it is held to a budget. Each warning is told once. The budget that ends a
+    /// call is told where it `ends`: somebody may ask when that is known, and the end is not.
+    pub fn tell(&self, exactly: bool, ends: bool) -> Option<Metered> {
         if !self.held.load(SeqCst) {
             return None;
         }
         let reserved = Reserved { input_tokens: self.input.load(SeqCst), output_tokens: self.output.load(SeqCst) };
         *lock(&self.told) = reserved;
-        let (warnings, exceeded) = std::mem::take(&mut *lock(&self.news));
+        let (warnings, exceeded) = &mut *lock(&self.news);
+        let exceeded = if ends { exceeded.take() } else { None };
+        let warnings = std::mem::take(warnings);
         Some(Metered { reserved, exactly, warnings, exceeded })
     }
 
@@ -415,5 +418,47 @@ impl Runtime {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raddle_domain::{budget::Scope, tenant::Budget};
+
+    use super::*;
+    use crate::{clock::SystemClock, store::memory::MemoryStore, tenants::Tenants};
+
+    fn spent_up() -> Level {
+        let spent = Amount { tokens: 10, ..Amount::default() };
+        let budget = Budget { tokens: Some(10), ..Budget::default() };
+        Level { scope: Scope::Thread, window: None, budget, spent, resets_at: None }
+    }
+
+    #[tokio::test]
+    async fn a_budget_that_ends_a_call_is_told_with_its_end() {
+        let store: Arc<dyn LogStore> = Arc::<MemoryStore>::default();
+        let tasks = Tasks::Pool(tokio::runtime::Handle::current());
+        let tab = Arc::new(Tab {
+            thread: ThreadId::from_bytes([1; 16]),
+            account: Tenants::default().account(TenantId::DEFAULT),
+            books: Arc::default(),
+            counter: Counter { store, clock: Arc::new(SystemClock), tasks },
+            call: 1,
+            chunk: 16,
+            price: None,
+            held: AtomicBool::new(false),
+            input: AtomicU64::new(0),
+            output: AtomicU64::new(0),
+            told: Mutex::new(Reserved { input_tokens: 0, output_tokens: 0 }),
+            levels: Mutex::new(vec![spent_up()]),
+            news: Mutex::default(),
+            over: AtomicBool::new(false),
+        });
+        let Err(stopped) = tab.begin(100, None).await else { panic!("nothing is left") };
+        assert_eq!(stopped.kind, ModelErrorKind::Budget);
+        // The thread takes what was said before, and has not heard of the end.
+        assert_eq!(tab.tell(false, false).and_then(|metered| metered.exceeded), None);
+        let exceeded = tab.tell(true, true).and_then(|metered| metered.exceeded);
+        assert_eq!(exceeded.map(|state| (state.scope, state.spent)), Some((Scope::Thread, 10)));
     }
 }

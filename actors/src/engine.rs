@@ -126,8 +126,8 @@ impl Engine {
                 }
             }
         }
+        report.metered = self.tab.tell(exactly, end.is_some());
         report.end = end;
-        report.metered = self.tab.tell(exactly);
         reports.push(report);
         reports
     }
