@@ -433,6 +433,18 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_while_it_is_first_read_is_not_subtracted_from_what_may_be_without_it() {
+        let account = account();
+        let going = Underway::new(account.clone());
+        account.tally.learn(|| Ok(Figures { threads: 6, ..FOUND })).unwrap();
+        account.tally.gone(What::Threads, 1);
+        going.end();
+        assert!(account.tally.is_unknown() && !make(&account));
+        account.tally.learn(|| Ok(Figures { threads: 5, ..FOUND })).unwrap();
+        assert!(make(&account) && !make(&account));
+    }
+
+    #[test]
     fn what_came_and_ended_while_it_was_first_read_is_read_again() {
         let account = account();
         account.tally.learn(|| Ok(FOUND).inspect(|_| assert!(make(&account)))).unwrap();

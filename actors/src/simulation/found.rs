@@ -264,4 +264,6 @@ fn a_command_of_a_job_does_nothing_once_the_erasure_of_its_tenant_was_answered()
     let story = outcome.lines.join("\n");
     assert_eq!(outcome.violation, None, "{story}");
     assert!(story.contains("run 1 of a command begins") && story.contains("move 2    is done"), "{story}");
+    // It is ended, and not waited for.
+    assert!(!story.contains("run 1 of a command acts"), "{story}");
 }
