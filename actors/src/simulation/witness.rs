@@ -654,18 +654,15 @@ impl Witness {
 
     /// Whether a reply is true.
     fn holds(&self, replied: &Replied) -> bool {
-        if matches!(replied.fact, Fact::Allowed | Fact::Granted) {
-            return true;
-        }
-        if replied.fact == Fact::Erased {
-            return self.erasures.get(&replied.key.tenant) >= Some(&Erasure::Ended);
-        }
-        let Some(log) = self.log(replied.key) else { return false };
+        let log = |is_so: &dyn Fn(&Log) -> bool| self.log(replied.key).is_some_and(is_so);
+        let reaches = |log: &Log| log.head() >= replied.seq;
         match &replied.fact {
-            Fact::Allowed | Fact::Granted | Fact::Erased => true,
-            Fact::Deleted => log.gone,
-            Fact::Thread => log.gone || log.head() >= replied.seq,
-            thing => log.gone || (log.head() >= replied.seq && log.things.contains(thing)),
+            // What it means shows in what is done from then on.
+            Fact::Allowed | Fact::Granted => true,
+            Fact::Erased => self.erasures.get(&replied.key.tenant) >= Some(&Erasure::Ended),
+            Fact::Deleted => log(&|log| log.gone),
+            Fact::Thread => log(&|log| log.gone || reaches(log)),
+            thing => log(&|log| log.gone || (reaches(log) && log.things.contains(thing))),
         }
     }
 
