@@ -344,8 +344,15 @@ impl Runtime {
         };
         let turn = self.turn_to_work(tenant).await?;
         let Begun { key, mut machine, step, fork, given } = begin.await?;
-        let coming = self.room_to_store(tenant, machine.held_bytes()).await?;
-        let counted = if key.is_run() { None } else { Some(self.room_for_thread(tenant)?) };
+        let room = async {
+            let coming = self.room_to_store(tenant, machine.held_bytes()).await?;
+            Ok((coming, if key.is_run() { None } else { Some(self.room_for_thread(tenant)?) }))
+        };
+        let (coming, counted) = match room.await {
+            Ok(room) => room,
+            // It may be full of what this very request made, in a commit that failed and was stored all the same.
+            Err(full) => return self.answered::<M, _>(tenant, call.idempotency, expect, full).await,
+        };
         let shared = self.shared().clone();
         let (now, fence) = (shared.clock.now(), shared.store.epoch());
         let mut steps = Steps::default();
@@ -386,10 +393,7 @@ impl Runtime {
         match saved.await {
             Ok(Ok(())) => Ok(Done { value: expect(reply)?, seq, replayed: false }),
             Ok(Err(AppendError::Refused(WriteRefused::Repeated))) => {
-                match self.recall::<M>(tenant, call.idempotency).await? {
-                    Some(recalled) => replay(recalled, expect),
-                    None => Err(Error::InFlight),
-                }
+                self.answered::<M, _>(tenant, call.idempotency, expect, Error::InFlight).await
             }
             // Its parent was deleted meanwhile.
             Ok(Err(AppendError::Refused(WriteRefused::Conflict { .. }))) if fork.is_some() => {
@@ -644,6 +648,20 @@ impl Runtime {
         call: Option<Idempotency>,
     ) -> Result<Option<Recalled<M::Reply>>, Error> {
         self.recall_as(tenant, call, move |view, receipt| M::recall(view, tenant, receipt)).await
+    }
+
+    /// The reply that an equal request has had meanwhile, or else this refusal.
+    async fn answered<M: Machine, T>(
+        &self,
+        tenant: TenantId,
+        call: Option<Idempotency>,
+        expect: impl Fn(M::Reply) -> Result<T, Error>,
+        refused: Error,
+    ) -> Result<Done<T>, Error> {
+        match self.recall::<M>(tenant, call).await? {
+            Some(recalled) => replay(recalled, expect),
+            None => Err(refused),
+        }
     }
 
     /// What `read` makes of the receipt of an equal request, if there is one.

@@ -267,3 +267,25 @@ fn a_command_of_a_job_does_nothing_once_the_erasure_of_its_tenant_was_answered()
     // It is ended, and not waited for.
     assert!(!story.contains("run 1 of a command acts"), "{story}");
 }
+
+#[test]
+fn a_thread_that_was_made_though_its_commit_failed_is_not_what_its_own_request_finds_no_room_for() {
+    let create = |number, at_ms, to| Move {
+        insists: true,
+        pause_ms: 48,
+        ..said(number, at_ms, Verb::Create { to, auto_approve: false, interrupts: false, budget: None })
+    };
+    let moves = vec![create(0, 75, 2), create(1, 78, 0), create(2, 185, 1)];
+    let fails = Fault::Fails { commit: 4, leaves: Leaves::Hidden, reopens: 0 };
+    let quotas = Quotas { threads: Some(3), ..Quotas::default() };
+    let mut shown = 0;
+    for seed in 0..40 {
+        let manner = Manner { later: 150, nap: 8, longest_ms: 60, read_ms: 5 };
+        let plan = Plan { seed, quotas, ..plan(manner, moves.clone(), vec![fails.clone()]) };
+        let outcome = run(&plan, true);
+        let story = outcome.lines.join("\n");
+        assert_eq!(outcome.violation, None, "seed {seed}\n{story}");
+        shown += usize::from(story.contains("move 2    is done again"));
+    }
+    assert!(shown > 10, "{shown} were answered as before");
+}
